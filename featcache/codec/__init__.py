@@ -1,0 +1,61 @@
+"""Codec profiles: how activations become bytes. `featcache.store` decides where those bytes lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
+from featcache.codec.direct import Fp16, Int8
+from featcache.digest import digest, digest_arrays
+from featcache.errors import CacheError, UsageError
+
+PROFILES: dict[str, type[Codec]] = {codec.profile: codec for codec in (Fp16, Int8)}
+DEFAULT_PROFILE = Int8.profile
+
+
+def profile_class(name: str) -> type[Codec]:
+    """The codec of a profile name.
+
+    Raises:
+        UsageError: there is no such profile.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"there is no codec profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def build(
+    name: str, version: int, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays
+) -> Codec:
+    """The codec that a cache names.
+
+    Raises:
+        CacheError: this installation does not know the profile or its version.
+    """
+    codec = PROFILES.get(name)
+    if codec is None or codec.version != version:
+        known = ", ".join(f"{p} version {c.version}" for p, c in PROFILES.items())
+        raise CacheError(
+            f"this cache needs codec profile {name} version {version}, and this installation knows {known}: "
+            "install the version of speech-featcache that wrote it, or a newer one"
+        )
+    return codec(taps, channels, parameters, calibration)
+
+
+def encoding_id(name: str, version: int, parameters: Mapping[str, Any], calibration: Arrays) -> str:
+    """The digest of all that decides how values become codes."""
+    return digest([name, version, dict(parameters), digest_arrays(calibration)])
+
+
+__all__ = [
+    "DEFAULT_PROFILE",
+    "PROFILES",
+    "Arrays",
+    "Codec",
+    "EncodedRow",
+    "Plane",
+    "build",
+    "encoding_id",
+    "profile_class",
+]

@@ -1,0 +1,79 @@
+"""What every codec profile offers: how activations become bytes, and how they come back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it."""
+
+    name: str
+    dtype: str
+    frame_shape: tuple[int, ...]
+
+    @property
+    def bytes_per_frame(self) -> int:
+        return int(np.prod(self.frame_shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One row as it is stored: an array `(frames, *frame_shape)` per plane.
+
+    `saturated` counts the values that lay beyond what the profile can hold and were set to its limit.
+    """
+
+    planes: Arrays
+    saturated: int
+
+
+class Codec(ABC):
+    """A profile with its parameters and its calibration, for activations `(frames, taps, channels)`.
+
+    A subclass is made of plain arrays: `calibration` maps names to arrays `(taps, channels, ...)`, which
+    are stored beside the codes. `encode` and `decode` depend on nothing else.
+    """
+
+    profile: ClassVar[str]
+    version: ClassVar[int]
+
+    def __init__(self, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays) -> None:
+        self.taps = taps
+        self.channels = channels
+        self.parameters = dict(parameters)
+        self.calibration = calibration
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
+        """The calibration arrays for these float32 rows `(frames, taps, channels)`; deterministic."""
+
+    @property
+    @abstractmethod
+    def planes(self) -> tuple[Plane, ...]:
+        """The arrays that hold the codes, the largest first."""
+
+    @abstractmethod
+    def encode(self, features: np.ndarray) -> EncodedRow:
+        """Codes of one row, float32 `(frames, taps, channels)`, all finite."""
+
+    @abstractmethod
+    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+        """Rows laid end to end, `(sum of lengths, *frame_shape)` a plane, to float32 `(frames, taps, channels)`.
+
+        The work is done on the device that the planes are on. `taps` are positions among the stored taps.
+        """
+
+    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
+        """Drop what `decode` does not need for these taps; returns the planes and the taps' new positions."""
+        return planes, taps

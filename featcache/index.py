@@ -1,0 +1,114 @@
+"""Who is where: ids, ranges and labels of a segment, as plain numeric arrays.
+
+Text is UTF-8 bytes with offsets, since Zarr's string arrays are not readable everywhere and a JSON blob
+does not open in constant time. An id is found by binary search among sorted 64-bit hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from featcache.ledger import ShardRecord
+from featcache.plan import Plan
+
+USABLE, QUARANTINED = 0, 1
+# Marks a label that is absent, so that "" stays a label.
+MISSING = "\x00"
+
+
+def id_hash(utterance_id: str) -> int:
+    """The 64-bit hash under which an id is filed."""
+    return int.from_bytes(hashlib.sha256(utterance_id.encode()).digest()[:8], "little")
+
+
+def pack_text(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """`bytes` uint8 and `offsets` int64 `(len + 1,)`."""
+    encoded = [text.encode() for text in texts]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(piece) for piece in encoded], out=offsets[1:])
+    return {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
+
+
+class Texts(Sequence[str]):
+    """A sequence of strings over packed bytes; nothing is decoded before it is asked for."""
+
+    def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
+        self._data = data
+        self._offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, item: int) -> str: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[str]: ...
+    def __getitem__(self, item: int | slice) -> str | list[str]:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(len(self)))]
+        if item < 0:
+            item += len(self)
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        return bytes(self._data[self._offsets[item] : self._offsets[item + 1]]).decode()
+
+    def __iter__(self) -> Iterator[str]:
+        data = self._data.tobytes()
+        offsets = self._offsets.tolist()
+        return (data[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False))
+
+
+def label_text(value: Any) -> str:
+    """A label as it is stored: text as it is, other JSON values as their JSON text, None as MISSING."""
+    if value is None:
+        return MISSING
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def build_columns(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, np.ndarray]:
+    """The index of a segment whose shards are all done.
+
+    Columns: `first_row` (utterances + 1), `row_position`, `row_frames` (rows), `frames`, `samples`,
+    `state`, `audio_sha256` (utterances, 32), `id_bytes`, `id_offsets`, `hash`, `hash_utterance`,
+    `shard_bytes` (shards, planes).
+    """
+    audio = [digest for shard in sorted(records) for digest in records[shard].audio]
+    first_row = plan.first_row
+    utterances = len(plan.ids)
+    state = np.full(utterances, USABLE, np.uint8)
+    hashes = np.zeros((utterances, 32), np.uint8)
+    for utterance in range(utterances):
+        pieces = audio[first_row[utterance] : first_row[utterance + 1]]
+        if not all(pieces):
+            state[utterance] = QUARANTINED
+        elif len(pieces) == 1:
+            hashes[utterance] = np.frombuffer(bytes.fromhex(pieces[0]), np.uint8)
+        else:
+            # A long recording is known by the digest of its windows' digests.
+            hashes[utterance] = np.frombuffer(hashlib.sha256(bytes.fromhex("".join(pieces))).digest(), np.uint8)
+    frames = np.add.reduceat(np.append(plan.frames, 0), first_row[:-1]) if utterances else np.zeros(0, np.int64)
+    frames = np.where(state == USABLE, frames, 0).astype(np.int64)
+    keys = np.fromiter((id_hash(i) for i in plan.ids), np.uint64, utterances)
+    order = np.argsort(keys, kind="stable")
+    ids = pack_text(plan.ids)
+    return {
+        "first_row": first_row,
+        "row_position": plan.position,
+        "row_frames": plan.frames,
+        "frames": frames,
+        "samples": plan.samples,
+        "state": state,
+        "audio_sha256": hashes,
+        "id_bytes": ids["bytes"],
+        "id_offsets": ids["offsets"],
+        "hash": keys[order],
+        "hash_utterance": order.astype(np.int64),
+        "shard_bytes": np.array(
+            [[proof.bytes for _, proof in sorted(records[s].files.items())] for s in sorted(records)], np.int64
+        ),
+    }

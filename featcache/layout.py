@@ -1,0 +1,153 @@
+"""The layout of a cache on Zarr v3: the one place that names groups, arrays and their codecs.
+
+    CACHE/zarr.json                               group; attributes: the CacheSpec
+    CACHE/calibration/NAME                        arrays (taps, channels, ...)
+    CACHE/segments/000000/zarr.json               group
+                         /PLANE/c/3/0/0           one shard: the codes of whole rows
+                         /index/NAME              numeric arrays and UTF-8 bytes with offsets
+                         /labels/NAME/            a column: bytes and offsets; replaceable
+                         /plan.json               digests of what the segment was planned from
+                         /ledger/000003.json      one record per finished shard
+                         /seal.json               proves all of the above
+    CACHE/log/                                    rates and times; part of no digest
+
+Arrays are rendered in memory into the bytes of their keys; `featcache.storage` makes them durable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
+
+from featcache.codec import Arrays, Codec, Plane
+from featcache.spec import CacheSpec, Layout
+
+ROOT = "zarr.json"
+CALIBRATION = "calibration"
+SEGMENTS = "segments"
+LOG = "log"
+SPEC_ATTRIBUTE = "featcache"
+# Rows of one chunk of an index array: ten million utterances are ten chunks.
+INDEX_CHUNK = 1 << 20
+
+Files = dict[str, bytes]
+
+
+def segment_name(number: int) -> str:
+    return f"{SEGMENTS}/{number:06d}"
+
+
+def shard_key(segment: str, plane: Plane, shard: int) -> str:
+    """The key of one shard's file."""
+    return "/".join([segment, plane.name, "c", str(shard), *("0" for _ in plane.frame_shape)])
+
+
+def render_root(spec: CacheSpec, calibration: Arrays) -> Files:
+    """The root group with its description, and the calibration."""
+    files = _group("", {SPEC_ATTRIBUTE: spec.model_dump(mode="json")})
+    files |= _group(CALIBRATION, {})
+    for name in sorted(calibration):
+        files |= _array(f"{CALIBRATION}/{name}", calibration[name])
+    return files
+
+
+def render_segment(segment: str, codec: Codec, layout: Layout, shards: int, shard_frames: int) -> Files:
+    """The group of a segment, and the metadata of its empty planes."""
+    files = _group(segment, {})
+    for plane in codec.planes:
+        store: dict[str, Any] = {}
+        _create_plane(store, plane, layout, shards, shard_frames)
+        files[f"{segment}/{plane.name}/zarr.json"] = store["zarr.json"].to_bytes()
+    return files
+
+
+def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
+    """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`."""
+    store: dict[str, Any] = {}
+    array = _create_plane(store, plane, layout, 1, len(block))
+    array[:] = block
+    data = store["/".join(["c", "0", *("0" for _ in plane.frame_shape)])]
+    return bytes(data.to_bytes())
+
+
+def render_columns(folder: str, columns: Mapping[str, np.ndarray]) -> Files:
+    """One-dimensional (or narrow) arrays below a group."""
+    files = _group(folder, {})
+    for name in sorted(columns):
+        files |= _array(f"{folder}/{name}", columns[name])
+    return files
+
+
+def read_attributes(root: bytes) -> dict[str, Any]:
+    """The attributes of a group's `zarr.json`."""
+    document = json.loads(root)
+    attributes = document.get("attributes", {})
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: int, shard_frames: int) -> Any:
+    return zarr.create_array(
+        MemoryStore(store),
+        shape=(shards * shard_frames, *plane.frame_shape),
+        dtype=plane.dtype,
+        chunks=(layout.chunk_frames, *plane.frame_shape),
+        shards=(shard_frames, *plane.frame_shape),
+        compressors=_compressors(layout.zstd_level),
+        fill_value=0,
+        dimension_names=_dimension_names(plane),
+        # Otherwise a shard of zeros is not written, and a valid cache looks torn.
+        config={"write_empty_chunks": True},
+    )
+
+
+def _dimension_names(plane: Plane) -> tuple[str, ...]:
+    return ("frame", "tap", "channel")[: 1 + len(plane.frame_shape)]
+
+
+def _compressors(level: int) -> tuple[Any, ...]:
+    return (ZstdCodec(level=level, checksum=True), Crc32cCodec())
+
+
+def _group(path: str, attributes: dict[str, Any]) -> Files:
+    store: dict[str, Any] = {}
+    zarr.create_group(MemoryStore(store), attributes=attributes)
+    return {f"{path}/zarr.json".lstrip("/"): store["zarr.json"].to_bytes()}
+
+
+def _array(path: str, data: np.ndarray) -> Files:
+    store: dict[str, Any] = {}
+    array = zarr.create_array(
+        MemoryStore(store),
+        shape=data.shape,
+        dtype=data.dtype,
+        chunks=(min(INDEX_CHUNK, max(1, len(data))), *data.shape[1:]),
+        compressors=_compressors(3),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
+    if data.size:
+        array[...] = data
+    return {f"{path}/{key}": value.to_bytes() for key, value in sorted(store.items())}
+
+
+__all__ = [
+    "CALIBRATION",
+    "LOG",
+    "ROOT",
+    "SEGMENTS",
+    "SPEC_ATTRIBUTE",
+    "Files",
+    "read_attributes",
+    "render_columns",
+    "render_root",
+    "render_segment",
+    "render_shard",
+    "segment_name",
+    "shard_key",
+]

@@ -1,0 +1,188 @@
+"""Reading one sealed segment: its index, its labels and its shards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import zarr
+
+from featcache import layout
+from featcache.codec import Arrays, Codec, Plane
+from featcache.errors import CorruptCacheError, FeatcacheError
+from featcache.index import MISSING, USABLE, Texts, id_hash
+from featcache.ledger import Seal, from_bytes
+from featcache.storage import Storage
+
+Result = TypeVar("Result")
+
+
+class Segment:
+    """A sealed segment. Nothing but the seal is read before it is needed; safe to use from threads."""
+
+    def __init__(self, storage: Storage, name: str, codec: Codec, seal: Seal) -> None:
+        self.storage = storage
+        self.name = name
+        self.codec = codec
+        self.seal = seal
+        self._checked: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.seal.utterances
+
+    @property
+    def remedy(self) -> str:
+        return f"run `featcache verify {self.storage}`, then `featcache repair {self.storage} MANIFEST`"
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        return zarr.open_group(self.storage.zarr(), path=self.name, mode="r")
+
+    @cached_property
+    def _planes(self) -> dict[str, Any]:
+        planes: dict[str, Any] = {}
+        for plane in self.codec.planes:
+            array = self._guard(f"{self.name}/{plane.name}/zarr.json", lambda p=plane: self._group[p.name])  # type: ignore[misc]
+            if array.shape[1:] != plane.frame_shape or array.dtype != np.dtype(plane.dtype):
+                raise CorruptCacheError(
+                    f"{self.storage}/{self.name}/{plane.name} has shape {array.shape} and dtype {array.dtype}, "
+                    f"which profile {self.codec.profile} does not write: {self.remedy}"
+                )
+            planes[plane.name] = array
+        return planes
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole index column, read once."""
+        with self._lock:
+            known: dict[str, np.ndarray] = self.__dict__.setdefault("_columns", {})
+            if name not in known:
+                known[name] = self._read_array(f"{self.name}/index/{name}")
+            return known[name]
+
+    @property
+    def frames(self) -> np.ndarray:
+        """`(utterances,)` int64; 0 where quarantined."""
+        return self.column("frames")
+
+    @property
+    def usable(self) -> np.ndarray:
+        return np.asarray(self.column("state") == USABLE)
+
+    @cached_property
+    def ids(self) -> Texts:
+        return Texts(self.column("id_bytes"), self.column("id_offsets"))
+
+    def find(self, utterance_id: str) -> int | None:
+        """The position of an id, by binary search; None where it is not here."""
+        keys = self.column("hash")
+        key = np.uint64(id_hash(utterance_id))
+        at = int(np.searchsorted(keys, key))
+        while at < len(keys) and keys[at] == key:
+            utterance = int(self.column("hash_utterance")[at])
+            if self.ids[utterance] == utterance_id:
+                return utterance
+            at += 1
+        return None
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.storage.folders(f"{self.name}/labels"))
+
+    def labels(self, name: str) -> list[str | None]:
+        """A label column; None where an utterance has no such label."""
+        if name not in self.label_names:
+            return [None] * len(self)
+        folder = f"{self.name}/labels/{name}"
+        texts = Texts(self._read_array(f"{folder}/bytes"), self._read_array(f"{folder}/offsets"))
+        return [None if text == MISSING else text for text in texts]
+
+    def ranges(self, utterance: int) -> list[tuple[int, int]]:
+        """The frame ranges `(first, end)` of an utterance's rows in the planes."""
+        first, end = self.column("first_row")[utterance : utterance + 2]
+        positions = self.column("row_position")[first:end].tolist()
+        sizes = self.column("row_frames")[first:end].tolist()
+        return [(position, position + size) for position, size in zip(positions, sizes, strict=True)]
+
+    def read(self, utterance: int) -> Arrays:
+        """The codes of one utterance: `(frames, *frame_shape)` a plane. Checks the shards' presence.
+
+        Raises:
+            CorruptCacheError: a shard is missing, truncated or altered.
+        """
+        if not self.usable[utterance]:
+            return {p.name: np.zeros((0, *p.frame_shape), p.dtype) for p in self.codec.planes}
+        ranges = self.ranges(utterance)
+        out: Arrays = {}
+        for plane in self.codec.planes:
+            array = self._planes[plane.name]
+            shard_frames = array.shards[0]
+            pieces = []
+            for first, end in ranges:
+                shard = first // shard_frames
+                self._check_shard(plane, shard)
+                key = layout.shard_key(self.name, plane, shard)
+                pieces.append(self._guard(key, lambda a=array, f=first, e=end: np.asarray(a[f:e])))  # type: ignore[misc]
+            out[plane.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return out
+
+    def _check_shard(self, plane: Plane, shard: int) -> None:
+        """A shard must be there and have its recorded size: zarr would read a missing one as zeros."""
+        if (plane.name, shard) in self._checked:
+            return
+        names = sorted(p.name for p in self.codec.planes)
+        expected = int(self.column("shard_bytes")[shard, names.index(plane.name)])
+        key = layout.shard_key(self.name, plane, shard)
+        size = self.storage.size(key)
+        if size is None:
+            raise CorruptCacheError(f"shard {self.storage}/{key} is missing: {self.remedy}")
+        if size != expected:
+            raise CorruptCacheError(
+                f"shard {self.storage}/{key} has {size} bytes where {expected} were written: {self.remedy}"
+            )
+        self._checked.add((plane.name, shard))
+
+    def _read_array(self, path: str) -> np.ndarray:
+        def read() -> np.ndarray:
+            array = zarr.open_array(self.storage.zarr(), path=path, mode="r")
+            chunk = f"{path}/c/" + "/".join("0" for _ in array.shape)
+            if array.size and self.storage.size(chunk) is None:
+                raise CorruptCacheError(f"{self.storage}/{chunk} is missing: {self.remedy}")
+            return np.asarray(array[...])
+
+        return self._guard(path, read)
+
+    def _guard(self, key: str, read: Callable[[], Result]) -> Result:
+        """Whatever zarr or a codec says about bytes that are not as written becomes one clear error."""
+        try:
+            return read()
+        except FeatcacheError:
+            raise
+        except OSError as error:
+            raise CorruptCacheError(f"{self.storage}/{key} cannot be read ({error}): {self.remedy}") from error
+        except Exception as error:
+            cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from error
+
+
+def open_segment(storage: Storage, name: str, codec: Codec, remedy: str) -> Segment | None:
+    """The segment if it is sealed, else None.
+
+    Raises:
+        CorruptCacheError: the seal does not prove itself.
+    """
+    data = storage.read(f"{name}/seal.json")
+    if data is None:
+        return None
+    return Segment(storage, name, codec, from_bytes(Seal, data, f"{storage}/{name}/seal.json", remedy))
+
+
+def read_calibration(storage: Storage, names: Sequence[str]) -> Arrays:
+    """The calibration arrays of a cache."""
+    return {
+        name: np.asarray(zarr.open_array(storage.zarr(), path=f"{layout.CALIBRATION}/{name}", mode="r")[...])
+        for name in names
+    }

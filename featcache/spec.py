@@ -1,0 +1,71 @@
+"""What a cache is: the immutable description in its root metadata, and the ids that follow from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from featcache.digest import digest
+from featcache.geometry import Geometry
+
+FORMAT = 1
+# How utterances longer than the upstream's window are cut; see `featcache.plan.windows`.
+WINDOW_RULE: dict[str, Any] = {"version": 1, "overlap_seconds": 2.0}
+
+
+class Layout(BaseModel):
+    """How the activations are laid out. It decides no value, and is fixed when the cache is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # 64 frames (1.3 s) a chunk: measured against 256 in docs/decisions/0002-layout.md.
+    chunk_frames: int = 64
+    shard_frames: int = 40_960
+    shard_bytes: int = 256 * 1024 * 1024
+    # Audio of one forward pass, padding included.
+    batch_seconds: float = 60.0
+    zstd_level: int = 3
+
+    def frames_per_shard(self, bytes_per_frame: int, total_frames: int) -> int:
+        """Frames of one shard, a multiple of the chunk; no more than there are to store."""
+        limit = min(self.shard_frames, self.shard_bytes // bytes_per_frame, max(total_frames, 1))
+        chunks = -(-limit // self.chunk_frames) if limit == total_frames else limit // self.chunk_frames
+        return max(1, chunks) * self.chunk_frames
+
+
+class CacheSpec(BaseModel):
+    """The description in the attributes of a cache's root group.
+
+    `upstream` is the request (`featcache.upstreams.UpstreamConfig`), `identity` what the loaded model says
+    decides its values, `audio` the rules of decoding.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    upstream: dict[str, Any]
+    identity: dict[str, Any]
+    audio: dict[str, Any]
+    window_rule: dict[str, Any]
+    geometry: Geometry
+    can_pad: bool
+    taps: tuple[str, ...]
+    channels: int
+    layout: Layout
+    profile: str
+    profile_version: int
+    parameters: dict[str, Any]
+    bits_per_value: float
+    values_id: str
+    encoding_id: str
+    parent: str | None = None
+
+    @property
+    def upstream_id(self) -> str:
+        return str(self.upstream["id"])
+
+
+def values_id(identity: dict[str, Any], audio: dict[str, Any], taps: tuple[str, ...]) -> str:
+    """The digest of all that decides the values: model, front end, taps, audio rules, window rule."""
+    return digest({"identity": identity, "audio": audio, "windows": WINDOW_RULE, "taps": list(taps)})

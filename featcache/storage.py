@@ -1,0 +1,164 @@
+"""Bytes by key, durably: what a cache needs of the place that it lies in.
+
+Everything a cache is made of goes through `Storage.write`, which returns only when the bytes would
+survive a power cut, and which never shows half a file. Zarr renders arrays into memory first
+(`featcache.layout`); zarr's own local store neither syncs nor writes through a temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import zarr.abc.store
+import zarr.storage
+
+from featcache.errors import CacheError, JobError
+
+TEMPORARY = ".tmp-"
+
+
+class Storage:
+    """A folder of a local or shared file system. Keys are relative POSIX paths."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    def zarr(self) -> zarr.abc.store.Store:
+        """A read-only zarr store over the same keys."""
+        return zarr.storage.LocalStore(self.root, read_only=True)
+
+    def exists(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a key; None where there is none."""
+        try:
+            return self.path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise CacheError(f"{self.path(key)} cannot be read: {error.strerror}") from error
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self.path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """All keys below a folder, sorted within each folder; files still being written are left out."""
+        for folder, folders, files in os.walk(self.path(prefix)):
+            folders.sort()
+            for name in sorted(files):
+                if not name.startswith(TEMPORARY):
+                    yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders right below a folder."""
+        path = self.path(prefix)
+        return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        """Write or replace a key: temporary file, fsync, rename, fsync of the folder.
+
+        Raises:
+            JobError: the disk is full, or the place cannot be written to.
+        """
+        path = self.path(key)
+        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        with self._explained(path):
+            self._make_folder(path.parent)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_folder(path.parent)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a key that must not be there yet; False where it is. Exclusive among all processes."""
+        path = self.path(key)
+        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        with self._explained(path):
+            self._make_folder(path.parent)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # A hard link appears whole or not at all, and fails where the name is taken.
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        return True
+
+    def delete(self, key: str) -> None:
+        self.path(key).unlink(missing_ok=True)
+
+    def delete_folder(self, prefix: str) -> None:
+        shutil.rmtree(self.path(prefix), ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        """Free disk space at the nearest folder that exists."""
+        path = self.root.absolute()
+        while not path.exists():
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        missing = [folder]
+        while not missing[-1].parent.is_dir():
+            missing.append(missing[-1].parent)
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            sync_folder(made.parent)
+
+    @contextlib.contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise JobError(f"{path} could not be written: its folder went away") from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise JobError(
+                    f"no space left to write {path}: finished shards are safe; free some space and run the same command again"
+                ) from error
+            raise JobError(
+                f"{path} cannot be written: {error.strerror}; finished shards are safe, mend that and run the same command again"
+            ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_storage(place: str | Path) -> Storage:
+    """The storage behind a path."""
+    return Storage(place)

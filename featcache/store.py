@@ -1,0 +1,337 @@
+"""A cache, open for reading: the one thing that stage two needs of stage one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from featcache import layout
+from featcache.codec import Arrays, Codec, build, encoding_id
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.ledger import proof
+from featcache.segment import Segment, open_segment, read_calibration
+from featcache.spec import FORMAT, CacheSpec, values_id
+from featcache.storage import Storage, open_storage
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The codes of some utterances, laid end to end, as they came from the store.
+
+    Attributes:
+        planes: `(sum of lengths, *frame_shape)` a plane, NumPy or (after `pin`) pinned torch.
+        lengths: `(batch,)` int64, frames of each utterance.
+        taps: positions of the wanted taps, as the codec's `decode` takes them.
+    """
+
+    planes: dict[str, Any]
+    lengths: np.ndarray
+    taps: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(plane.nbytes) for plane in self.planes.values())
+
+    def pin(self) -> Encoded:
+        """In page-locked memory, from where copies to a GPU overlap with its work."""
+        return replace(self, planes={name: torch.from_numpy(p).pin_memory() for name, p in self.planes.items()})
+
+
+class Ids(Sequence[str]):
+    """The ids of all segments, one after the other; decoded as they are asked for."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self._segments)
+
+    @overload
+    def __getitem__(self, item: int) -> str: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[str]: ...
+    def __getitem__(self, item: int | slice) -> str | list[str]:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(len(self)))]
+        position = item + len(self) if item < 0 else item
+        for segment in self._segments:
+            if 0 <= position < len(segment):
+                return segment.ids[position]
+            position -= len(segment)
+        raise IndexError(item)
+
+    def __iter__(self) -> Iterator[str]:
+        for segment in self._segments:
+            yield from segment.ids
+
+
+class Cache:
+    """One upstream's activations for a set of utterances. Open with `Cache.open`.
+
+    Safe to use from several threads. Not to be used in a forked child of the process that opened it;
+    pickling (as `spawn` and `forkserver` workers do) opens it again by its path.
+    """
+
+    def __init__(self, storage: Storage, spec: CacheSpec, codec: Codec, segments: list[Segment], unsealed: list[str]):
+        self.storage = storage
+        self.spec = spec
+        self.codec = codec
+        self.segments = segments
+        self.unsealed = unsealed
+        self._pid = os.getpid()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Cache:
+        """Open a cache. Takes constant time, whatever the number of utterances.
+
+        Raises:
+            CacheError: there is no cache, or it needs another version of this package.
+            CorruptCacheError: its metadata is not as it was sealed.
+        """
+        storage = open_storage(path)
+        spec, files = read_spec(storage)
+        remedy = f"run `featcache verify {path}`"
+        try:
+            calibration = read_calibration(storage, calibration_names(storage))
+        except Exception as error:
+            raise CorruptCacheError(f"{storage}/{layout.CALIBRATION} is damaged ({error}): {remedy}") from error
+        codec = build(spec.profile, spec.profile_version, len(spec.taps), spec.channels, spec.parameters, calibration)
+        if encoding_id(spec.profile, spec.profile_version, spec.parameters, calibration) != spec.encoding_id:
+            raise CorruptCacheError(f"the calibration of {storage} does not match its encoding id: {remedy}")
+        segments: list[Segment] = []
+        unsealed: list[str] = []
+        for number in storage.folders(layout.SEGMENTS):
+            name = f"{layout.SEGMENTS}/{number}"
+            segment = open_segment(storage, name, codec, remedy)
+            if segment is None:
+                unsealed.append(name)
+                continue
+            _check_seal(storage, segment, spec, files, remedy)
+            segments.append(segment)
+        return cls(storage, spec, codec, segments, unsealed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Cache.open, (str(self.storage),))
+
+    # What it is
+
+    @property
+    def path(self) -> str:
+        return str(self.storage)
+
+    @property
+    def upstream(self) -> str:
+        return self.spec.upstream_id
+
+    @property
+    def values_id(self) -> str:
+        return self.spec.values_id
+
+    @property
+    def encoding_id(self) -> str:
+        return self.spec.encoding_id
+
+    @property
+    def profile(self) -> str:
+        return self.spec.profile
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return self.spec.taps
+
+    @property
+    def channels(self) -> int:
+        return self.spec.channels
+
+    @property
+    def frame_rate(self) -> float:
+        return self.spec.geometry.frame_rate
+
+    @property
+    def complete(self) -> bool:
+        """Whether every segment that was begun is sealed, and there is one."""
+        return bool(self.segments) and not self.unsealed
+
+    # What is in it
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self.segments)
+
+    @cached_property
+    def ids(self) -> Ids:
+        return Ids(self.segments)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """`(utterances,)` int64: frames of each utterance; 0 where it is quarantined."""
+        return self._join("frames", np.int64)
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """`(utterances,)` float64: seconds of audio of each utterance."""
+        return self._join("samples", np.int64) / 16_000
+
+    def _join(self, column: str, dtype: type) -> np.ndarray:
+        return np.concatenate([np.zeros(0, dtype), *(segment.column(column) for segment in self.segments)]).astype(dtype)
+
+    def row(self, utterance_id: str) -> int:
+        """The position of an id.
+
+        Raises:
+            UtteranceNotFound: no segment holds it.
+        """
+        self._check_process()
+        offset = 0
+        for segment in self.segments:
+            position = segment.find(utterance_id)
+            if position is not None:
+                return offset + position
+            offset += len(segment)
+        raise UtteranceNotFound(f"{self.path} holds no utterance {utterance_id!r}: `featcache ls {self.path}` lists them")
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(sorted({name for segment in self.segments for name in segment.label_names}))
+
+    def labels(self, name: str) -> list[str | None]:
+        """A label column over all utterances; None where one has no such label.
+
+        Raises:
+            UsageError: no utterance has it.
+        """
+        if name not in self.label_names:
+            known = ", ".join(self.label_names) or "none"
+            raise UsageError(f"{self.path} has no label {name!r}; it has: {known}")
+        return [label for segment in self.segments for label in segment.labels(name)]
+
+    # Its values
+
+    def read(self, utterance: int | str, taps: Sequence[str] | None = None) -> np.ndarray:
+        """The activations of one utterance, float32 `(frames, taps, channels)`.
+
+        Args:
+            utterance: its id or its position.
+            taps: names of the taps wanted, in the order wanted; all by default.
+
+        Raises:
+            UtteranceNotFound, CorruptCacheError, UsageError: no such tap.
+        """
+        row = self.row(utterance) if isinstance(utterance, str) else utterance
+        features, _ = self.decode(self.read_encoded([row], taps))
+        return features[0].numpy()
+
+    def read_encoded(self, rows: Sequence[int], taps: Sequence[str] | None = None) -> Encoded:
+        """The codes of some utterances, without decoding: what should cross to a GPU.
+
+        Raises:
+            CorruptCacheError: a shard is missing, truncated or altered; names it.
+        """
+        self._check_process()
+        positions = self.tap_positions(taps)
+        pieces: list[Arrays] = []
+        lengths = np.zeros(len(rows), np.int64)
+        selected: Sequence[int] = positions
+        for i, row in enumerate(rows):
+            segment, utterance = self._locate(row)
+            planes, selected = self.codec.select(segment.read(utterance), positions)
+            lengths[i] = segment.frames[utterance]
+            pieces.append(planes)
+        joined = {p.name: np.concatenate([piece[p.name] for piece in pieces]) for p in self.codec.planes}
+        return Encoded(joined, lengths, tuple(selected))
+
+    def decode(
+        self, encoded: Encoded, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode on a device.
+
+        Returns:
+            Features `(batch, frames, taps, channels)`, zero beyond each utterance's end, and the lengths
+            `(batch,)` int64, both on the device.
+        """
+        planes = {
+            name: (plane if isinstance(plane, torch.Tensor) else torch.from_numpy(plane)).to(device, non_blocking=True)
+            for name, plane in encoded.planes.items()
+        }
+        lengths = encoded.lengths.tolist()
+        flat = self.codec.decode(planes, lengths, encoded.taps).to(dtype)
+        longest = max(lengths, default=0)
+        on_device = torch.from_numpy(encoded.lengths).to(device)
+        if len(lengths) == 1:
+            return flat.unsqueeze(0), on_device
+        padded = flat.new_zeros((len(lengths), longest, *flat.shape[1:]))
+        start = 0
+        for i, length in enumerate(lengths):
+            padded[i, :length] = flat[start : start + length]
+            start += length
+        return padded, on_device
+
+    def tap_positions(self, taps: Sequence[str] | None) -> list[int]:
+        """Positions of taps among those stored; all of them for None."""
+        if taps is None:
+            return list(range(len(self.taps)))
+        missing = [tap for tap in taps if tap not in self.taps]
+        if missing:
+            raise UsageError(f"{self.path} holds no tap {missing[0]!r}; it holds: {', '.join(self.taps)}")
+        return [self.taps.index(tap) for tap in taps]
+
+    def _locate(self, row: int) -> tuple[Segment, int]:
+        position = row + len(self) if row < 0 else row
+        for segment in self.segments:
+            if 0 <= position < len(segment):
+                return segment, position
+            position -= len(segment)
+        raise UtteranceNotFound(f"{self.path} holds {len(self)} utterances, so there is no number {row}")
+
+    def _check_process(self) -> None:
+        # zarr's threads, and those of faster readers, do not survive a fork; some hang, some abort.
+        if os.getpid() != self._pid:
+            raise CacheError(
+                f"{self.path} was opened before this process was forked: use threads, or workers started by "
+                "spawn or forkserver, or open the cache inside the worker"
+            )
+
+
+def calibration_names(storage: Storage) -> list[str]:
+    return storage.folders(layout.CALIBRATION)
+
+
+def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:
+    """The description of a cache, and the bytes that it was read from.
+
+    Raises:
+        CacheError: no cache is there, or a newer version wrote it.
+        CorruptCacheError: the description is damaged.
+    """
+    data = storage.read(layout.ROOT)
+    if data is None:
+        raise CacheError(f"there is no cache at {storage}: `featcache init MANIFEST {storage}` makes one")
+    try:
+        content = layout.read_attributes(data).get(layout.SPEC_ATTRIBUTE)
+        if content is None:
+            raise CacheError(f"{storage} is a Zarr group, but not a feature cache: give the path of one")
+        if content.get("format") != FORMAT:
+            raise CacheError(
+                f"{storage} has format {content.get('format')}, and this installation reads format {FORMAT}: "
+                "install the version of speech-featcache that wrote it"
+            )
+        spec = CacheSpec.model_validate(content)
+    except (ValueError, AttributeError, ValidationError) as error:
+        raise CorruptCacheError(f"{storage}/{layout.ROOT} is damaged: restore it from a copy of the cache") from error
+    if values_id(spec.identity, spec.audio, spec.taps) != spec.values_id:
+        raise CorruptCacheError(f"{storage}/{layout.ROOT} does not match its values id: restore it from a copy")
+    return spec, data
+
+
+def _check_seal(storage: Storage, segment: Segment, spec: CacheSpec, root: bytes, remedy: str) -> None:
+    if segment.seal.values_id != spec.values_id or segment.seal.encoding_id != spec.encoding_id:
+        raise MismatchError(f"{storage}/{segment.name} was made by another model or codec than {storage}: {remedy}")
+    if segment.seal.root.get(layout.ROOT) != proof(root):
+        raise CorruptCacheError(f"{storage}/{layout.ROOT} is not as it was sealed: restore it from a copy of the cache")

@@ -1,0 +1,189 @@
+"""Writing a cache: create it, write shards, record them, seal the segment. Every step is durable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from featcache import layout
+from featcache.codec import Arrays, Codec
+from featcache.digest import canonical_json, digest
+from featcache.errors import CorruptCacheError, JobError, MismatchError
+from featcache.index import QUARANTINED, build_columns, label_text, pack_text
+from featcache.ledger import FileProof, Seal, ShardRecord, ledger_digest, proof, read_records, record_key, to_bytes
+from featcache.plan import Plan
+from featcache.spec import CacheSpec
+from featcache.storage import Storage
+
+LABELS_PROOF = "proof.json"
+
+
+def create_cache(storage: Storage, spec: CacheSpec, calibration: Arrays) -> None:
+    """Write the calibration, then the root metadata, which makes it a cache."""
+    files = layout.render_root(spec, calibration)
+    for key in sorted(files, key=lambda key: (key == layout.ROOT, key)):
+        storage.write(key, files[key])
+
+
+class SegmentWriter:
+    """One unfinished segment: knows what is done, writes shards in any order, and seals.
+
+    Several processes may hold a writer of the same segment, as long as each shard has one writer at a
+    time (`featcache.lease`).
+    """
+
+    def __init__(self, storage: Storage, spec: CacheSpec, codec: Codec, name: str, plan: Plan) -> None:
+        self.storage = storage
+        self.spec = spec
+        self.codec = codec
+        self.name = name
+        self.plan = plan
+
+    @property
+    def remedy(self) -> str:
+        return f"run `featcache repair {self.storage} MANIFEST`"
+
+    def begin(self) -> None:
+        """Write the plan's digest and the metadata of the arrays, or check that they are this plan's.
+
+        Raises:
+            MismatchError: the segment was begun from another plan.
+        """
+        content = {"plan": self.plan.digest, "shards": self.plan.shards, "utterances": len(self.plan.ids)}
+        data = canonical_json({"content": content, "sha256": digest(content)})
+        key = f"{self.name}/plan.json"
+        found = self.storage.read(key)
+        if found is not None and found != data:
+            try:
+                planned = json.loads(found)["content"]
+                what = f"{planned['utterances']} utterances in {planned['shards']} shards"
+            except (ValueError, KeyError, TypeError):
+                what = "something that can no longer be read"
+            raise MismatchError(
+                f"{self.storage}/{self.name} was begun for {what}, not for these {len(self.plan.ids)} in "
+                f"{self.plan.shards}: finish it with its own manifest, or drop it with `featcache gc {self.storage}`"
+            )
+        files = layout.render_segment(
+            self.name, self.codec, self.spec.layout, self.plan.shards, self.plan.shard_frames
+        )
+        files[key] = data
+        for path in sorted(files, key=lambda path: (path == key, path)):
+            if self.storage.read(path) != files[path]:
+                self.storage.write(path, files[path])
+
+    def records(self) -> dict[int, ShardRecord]:
+        """The records of finished shards whose files are there in full length."""
+        records = read_records(self.storage, self.name, self.remedy)
+        return {
+            shard: record
+            for shard, record in records.items()
+            if all(self.storage.size(f"{self.name}/{key}") == p.bytes for key, p in record.files.items())
+        }
+
+    def new_block(self) -> Arrays:
+        """Zeroed arrays for all frames of one shard."""
+        return {p.name: np.zeros((self.plan.shard_frames, *p.frame_shape), p.dtype) for p in self.codec.planes}
+
+    def render(self, block: Mapping[str, np.ndarray], shard: int) -> dict[str, bytes]:
+        """The bytes of a shard's files, by key relative to the segment."""
+        return {
+            layout.shard_key(self.name, plane, shard).removeprefix(f"{self.name}/"): layout.render_shard(
+                plane, self.spec.layout, block[plane.name]
+            )
+            for plane in self.codec.planes
+        }
+
+    def write_files(self, files: Mapping[str, bytes]) -> dict[str, FileProof]:
+        """Make a shard's files durable. The shard counts only once `record` has been called."""
+        for key in sorted(files):
+            self.storage.write(f"{self.name}/{key}", files[key])
+        return {key: proof(files[key]) for key in sorted(files)}
+
+    def record(self, record: ShardRecord) -> None:
+        """Enter a finished shard into the ledger, last of all.
+
+        Raises:
+            JobError: another process has recorded other bytes for it.
+        """
+        key = record_key(self.name, record.shard)
+        data = to_bytes(record)
+        if not self.storage.create(key, data):
+            found = self.storage.read(key)
+            if found == data:
+                return
+            raise JobError(
+                f"shard {record.shard} of {self.storage}/{self.name} was recorded by another process with other "
+                "values: the two machines compute differently; run all of a segment on one kind of device"
+            )
+
+    def seal(self, labels: Mapping[str, Sequence[Any]]) -> Seal:
+        """Write index, labels and seal. All shards must be recorded.
+
+        Args:
+            labels: columns of `len(plan.ids)` values each.
+        """
+        records = self.records()
+        missing = [shard for shard in range(self.plan.shards) if shard not in records]
+        if missing:
+            raise JobError(f"{self.storage}/{self.name} lacks shard {missing[0]}: run `featcache extract` again")
+        columns = build_columns(self.plan, records)
+        for key, data in layout.render_columns(f"{self.name}/index", columns).items():
+            self.storage.write(key, data)
+        write_labels(self.storage, self.name, labels)
+        seal = Seal(
+            values_id=self.spec.values_id,
+            encoding_id=self.spec.encoding_id,
+            root=prove_root(self.storage),
+            files=prove_segment(self.storage, self.name),
+            ledger=ledger_digest(records),
+            shards=self.plan.shards,
+            utterances=len(self.plan.ids),
+            quarantined=int((columns["state"] == QUARANTINED).sum()),
+            frames=int(columns["frames"].sum()),
+            seconds=float(self.plan.samples[columns["state"] != QUARANTINED].sum()) / 16_000,
+            shard_bytes=int(columns["shard_bytes"].sum()),
+        )
+        self.storage.write(f"{self.name}/seal.json", to_bytes(seal))
+        return seal
+
+
+def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[Any]]) -> None:
+    """Write or replace the label columns of a segment, and the proof of them, last."""
+    folder = f"{segment}/labels"
+    written: dict[str, FileProof] = {}
+    files = layout.render_columns(folder, {})
+    for name in sorted(labels):
+        files |= layout.render_columns(f"{folder}/{name}", pack_text([label_text(v) for v in labels[name]]))
+    for key in sorted(files):
+        storage.write(key, files[key])
+        written[key.removeprefix(f"{folder}/")] = proof(files[key])
+    content = {key: p.model_dump() for key, p in written.items()}
+    storage.write(f"{folder}/{LABELS_PROOF}", canonical_json({"content": content, "sha256": digest(content)}))
+
+
+def prove_root(storage: Storage) -> dict[str, FileProof]:
+    """Proofs of a cache's own metadata and calibration."""
+    keys = [layout.ROOT, *storage.list(layout.CALIBRATION)]
+    return {key: proof(_read(storage, key)) for key in keys}
+
+
+def prove_segment(storage: Storage, segment: str) -> dict[str, FileProof]:
+    """Proofs of a segment's files but the shards, the ledger, the labels and the seal."""
+    proofs: dict[str, FileProof] = {}
+    for key in storage.list(segment):
+        name = key.removeprefix(f"{segment}/")
+        top, _, rest = name.partition("/")
+        is_shard = rest.startswith("c/") and top not in ("index", "labels")
+        if not is_shard and top not in ("ledger", "labels", "leases", "seal.json"):
+            proofs[name] = proof(_read(storage, key))
+    return proofs
+
+
+def _read(storage: Storage, key: str) -> bytes:
+    data = storage.read(key)
+    if data is None:
+        raise CorruptCacheError(f"{storage}/{key} went missing while it was being sealed")
+    return data

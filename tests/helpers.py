@@ -1,0 +1,103 @@
+"""Small real caches for tests, written by the same code as large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import codec as codecs
+from featcache.geometry import Geometry
+from featcache.ledger import ShardRecord
+from featcache.plan import make_plan
+from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
+from featcache.storage import Storage
+from featcache.writer import SegmentWriter, create_cache
+
+GEOMETRY = Geometry.whisper()
+
+
+def make_spec(
+    taps: int,
+    channels: int,
+    calibration: codecs.Arrays,
+    profile: str = "fp16",
+    layout: Layout | None = None,
+    identity: Mapping[str, Any] | None = None,
+) -> CacheSpec:
+    names = tuple(str(i) for i in range(taps))
+    who = dict(identity or {"family": "test", "weights": "0" * 64})
+    audio = {"version": 1}
+    kind = codecs.profile_class(profile)
+    return CacheSpec(
+        upstream={"id": "test:none"},
+        identity=who,
+        audio=audio,
+        window_rule=WINDOW_RULE,
+        geometry=GEOMETRY,
+        can_pad=True,
+        taps=names,
+        channels=channels,
+        layout=layout or Layout(chunk_frames=16, shard_frames=256),
+        profile=profile,
+        profile_version=kind.version,
+        parameters={},
+        bits_per_value=8.0,
+        values_id=values_id(who, audio, names),
+        encoding_id=codecs.encoding_id(profile, kind.version, {}, calibration),
+    )
+
+
+def make_cache(
+    path: str | Path,
+    features: Mapping[str, np.ndarray],
+    labels: Mapping[str, Mapping[str, Any]] | None = None,
+    profile: str = "fp16",
+    *,
+    quarantine: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
+) -> Path:
+    """A sealed cache of one segment.
+
+    `features` maps ids to float32 `(frames, taps, channels)`, `labels` ids to columns, `quarantine` ids
+    (of `features`) to the reason why their values are not stored.
+    """
+    rows = list(features.values())
+    taps, channels = rows[0].shape[1:]
+    calibration = codecs.profile_class(profile).fit(rows, {})
+    spec = make_spec(taps, channels, calibration, profile, layout)
+    codec = codecs.build(profile, spec.profile_version, taps, channels, {}, calibration)
+    storage = Storage(path)
+    create_cache(storage, spec, calibration)
+    samples = [len(row) * GEOMETRY.hop for row in rows]
+    plan = make_plan(list(features), samples, spec, codec.planes[0].bytes_per_frame)
+    writer = SegmentWriter(storage, spec, codec, "segments/000000", plan)
+    writer.begin()
+    quarantine = quarantine or {}
+    for shard in range(plan.shards):
+        block = writer.new_block()
+        left_out = []
+        for row in plan.shard_rows(shard):
+            utterance_id = plan.ids[plan.utterance[row]]
+            if utterance_id in quarantine:
+                left_out.append({"row": row, "id": utterance_id, "reason": quarantine[utterance_id]})
+                continue
+            at = int(plan.position[row]) - shard * plan.shard_frames
+            keep = int(plan.keep[row])
+            first = int(plan.start[row]) // GEOMETRY.hop + keep
+            piece = features[utterance_id][first : first + int(plan.frames[row])]
+            for name, codes in codec.encode(piece).planes.items():
+                block[name][at : at + len(piece)] = codes
+        proofs = writer.write_files(writer.render(block, shard))
+        span = plan.shard_rows(shard)
+        audio = ["" if plan.ids[plan.utterance[r]] in quarantine else f"{r:064x}" for r in span]
+        writer.record(
+            ShardRecord.model_validate(
+                {"shard": shard, "files": proofs, "first": span.start, "audio": audio, "quarantined": left_out}
+            )
+        )
+    columns = sorted({name for row in (labels or {}).values() for name in row})
+    writer.seal({c: [(labels or {}).get(i, {}).get(c) for i in features] for c in columns})
+    return Path(path)
