@@ -51,7 +51,7 @@ lint: $(INSTALLED) ## ruff, mypy, import-linter
 	@$(BIN)/lint-imports
 
 test: lint $(SMALL_READY) $(SPEECH_READY) ## lint, types, all tests (on a small real model and real speech)
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@FEATCACHE_REQUIRE_REAL=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 clean-cache: ## remove the demo's cache
 	rm -rf $(CACHE)

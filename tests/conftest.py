@@ -1,0 +1,51 @@
+"""Fixtures that every test may use.
+
+Real speech and a small real model are needed by tests marked `real`. `make test` installs both and sets
+FEATCACHE_REQUIRE_REAL, which turns a missing one from a skip into a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before numpy and torch start their pools: many small operations are faster without them.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+    os.environ.setdefault(_name, "2")
+
+import pytest
+
+from pipelines.demo.fetch import PROMPTS, share_root
+from pipelines.demo.model import MODELS, PackagedModel, is_installed
+
+_ENGLISH = Path("asterisk") / "sounds" / "en_US_f_Allison"
+
+if "FEATCACHE_SPEECH_ROOT" not in os.environ and (share_root() / _ENGLISH).is_dir():
+    # Commands that tests start find the same speech, wherever they move HOME to.
+    os.environ["FEATCACHE_SPEECH_ROOT"] = str(share_root())
+
+
+def _missing(what: str, command: str) -> None:
+    message = f"{what} is not installed: run `{command}`"
+    if os.environ.get("FEATCACHE_REQUIRE_REAL"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def speech_root() -> Path:
+    """The `usr/share` folder of the unpacked speech; English prompts at least, with their transcript."""
+    root = share_root()
+    for place in (root / _ENGLISH, root / "doc" / PROMPTS["en"][0].name):
+        if not place.is_dir():
+            _missing("the prompts' speech", "pipelines demo fetch --languages en")
+    return root
+
+
+@pytest.fixture(scope="session")
+def whisper_tiny_package() -> PackagedModel:
+    """Whisper tiny.en, as installed; its upstream's id is `package:whisper-tiny.en`."""
+    model = MODELS["whisper-tiny.en"]
+    if not is_installed(model):
+        _missing(model.name, f"pipelines demo model {model.name}")
+    return model
