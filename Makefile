@@ -39,7 +39,7 @@ extract: data ## stage one: run the frozen model once, write the cache
 	@$(BIN)/featcache extract $(MANIFEST) $(CACHE) --upstream $(MODEL) --profile $(PROFILE)
 
 train: extract ## stage two: train HFF and CTC from the cache, print WER and CER
-	@$(BIN)/fusion train $(RECIPE) cache=$(CACHE)
+	@$(BIN)/fusion train $(RECIPE) --set cache=$(CACHE)
 
 fusers: extract ## train every fuser with the same decoder, print one table
 	@$(BIN)/pipelines fusers --cache $(CACHE) --manifest $(MANIFEST) --seeds $(SEEDS)

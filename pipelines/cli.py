@@ -123,12 +123,15 @@ def transcribe(
     upstream: Annotated[
         str | None, typer.Option(help="The upstream's id, where it now lies elsewhere (same weights).")
     ] = None,
+    other_values: Annotated[
+        bool, typer.Option(help="Take features that differ from those of the training, as from another device.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Raw audio to text, with the frozen model and a trained head."""
     from pipelines.transcribe import Transcriber
 
-    transcriber = Transcriber.load(run, device=device, upstream=upstream)
+    transcriber = Transcriber.load(run, device=device, upstream=upstream, other_values=other_values)
     results = []
     for path in audio:
         result = transcriber.transcribe(path)
