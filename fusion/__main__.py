@@ -1,0 +1,5 @@
+"""`python -m fusion` is the command `fusion`."""
+
+from fusion.cli import app
+
+app(prog_name="fusion")

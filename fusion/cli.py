@@ -1,0 +1,136 @@
+"""The command `fusion`: train a head, evaluate a run, compare runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from featcache.errors import FeatcacheError, UsageError
+
+
+class _Group(TyperGroup):
+    """Prints a user's mistake in one line and leaves with its exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FeatcacheError as error:
+            if os.environ.get("RANK", "0") == "0":
+                Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Train small heads on cached activations of a frozen speech model.",
+)  # fmt: skip
+
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/hff.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="TOML file that fixes the run.", show_default=False)],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe: train.steps=100."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Only go on with a run that was begun.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away the run that is there.")] = False,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Try on this many utterances of each split, for 50 steps at most; 0 is all.")
+    ] = 0,
+    runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+) -> None:
+    """Train a head, evaluate it on test once, print its scores and, last, its folder.
+
+    Without --resume or --restart an unfinished run of the same recipe goes on, and a finished one is left alone.
+    Several GPUs: torchrun --nproc-per-node N -m fusion.cli train RECIPE.
+    """
+    from fusion import recipe as recipes
+    from fusion.train import fit
+
+    if resume and restart:
+        raise UsageError("--resume and --restart exclude each other; use one")
+    wanted = recipes.read(recipe, set_ or ())
+    if limit:
+        wanted = wanted.limited(limit)
+    run = fit(wanted, runs=runs, mode="resume" if resume else "restart" if restart else "auto")
+    if os.environ.get("RANK", "0") == "0":
+        _print_metrics(run.metrics())
+        print(run.path)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
+    cache: Annotated[
+        str, typer.Option(help="Another encoding of the same features; its scores are printed, not stored.", show_default=False)
+    ] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a run's best checkpoint."""
+    from fusion.distributed import pick_device
+    from fusion.run import Run
+
+    opened = Run.open(run, pick_device(device))
+    evaluation = opened.evaluate(split, cache or None)
+    if split == "test" and not cache:
+        opened.write(evaluation)
+    if as_json:
+        print(json.dumps(evaluation.metrics, ensure_ascii=False))
+    else:
+        _print_metrics(evaluation.metrics)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Show runs side by side, with the paired difference of each to the first."""
+    from fusion import comparison
+
+    rows = comparison.compare(runs)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    Console().print(comparison.table(rows))
+    print(comparison.NOTE)
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    """The scores of a run as a table, with all that is needed to quote them."""
+    table = Table("measure", "value", "95 % interval", title=f"{metrics['name']} on {metrics['split']}", title_justify="left")
+    for name, value in metrics.items():
+        if f"{name}_ci95" in metrics:
+            low, high = metrics[f"{name}_ci95"]
+            table.add_row(name.upper(), f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+    for name in ("utterances", "words", "characters", "hours", "normalise", "fusion_parameters", "decoder_parameters"):
+        if name in metrics:
+            value = metrics[name]
+            table.add_row(_LABELS.get(name, name), f"{value:,}" if isinstance(value, int) else str(value), "")
+    for reason, count in metrics.get("skipped", {}).items():
+        table.add_row(f"skipped: {reason}", str(count), "")
+    Console().print(table)
+
+
+_LABELS = {
+    "normalise": "text normalisation",
+    "fusion_parameters": "parameters of the fuser",
+    "decoder_parameters": "parameters of the decoder",
+}
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,216 @@
+"""Batches from a cache: planned from lengths alone, read ahead by threads, decoded on the training device.
+
+The order of an epoch is a pure function of (lengths, batch size, seed, epoch), so a position in it is two
+numbers. Threads, never processes: a forked child of a process that has read hangs in the reader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion.labels import Split
+
+if TYPE_CHECKING:
+    from featcache.store import Cache, Encoded
+
+BUCKET_RATIO = 1.15
+"""Lengths within this ratio share a bucket: at most 13 % of its frames are padding, half of that on average."""
+
+
+class Slot(NamedTuple):
+    """One batch in the order of training."""
+
+    epoch: int
+    step: int
+    """Within the epoch."""
+    index: np.ndarray
+    """int64 (batch,), positions in the split."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    slot: Slot
+    features: Tensor
+    """float (batch, frames, taps, channels), zero beyond `lengths`, on the device."""
+    lengths: Tensor
+    """int64 (batch,), on the device."""
+    targets: tuple[tuple[int, ...], ...]
+    frames: int
+    """Frames without padding."""
+
+
+@dataclass
+class Stopwatch:
+    """Time that the training thread spent on getting data, against all time."""
+
+    started: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    frames: int = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here does not count."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.started += time.perf_counter() - began
+
+    @property
+    def elapsed(self) -> float:
+        return max(time.perf_counter() - self.started, 1e-9)
+
+    @property
+    def share(self) -> float:
+        return min(self.waited / self.elapsed, 1.0)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, without padding."""
+        return self.frames / self.elapsed
+
+
+def plan_epoch(frames: np.ndarray, batch_frames: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The batches of an epoch in the order of training.
+
+    Utterances of similar length are drawn at random into a batch until it would hold more than
+    `batch_frames` with its padding; a longer utterance is a batch of its own.
+
+    Args:
+        frames: int64 (utterances,), all positive.
+        batch_frames: most frames of a batch, padding included.
+
+    Returns:
+        int64 positions in `frames`, each in exactly one batch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    buckets = np.floor(np.log(np.maximum(frames, 1)) / np.log(BUCKET_RATIO)).astype(np.int64)
+    order = np.lexsort((rng.random(len(frames)), buckets))
+    batches = _pack(frames, order, batch_frames)
+    rng.shuffle(batches)  # type: ignore[arg-type]  # a list is shuffled in place
+    return batches
+
+
+def plan_evaluation(frames: np.ndarray, batch_frames: int) -> list[Slot]:
+    """Batches in order of length, with the least padding."""
+    order = np.argsort(frames, kind="stable")
+    return [Slot(0, step, index) for step, index in enumerate(_pack(frames, order, batch_frames))]
+
+
+def _pack(frames: np.ndarray, order: np.ndarray, batch_frames: int) -> list[np.ndarray]:
+    batches: list[np.ndarray] = []
+    start, longest = 0, 0
+    for end, position in enumerate(order):
+        longest_with = max(longest, int(frames[position]))
+        if end > start and longest_with * (end - start + 1) > batch_frames:
+            batches.append(order[start:end].astype(np.int64))
+            start, longest_with = end, int(frames[position])
+        longest = longest_with
+    if start < len(order):
+        batches.append(order[start:].astype(np.int64))
+    return batches
+
+
+class Sampler:
+    """Endless epochs of batches, for one rank of several, from any position.
+
+    Every step takes `world` consecutive batches of the epoch's list, one a rank. Where the list does not
+    divide, it is filled up from its start, so that all ranks do the same number of steps.
+    """
+
+    def __init__(
+        self, frames: np.ndarray, batch_frames: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0, step: int = 0
+    ) -> None:
+        self.frames, self.batch_frames, self.seed = frames, batch_frames, seed
+        self.rank, self.world = rank, world
+        self.epoch, self.step = epoch, step
+        self._plan: list[np.ndarray] = []
+        self._planned = -1
+
+    def steps_of_epoch(self) -> int:
+        """Steps of the current epoch."""
+        return -(-len(self._batches()) // self.world)
+
+    def _batches(self) -> list[np.ndarray]:
+        if self._planned != self.epoch:
+            self._plan, self._planned = plan_epoch(self.frames, self.batch_frames, self.seed, self.epoch), self.epoch
+        return self._plan
+
+    def __iter__(self) -> Iterator[Slot]:
+        while True:
+            batches = self._batches()
+            if self.step >= self.steps_of_epoch():
+                self.epoch, self.step = self.epoch + 1, 0
+                continue
+            epoch, step = self.epoch, self.step
+            self.step += 1
+            yield Slot(epoch, step, batches[(step * self.world + self.rank) % len(batches)])
+
+
+class Loader:
+    """Reads batches of a split in order, a bounded number ahead, and decodes them on the device.
+
+    Use it in a `with` statement: leaving it stops the threads.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        split: Split,
+        device: torch.device,
+        taps: Sequence[str] | None = None,
+        workers: int = 2,
+    ) -> None:
+        self.cache, self.split, self.device = cache, split, device
+        self.taps = None if taps is None else tuple(taps)
+        self.workers = workers
+        self.watch = Stopwatch()
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fusion-read") if workers else None
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(self, slots: Iterable[Slot]) -> Iterator[Batch]:
+        """One `Batch` for each slot, in order. Errors of reading are raised here."""
+        pending: deque[tuple[Slot, Future[Encoded]]] = deque()
+        if self._pool is None:
+            for slot in slots:
+                yield self._decode(slot, None)
+            return
+        try:
+            for slot in slots:
+                pending.append((slot, self._pool.submit(self._read, slot.index)))
+                if len(pending) > 2 * self.workers:
+                    yield self._decode(*pending.popleft())
+            while pending:
+                yield self._decode(*pending.popleft())
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+    def _read(self, index: np.ndarray) -> Encoded:
+        encoded = self.cache.read_encoded(self.split.rows[index], self.taps)
+        return encoded.pin() if self.device.type == "cuda" else encoded
+
+    def _decode(self, slot: Slot, future: Future[Encoded] | None) -> Batch:
+        began, index = time.perf_counter(), slot.index
+        encoded = self._read(index) if future is None else future.result()
+        features, lengths = self.cache.decode(encoded, device=self.device)
+        frames = int(self.split.frames[index].sum())
+        self.watch.waited += time.perf_counter() - began
+        self.watch.frames += frames
+        return Batch(slot, features, lengths, tuple(self.split.targets[position] for position in index), frames)

@@ -1,0 +1,157 @@
+"""A head: a fuser and a decoder, and the description that rebuilds both without the recipe or the cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from featcache.errors import UsageError
+from fusion import modules
+from fusion.recipe import Recipe
+
+if TYPE_CHECKING:
+    from featcache.store import Cache
+    from fusion.tasks import Task
+
+FORMAT = 1
+
+
+class HeadSpec(BaseModel):
+    """What `head.json` holds: enough to read text off an upstream's activations, given `best.safetensors`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    fuser: dict[str, Any]
+    """`kind` and all parameters."""
+    decoder: dict[str, Any]
+    task: dict[str, Any]
+    """What `fusion.tasks.from_json` takes: for CTC the tokeniser and the text normalisation."""
+    outputs: int
+    taps: tuple[str, ...]
+    """Names of the taps that the head reads, in this order."""
+    channels: int
+    frame_rate: float
+    """Frames a second that go into the head."""
+    upstream: dict[str, Any]
+    """The request for the upstream, as the cache holds it; `id` at least."""
+    values_id: str
+    """Features of this id are what the head was trained on."""
+    encoding_id: str
+    profile: str
+
+
+class Head(nn.Module):
+    """Features (batch, frames, taps, channels) and lengths (batch,) -> logits (batch, frames', outputs) and lengths'."""
+
+    def __init__(self, fuser: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.fuser = fuser
+        self.decoder = decoder
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        logits, out_lengths = self.decoder(self.fuser(features, lengths), lengths)
+        return logits, out_lengths
+
+    def output_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Frames of logits for int64 (utterances,) frames of features."""
+        return np.asarray(self.decoder.output_lengths(torch.from_numpy(np.asarray(frames, dtype=np.int64))))
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with every parameter of its fuser and decoder written out.
+
+    Raises:
+        UsageError: an unknown fuser, decoder or parameter, or a value of another type.
+    """
+    fuser = _resolve("fuser", modules.FUSERS, recipe.fuser.kind, recipe.fuser.parameters)
+    decoder = _resolve("decoder", modules.DECODERS, recipe.decoder.kind, recipe.decoder.parameters)
+    return recipe.model_copy(
+        update={
+            "name": recipe.run_name,
+            "fuser": type(recipe.fuser)(kind=recipe.fuser.kind, taps=recipe.fuser.taps, **fuser),
+            "decoder": type(recipe.decoder)(kind=recipe.decoder.kind, **decoder),
+        }
+    )
+
+
+def describe(recipe: Recipe, cache: Cache, task: Task) -> HeadSpec:
+    """The head that a recipe asks for on this cache.
+
+    Raises:
+        UsageError: a tap that the cache does not hold.
+    """
+    taps, fuser = _taps(recipe, cache)
+    return HeadSpec(
+        fuser=fuser,
+        decoder={"kind": recipe.decoder.kind} | recipe.decoder.parameters,
+        task=task.describe(),
+        outputs=task.outputs,
+        taps=taps,
+        channels=cache.channels,
+        frame_rate=cache.frame_rate,
+        upstream=dict(cache.spec.upstream),
+        values_id=cache.values_id,
+        encoding_id=cache.encoding_id,
+        profile=cache.profile,
+    )
+
+
+def build(spec: HeadSpec) -> Head:
+    """A head with fresh weights, drawn from torch's global generator."""
+    fuser_parameters = {key: value for key, value in spec.fuser.items() if key != "kind"}
+    decoder_parameters = {key: value for key, value in spec.decoder.items() if key != "kind"}
+    fuser = modules.build_fuser(spec.fuser["kind"], len(spec.taps), spec.channels, **fuser_parameters)
+    decoder = modules.build_decoder(spec.decoder["kind"], int(fuser.width), spec.outputs, **decoder_parameters)
+    return Head(fuser, decoder)
+
+
+def _taps(recipe: Recipe, cache: Cache) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The taps to read and the fuser's description. A fuser of one tap reads no other from disk."""
+    taps = cache.taps if recipe.fuser.taps == "all" else recipe.fuser.taps
+    unknown = [tap for tap in taps if tap not in cache.taps]
+    if unknown or not taps:
+        raise UsageError(f"key fuser.taps: {', '.join(unknown) or 'none'} is not in the cache, which holds {', '.join(cache.taps)}")
+    fuser = {"kind": recipe.fuser.kind} | recipe.fuser.parameters
+    if recipe.fuser.kind == "last":
+        return taps[-1:], fuser
+    if recipe.fuser.kind == "tap":
+        tap = str(fuser.get("tap", ""))
+        if tap not in taps:
+            raise UsageError(f"key fuser.tap: {tap!r} is not allowed, use {' or '.join(taps)}")
+        return (tap,), fuser | {"tap": 0}
+    return taps, fuser
+
+
+def _resolve(section: str, registry: Mapping[str, type[nn.Module]], kind: str, given: dict[str, Any]) -> dict[str, Any]:
+    if kind not in registry:
+        raise UsageError(f"key {section}.kind: {kind!r} is not allowed, use {' or '.join(registry)}")
+    signature = inspect.signature(registry[kind]).parameters
+    known = {name: signature[name].default for name in modules.parameters_of(registry[kind])}
+    resolved = dict(known)
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"unknown key {section}.{name}; {section} {kind!r} has: {', '.join(known)}")
+        if (section, kind, name) == ("fuser", "tap", "tap"):
+            resolved[name] = str(value)  # the name of a tap, not its position
+        else:
+            resolved[name] = _typed(f"{section}.{name}", value, known[name])
+    if (section, kind) == ("fuser", "tap") and "tap" not in given:
+        raise UsageError("key fuser.tap is missing; it is the name of the tap to read")
+    return resolved
+
+
+def _typed(key: str, value: Any, default: Any) -> Any:
+    """The value in the type of the parameter's default."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(type(default), "its type")
+        raise UsageError(f"key {key}: {value!r} is not allowed, use {wanted} (the default is {default!r})")
+    return value

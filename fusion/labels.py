@@ -1,0 +1,254 @@
+"""Which rows of a cache a run uses, for which split, and what their labels are.
+
+Labels and splits come from the cache's columns, or from the task's own CSV or JSON Lines keyed by `id`,
+whose cells go before the cache's. Features are not touched or read here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.errors import UsageError
+from fusion.recipe import Recipe, as_text
+
+if TYPE_CHECKING:
+    from featcache.store import Cache
+    from fusion.tasks import Task
+
+SPLITS = ("train", "dev", "test")
+
+
+class Unusable(Exception):
+    """A row that a task cannot use; the text is the reason, the same for all rows of its sort."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of the cache and its label as written."""
+
+    row: int
+    id: str
+    label: str
+    frames: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Examples by split, before a task has looked at the labels."""
+
+    splits: dict[str, tuple[Example, ...]]
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a user may want to know, one line each."""
+
+    def labels(self, split: str) -> list[str]:
+        return [example.label for example in self.splits[split]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows that a task can use, with what it compares and what it learns."""
+
+    name: str
+    ids: tuple[str, ...]
+    rows: np.ndarray
+    """int64 (utterances,), rows of the cache."""
+    frames: np.ndarray
+    """int64 (utterances,)."""
+    references: tuple[str, ...]
+    targets: tuple[tuple[int, ...], ...]
+    skipped: tuple[Skipped, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Columns:
+    """The label columns of a cache with the task's own file laid over them."""
+
+    def __init__(self, cache: Cache, labels_file: str = "") -> None:
+        self._cache = cache
+        self._file: dict[str, dict[int, str | None]] = {}
+        self.notes: list[str] = []
+        if labels_file:
+            self._overlay(labels_file)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._cache.label_names, *(name for name in self._file if name not in self._cache.label_names)]
+
+    def column(self, name: str, key: str) -> list[str | None]:
+        """The values of a column, one a row of the cache.
+
+        Args:
+            key: the recipe's key that names it, for the error.
+
+        Raises:
+            UsageError: no such column.
+        """
+        if name not in self.names:
+            raise UsageError(f"key {key}: there is no label {name!r}; the cache and labels_file have: {', '.join(self.names)}")
+        known = name in self._cache.label_names
+        values: list[str | None] = list(self._cache.labels(name)) if known else [None] * len(self._cache)
+        for row, value in self._file.get(name, {}).items():
+            values[row] = value
+        return values
+
+    def _overlay(self, labels_file: str) -> None:
+        rows = {id_: row for row, id_ in enumerate(self._cache.ids)}
+        seen: set[str] = set()
+        unknown = 0
+        for line, record in _read_records(Path(labels_file)):
+            id_ = record.pop("id", None)
+            if not id_:
+                raise UsageError(f"{labels_file} line {line}: no `id`; every line needs the id of an utterance")
+            if id_ in seen:
+                raise UsageError(f"{labels_file} line {line}: id {id_!r} is there twice; keep one of them")
+            seen.add(id_)
+            if id_ not in rows:
+                unknown += 1
+                continue
+            for name, value in record.items():
+                self._file.setdefault(name, {})[rows[id_]] = value
+        if unknown == len(seen):
+            example = f"{next(iter(seen))!r}" if seen else "none"
+            raise UsageError(
+                f"{labels_file}: no id of it is in the cache (first of the file {example}, of the cache "
+                f"{next(iter(rows), None)!r}); use the ids that `featcache ls` prints"
+            )
+        if unknown:
+            self.notes.append(f"{labels_file}: {unknown} of {len(seen)} ids are not in the cache")
+
+
+def select(cache: Cache, recipe: Recipe) -> Selection:
+    """The rows of each split with their labels; quarantined and unlabelled ones are skipped with the reason.
+
+    Raises:
+        UsageError: a column is missing, or train or dev would be empty.
+    """
+    task, split = recipe.task, recipe.split
+    columns = Columns(cache, task.labels_file)
+    keep = np.ones(len(cache), dtype=bool)
+    for name, allowed in task.where.items():
+        values = {as_text(value) for value in (allowed if isinstance(allowed, tuple) else (allowed,))}
+        keep &= np.array([value in values for value in columns.column(name, f"task.where.{name}")], dtype=bool)
+    split_of = columns.column(split.column, "split.column")
+    labels = columns.column(task.label, "task.label")
+    names = {split.value(name): name for name in SPLITS}
+    if len(names) < len(SPLITS):
+        raise UsageError("section split: train, dev and test must be three different values")
+    examples: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    skipped: list[Skipped] = []
+    ids, frames = cache.ids, np.asarray(cache.lengths)
+    for row in np.flatnonzero(keep):
+        name = names.get(split_of[row] or "")
+        if name is None or (recipe.limit and len(examples[name]) >= recipe.limit):
+            continue
+        label = labels[row]
+        if frames[row] == 0:
+            skipped.append(Skipped(ids[row], name, "quarantined in the cache"))
+        elif label is None:
+            skipped.append(Skipped(ids[row], name, f"no label {task.label!r}"))
+        else:
+            examples[name].append(Example(int(row), ids[row], label, int(frames[row])))
+    for name in ("train", "dev"):
+        if not examples[name]:
+            _explain_empty(name, recipe, [split_of[row] for row in np.flatnonzero(keep)], skipped)
+    return Selection({name: tuple(rows) for name, rows in examples.items()}, tuple(skipped), tuple(columns.notes))
+
+
+def prepare(examples: Sequence[Example], name: str, task: Task, output_frames: Sequence[int] | None = None) -> Split:
+    """What a task makes of the rows of a split.
+
+    Args:
+        output_frames: for training, the frames of logits that each example gets; an example that cannot be
+            learnt from so many (`task.check`) is skipped. In evaluation (None) a reference is enough, so that a
+            score is not flattered by leaving hard utterances out.
+    """
+    kept: list[tuple[Example, str, tuple[int, ...]]] = []
+    skipped: list[Skipped] = []
+    for index, example in enumerate(examples):
+        try:
+            reference = task.reference(example.label)
+            target = tuple(task.target(reference))
+            if output_frames is not None:
+                task.check(target, int(output_frames[index]))
+        except Unusable as reason:
+            skipped.append(Skipped(example.id, name, str(reason)))
+        else:
+            kept.append((example, reference, target))
+    return Split(
+        name=name,
+        ids=tuple(example.id for example, _, _ in kept),
+        rows=np.array([example.row for example, _, _ in kept], dtype=np.int64),
+        frames=np.array([example.frames for example, _, _ in kept], dtype=np.int64),
+        references=tuple(reference for _, reference, _ in kept),
+        targets=tuple(target for _, _, target in kept),
+        skipped=tuple(skipped),
+    )
+
+
+def count_reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
+    """Reasons and how many rows each has, most frequent first."""
+    return dict(Counter(skip.reason for skip in skipped).most_common())
+
+
+def _explain_empty(name: str, recipe: Recipe, found: Sequence[str | None], skipped: Sequence[Skipped]) -> None:
+    split = recipe.split
+    reasons = count_reasons(skip for skip in skipped if skip.split == name)
+    if reasons:
+        why = "all its rows are unusable: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    else:
+        counts = Counter("(none)" if value is None else value for value in found).most_common(6)
+        why = f"column {split.column!r} holds " + (", ".join(f"{value} ({count})" for value, count in counts) or "nothing")
+    where = " after task.where" if recipe.task.where else ""
+    raise UsageError(f"key split.{name}: no usable row has {split.column} = {split.value(name)!r}{where}; {why}")
+
+
+def _read_records(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Lines of a CSV (with a header) or JSON Lines file, values as text; empty CSV cells and nulls are None."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
+                for line, text in enumerate(file, start=1):
+                    if text.strip():
+                        yield line, _json_record(path, line, text)
+            elif path.suffix.lower() in (".csv", ".tsv"):
+                reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+                if "id" not in (reader.fieldnames or []):
+                    raise UsageError(f"{path} line 1: no column `id`; the header is {', '.join(reader.fieldnames or [])}")
+                for record in reader:
+                    if None in record or None in record.values():
+                        raise UsageError(f"{path} line {reader.line_num}: another number of cells than in the header")
+                    yield reader.line_num, {name: value or None for name, value in record.items()}
+            else:
+                raise UsageError(f"key task.labels_file: {path} is neither .csv, .tsv nor .jsonl")
+    except OSError as error:
+        raise UsageError(f"key task.labels_file: {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"key task.labels_file: {path} cannot be read: {error}; save it as UTF-8") from error
+
+
+def _json_record(path: Path, line: int, text: str) -> dict[str, str | None]:
+    try:
+        record: Any = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{path} line {line}: not JSON ({error}); write one object a line") from error
+    if not isinstance(record, Mapping):
+        raise UsageError(f"{path} line {line}: not a JSON object; write one object a line")
+    return {name: None if value is None else as_text(value) for name, value in record.items()}

@@ -1,0 +1,283 @@
+"""A recipe: the TOML file that fixes a run.
+
+Only `cache` has no default. The resolved recipe, every default written out, is stored with the run, and
+is itself a recipe that makes the same run again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from featcache.errors import UsageError
+
+Scalar = str | int | float | bool
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskRecipe(_Section):
+    """What is learned, from which label, and which rows take part."""
+
+    kind: str = "ctc"
+    label: str = "text"
+    normalise: Literal["none", "basic"] = "basic"
+    tokens: Literal["char", "sentencepiece"] = "char"
+    vocabulary: Annotated[int, Field(ge=8)] = 500
+    """Pieces of a SentencePiece model; characters count themselves."""
+    labels_file: str = ""
+    """CSV or JSON Lines keyed by `id`; its columns go before the cache's."""
+    where: dict[str, Scalar | tuple[Scalar, ...]] = {}
+    """Only rows whose column has this value, or one of these values."""
+
+
+class SplitRecipe(_Section):
+    """Which column says in which split a row is, and what the splits are called there."""
+
+    column: str = "split"
+    train: str = "train"
+    dev: str = "dev"
+    test: str = "test"
+
+    def value(self, split: str) -> str:
+        return {"train": self.train, "dev": self.dev, "test": self.test}[split]
+
+
+class FuserRecipe(_Section):
+    """A fuser and its parameters; which parameters there are depends on `kind` (see `fusion.modules`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str = "hff"
+    taps: Literal["all"] | tuple[str, ...] = "all"
+    """Names of the taps that are read; the others stay on disk."""
+
+    @field_validator("taps", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [str(tap) for tap in value] if isinstance(value, list | tuple) else value
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DecoderRecipe(_Section):
+    """A decoder and its parameters; which parameters there are depends on `kind` (see `fusion.modules`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str = "blstm"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class TrainRecipe(_Section):
+    steps: Positive = 1500
+    batch_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Frames of a batch, padding included, in seconds; per process."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """Steps of linear rise to `lr`."""
+    decay: Literal["cosine", "linear", "none"] = "cosine"
+    final_lr: Share = 0.01
+    """What is left of `lr` at the last step, as a share."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Annotated[float, Field(ge=0)] = 5.0
+    """Largest norm of the gradient; 0 leaves it alone."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU that has it, float32 elsewhere."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    eval_every: Positive = 100
+    """Steps between two looks at dev; the state is saved then."""
+    patience: Annotated[int, Field(ge=0)] = 10
+    """Looks at dev without a better one before training stops; 0 never stops early."""
+    metric: str = ""
+    """What the best checkpoint is best in on dev; empty is the task's own."""
+    mask_time: Share = 0.0
+    """Share of the frames that are masked in training."""
+    mask_channels: Share = 0.0
+    mask_taps: Share = 0.0
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """Threads that read ahead; 0 reads in the training thread."""
+
+
+class Recipe(_Section):
+    """All that fixes a run."""
+
+    cache: str
+    """Path or URL of the cache, from the working directory."""
+    name: str = ""
+    """The run's folder under `runs/`; empty is the kind of the fuser."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    limit: Annotated[int, Field(ge=0)] = 0
+    """At most this many utterances of each split; 0 takes all."""
+    task: TaskRecipe = TaskRecipe()
+    split: SplitRecipe = SplitRecipe()
+    fuser: FuserRecipe = FuserRecipe()
+    decoder: DecoderRecipe = DecoderRecipe()
+    train: TrainRecipe = TrainRecipe()
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if value and (not re.fullmatch(r"[\w.+=-]+(/[\w.+=-]+)*", value) or ".." in value.split("/")):
+            raise ValueError("letters, digits and . _ + = - only, with / between folders")
+        return value
+
+    @property
+    def run_name(self) -> str:
+        return self.name or self.fuser.kind
+
+    def limited(self, limit: int) -> Recipe:
+        """A quick trial on a handful: few utterances, at most 50 steps, a name of its own."""
+        steps = min(self.train.steps, 50)
+        train = self.train.model_copy(
+            update={"steps": steps, "eval_every": min(self.train.eval_every, 25), "warmup": min(self.train.warmup, 10)}
+        )
+        return self.model_copy(update={"limit": limit, "name": f"{self.run_name}-limit{limit}", "train": train})
+
+    def to_toml(self) -> str:
+        return dump_toml(self.model_dump(mode="json"))
+
+
+def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe from a TOML file, with overrides such as `train.steps=100`.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key, or a value that a key does not take.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"recipe {path} cannot be read: {error.strerror}; give the path of a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"recipe {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return parse(text, overrides, source=str(path))
+
+
+def parse(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
+    """A recipe from TOML text; see `read`."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not TOML: {error}") from error
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise UsageError(f"{source}: {_explain(error)}") from error
+
+
+def differences(old: Recipe, new: Recipe, ignore: Iterable[str] = ()) -> list[str]:
+    """Dotted keys in which two recipes differ."""
+    a, b = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    return [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key not in set(ignore)]
+
+
+def as_text(value: Scalar) -> str:
+    """A value as labels are stored: text as it is, all else as its JSON text."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UsageError(f"--set {override!r} is not KEY=VALUE; write for example --set train.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is text
+    target = values
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"--set {key}: {part} is a value, not a section")
+    target[parts[-1]] = value
+
+
+def _explain(error: pydantic.ValidationError) -> str:
+    """The first problem of a recipe in one line: the key, what is wrong, what is allowed."""
+    problem = error.errors()[0]
+    # pydantic adds the branch of a union to the place; only what the user wrote is named
+    place = [str(part) for part in problem["loc"]]
+    names = _keys(Recipe)
+    while problem["type"] != "extra_forbidden" and len(place) > 1 and ".".join(place) not in names and ".".join(place[:-1]) in names:
+        place.pop()
+    key = ".".join(place)
+    more = "" if error.error_count() == 1 else f" ({error.error_count()} problems in all)"
+    if problem["type"] == "extra_forbidden":
+        section = ".".join(place[:-1])
+        known = [name[len(section) + 1 if section else 0 :] for name in names if name.rpartition(".")[0] == section]
+        return f"unknown key {key}; known here: {', '.join(known)}{more}"
+    if problem["type"] == "missing":
+        return f"key {key} is missing{more}"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    given = "" if isinstance(problem["input"], dict) else f" {problem['input']!r}"
+    return f"key {key}:{given} is not allowed, use {message}{more}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _keys(field.annotation, f"{prefix}{name}.")
+    return names
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def dump_toml(values: Mapping[str, Any], section: str = "") -> str:
+    """TOML of nested mappings of text, numbers, truth values and lists (which is all a recipe holds)."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
+    nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    lines = [f"[{section}]"] if section and (plain or not nested) else []
+    lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
+    parts = ["\n".join(lines) + "\n"] if lines else []
+    for key, value in nested.items():
+        parts.append(dump_toml(value, f"{section}.{_toml_key(key)}" if section else _toml_key(key)))
+    return "\n".join(parts)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # a TOML basic string is a JSON string that also escapes DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, int | float):
+        return repr(value)
+    raise UsageError(f"a recipe cannot hold {type(value).__name__} {value!r}; use text, numbers, true/false and lists")

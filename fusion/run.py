@@ -1,0 +1,251 @@
+"""A run on disk: what is in its folder, and a trained head opened from it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+import torch
+
+from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
+from featcache.store import Cache
+from fusion import checkpoint, head, labels, tasks
+from fusion.data import plan_evaluation
+from fusion.distributed import World, autocast, pick_device
+from fusion.modules import count_parameters
+from fusion.predict import predict
+from fusion.recipe import Recipe
+from fusion.recipe import read as read_recipe
+
+LARGE_BATCH_SECONDS = 600.0
+"""Frames of features that `Run.transcribe` puts into one forward, padding included."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """The folder of a run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def head(self) -> Path:
+        return self.path / "head.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state to go on from; the latest weights."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def best(self) -> Path:
+        """The weights that were best on dev: the head."""
+        return self.path / "best.safetensors"
+
+    @property
+    def skipped(self) -> Path:
+        """Rows that the task could not use: id, split, reason."""
+        return self.path / "skipped.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def utterances(self) -> Path:
+        """The per-utterance table of test."""
+        return self.path / "utterances.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tb"
+
+    def clear(self) -> None:
+        """Remove what a run wrote, and nothing else."""
+        for path in (
+            self.recipe, self.head, self.checkpoint, self.state, self.best, self.skipped, self.metrics, self.utterances,
+        ):  # fmt: skip
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a split and its per-utterance table, both JSON-able."""
+
+    metrics: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+class Run:
+    """A trained head, ready to use. Open with `Run.open`.
+
+    Attributes:
+        path: the run's folder.
+        spec: what the head is and what it was trained on.
+        head: in evaluation mode, on `device`.
+        task: turns logits into text.
+    """
+
+    def __init__(self, files: Files, spec: head.HeadSpec, module: head.Head, device: torch.device) -> None:
+        self.files, self.spec, self.head, self.device = files, spec, module, device
+        self.task = tasks.from_json(spec.task)
+
+    @classmethod
+    def open(cls, path: str | Path, device: str | torch.device = "cpu") -> Run:
+        """Open the best checkpoint of a run.
+
+        Raises:
+            UsageError: it is not the folder of a run that has got as far as its first checkpoint.
+            FeatcacheError: a file of it is damaged.
+        """
+        files = Files(Path(path))
+        spec = cls.read_spec(path)
+        module = head.build(spec)
+        tensors, _ = checkpoint.load(files.best)
+        checkpoint.load_weights(module, tensors, files.best)
+        chosen = pick_device(str(device))
+        return cls(files, spec, module.to(chosen).eval(), chosen)
+
+    @staticmethod
+    def read_spec(path: str | Path) -> head.HeadSpec:
+        """What `head.json` of a run says, without its weights."""
+        place = Files(Path(path)).head
+        try:
+            return head.HeadSpec.model_validate(checkpoint.read_json(place))
+        except pydantic.ValidationError as error:
+            problem = error.errors()[0]
+            raise FeatcacheError(
+                f"{place} is not a head of this version: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; train it again"
+            ) from error
+
+    @staticmethod
+    def read_recipe(path: str | Path) -> Recipe:
+        """The resolved recipe of a run."""
+        return read_recipe(Files(Path(path)).recipe)
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.read_recipe(self.path)
+
+    def metrics(self) -> dict[str, Any]:
+        """The scores on test that the run was finished with."""
+        if not self.files.metrics.exists():
+            raise UsageError(f"run {self.path} is not finished: `fusion train {self.files.recipe} --resume` goes on with it")
+        metrics: dict[str, Any] = checkpoint.read_json(self.files.metrics)
+        return metrics
+
+    def evaluate(self, split: str = "test", cache: Cache | str | None = None) -> Evaluation:
+        """Score the head on a split.
+
+        Args:
+            split: train, dev or test.
+            cache: another encoding of the same features; the recipe's own by default.
+
+        Raises:
+            UsageError: no such split, or no usable row in it.
+            MismatchError: the features are not those that the head was trained on.
+        """
+        if split not in labels.SPLITS:
+            raise UsageError(f"split {split!r} is not allowed, use {' or '.join(labels.SPLITS)}")
+        settings = self.recipe
+        opened = open_cache(settings.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
+        if opened.values_id != self.spec.values_id:
+            raise MismatchError(
+                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} holds "
+                f"{opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
+            )
+        selection = labels.select(opened, settings)
+        chosen = labels.prepare(selection.splits[split], split, self.task)
+        if not len(chosen):
+            raise UsageError(f"{split} has no usable row in {opened.path}")
+        facts: dict[str, Any] = {}
+        if self.files.metrics.exists():
+            old = self.metrics()
+            facts = {key: old[key] for key in ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours") if key in old}
+        skipped = [skip for skip in (*selection.skipped, *chosen.skipped) if skip.split == split]
+        return self.evaluate_split(opened, chosen, World(0, 1, self.device), facts | {"skipped": labels.count_reasons(skipped)})
+
+    def evaluate_split(self, cache: Cache, split: labels.Split, world: World, facts: Mapping[str, Any]) -> Evaluation:
+        """Score the head on rows that are already chosen; `facts` are added to the metrics."""
+        settings = self.recipe
+        found = predict(
+            self.head, self.task, cache, split, world, taps=self.spec.taps,
+            batch_seconds=settings.train.batch_seconds, precision=settings.train.precision, workers=settings.train.workers,
+        )  # fmt: skip
+        report = self.task.report(split.references, found.texts)
+        metrics = report | {
+            "split": split.name,
+            "task": self.task.kind,
+            "fuser": self.spec.fuser["kind"],
+            "decoder": self.spec.decoder["kind"],
+            "fusion_parameters": count_parameters(self.head.fuser),
+            "decoder_parameters": count_parameters(self.head.decoder),
+            "taps": list(self.spec.taps),
+            "name": settings.run_name,
+            "seed": settings.seed,
+            "upstream": self.spec.upstream["id"],
+            "values_id": cache.values_id,
+            "encoding_id": cache.encoding_id,
+            "profile": cache.profile,
+            "hours": round(float(split.frames.sum()) / cache.frame_rate / 3600, 3),
+            **facts,
+        }
+        return Evaluation(metrics, self.task.rows(split.ids, split.references, found.texts))
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Store the scores and the table in the run's folder."""
+        checkpoint.write_json_lines(self.files.utterances, evaluation.rows)
+        checkpoint.write_json(self.files.metrics, evaluation.metrics)
+
+    @torch.no_grad()
+    def transcribe(self, features: Sequence[np.ndarray]) -> list[str]:
+        """Predictions from features, each float32 (frames, taps, channels) with the taps of `spec.taps` in order.
+
+        Raises:
+            UsageError: another number of taps or channels.
+        """
+        want = (len(self.spec.taps), self.spec.channels)
+        for array in features:
+            if array.ndim != 3 or array.shape[1:] != want:
+                raise UsageError(f"features of shape {array.shape} do not fit: this head reads (frames, {want[0]}, {want[1]})")
+        lengths = np.array([len(array) for array in features], dtype=np.int64)
+        found = [""] * len(features)
+        budget = round(LARGE_BATCH_SECONDS * self.spec.frame_rate)
+        usable = np.flatnonzero(lengths > 0)
+        for slot in plan_evaluation(lengths[usable], budget):
+            index = usable[slot.index]
+            padded = torch.zeros(len(index), int(lengths[index].max()), *want)
+            for i, position in enumerate(index):
+                padded[i, : lengths[position]] = torch.from_numpy(np.ascontiguousarray(features[position], dtype=np.float32))
+            with autocast(self.recipe.train.precision, self.device):
+                logits, out_lengths = self.head(padded.to(self.device), torch.from_numpy(lengths[index]).to(self.device))
+            for position, prediction in zip(index, self.task.predict(logits.float(), out_lengths), strict=True):
+                found[position] = prediction
+        return found
+
+
+def open_cache(path: str) -> Cache:
+    """The cache of a recipe; what is not there is a wrong recipe."""
+    try:
+        return Cache.open(path)
+    except CacheError as error:
+        if Path(path).exists() or "://" in path:
+            raise
+        raise UsageError(f"key cache: there is no cache at {path}; `featcache extract` makes one") from error

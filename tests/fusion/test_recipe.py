@@ -1,0 +1,106 @@
+"""Recipes: TOML in and out, overrides, and errors that name the key and what it takes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.errors import UsageError
+from fusion import head, recipe
+
+
+def test_only_the_cache_is_required() -> None:
+    made = recipe.parse('cache = "c"')
+    assert made.task.kind == "ctc" and made.run_name == "hff" and made.train.steps == 1500
+    with pytest.raises(UsageError, match="key cache is missing"):
+        recipe.parse("")
+
+
+def test_the_resolved_recipe_is_a_recipe_for_the_same_run() -> None:
+    made = head.resolve(
+        recipe.parse('cache = "c"\n[task]\nwhere = {lang = ["en", "it"], take = 1}\n[fuser]\nwidth = 32\n[decoder]\ndropout = 0')
+    )
+    again = recipe.parse(made.to_toml())
+    assert again == made and head.resolve(again) == made
+    assert tomllib.loads(made.to_toml())["fuser"]["group"] == 2  # a default, written out
+    assert recipe.differences(made, again) == []
+
+
+def test_overrides_are_toml_values_or_bare_words() -> None:
+    made = recipe.parse(
+        'cache = "c"',
+        ["train.steps=7", "train.lr=1e-4", "name=other", "fuser.taps=[1, 3]", 'task.where.lang="en"', "decoder.stack=3"],
+    )
+    assert (made.train.steps, made.train.lr, made.name) == (7, 1e-4, "other")
+    assert made.fuser.taps == ("1", "3") and made.task.where == {"lang": "en"} and made.decoder.parameters == {"stack": 3}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.step=1", ["unknown key train.step", "steps"]),
+        ("cach=x", ["unknown key cach", "cache"]),
+        ("train.steps=many", ["train.steps", "'many'", "integer"]),
+        ("train.steps=0", ["train.steps", "greater than or equal to 1"]),
+        ("train.precision=fp8", ["train.precision", "'fp8'", "'bfloat16'"]),
+        ("task.normalise=loud", ["task.normalise", "'basic'"]),
+        ("fuser.taps=3", ["fuser.taps", "'all'"]),
+        ("name=../x", ["name", "letters"]),
+        ("train", ["KEY=VALUE"]),
+        ("train.steps.x=1", ["steps"]),
+        ("fuser.grop=2", ["unknown key fuser.grop", "group"]),
+        ("fuser.kind=hf", ["fuser.kind", "'hf'", "weighted_sum"]),
+        ("fuser.width=wide", ["fuser.width", "'wide'", "whole number"]),
+        ("decoder.dropout=true", ["decoder.dropout", "a number"]),
+        ("decoder.kind=gru", ["decoder.kind", "blstm"]),
+        ("fuser.kind=tap", ["fuser.tap is missing"]),
+    ],
+)
+def test_an_error_is_one_line_with_the_key_and_what_is_allowed(override: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        head.resolve(recipe.parse('cache = "c"\n[train]\nsteps = 5', [override]))
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_differences_name_the_keys_and_pass_over_ignored_ones() -> None:
+    a = recipe.parse('cache = "c"')
+    b = recipe.parse('cache = "c"', ["train.lr=0.5", "train.workers=0", 'task.where.lang="en"'])
+    assert recipe.differences(a, b, ["train.workers"]) == ["task.where", "task.where.lang", "train.lr"]
+
+
+def test_a_trial_on_a_handful_is_short_and_has_its_own_name() -> None:
+    made = recipe.parse('cache = "c"').limited(20)
+    assert (made.limit, made.train.steps, made.run_name) == (20, 50, "hff-limit20")
+    assert made.train.warmup < made.train.steps
+
+
+def test_a_missing_or_broken_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        recipe.read(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("cache = ")
+    with pytest.raises(UsageError, match="is not TOML"):
+        recipe.read(tmp_path / "bad.toml")
+
+
+KEYS = st.text(min_size=1, max_size=8)
+SCALARS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-(2**63), 2**63 - 1), st.booleans(),
+    st.floats(allow_nan=False),
+)  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        st.recursive(SCALARS | st.lists(SCALARS, max_size=3), lambda v: st.dictionaries(st.text("ab.\" ", max_size=3), v, max_size=3)),
+        max_size=4,
+    )
+)
+def test_any_values_survive_toml(values: dict[str, object]) -> None:
+    assert tomllib.loads(recipe.dump_toml(values)) == values
