@@ -1,0 +1,184 @@
+"""What every upstream is: its configuration, and the protocol that stage one drives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from featcache.errors import UpstreamError
+from featcache.geometry import Geometry
+from featcache.upstreams import taps as tap_rules
+
+# Raise when a rule in this package changes the values of an unchanged model; part of the values id.
+RULES_VERSION = 1
+
+
+class UpstreamConfig(BaseModel):
+    """Which model, and how it is run.
+
+    `id` is `torchaudio:NAME`, `hf:org/name@revision`, `hf:FOLDER`, `package:NAME` or `mel:BINS`. `weights`
+    is a local checkpoint for a torchaudio bundle. `taps` are tap names or "all". `dtype` is the autocast
+    type. `window` is Whisper's policy: "crop" (the default) runs the layers on the utterance's own frames,
+    "pad" on 30 s of zero-padded audio as the model was trained. `revision` is that of a hub model, the same
+    as after `@` in the id.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    weights: str | None = None
+    taps: Literal["all"] | tuple[str, ...] = "all"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    window: Literal["crop", "pad"] | None = None
+    revision: str | None = None
+
+
+class Upstream(ABC):
+    """A frozen model that turns 16 kHz waveforms into activations `(frames, taps, channels)`.
+
+    `taps` are the stored tap names in order, `identity` is all that decides the values (JSON, no paths),
+    and `can_pad` says that a padded batch gives each row the features it has alone; where it does not,
+    inputs of unequal length are run in groups of equal length, so that the result is the same either way.
+    """
+
+    config: UpstreamConfig
+    device: torch.device
+    taps: tuple[str, ...]
+    channels: int
+    geometry: Geometry
+    can_pad: bool
+    identity: dict[str, Any]
+
+    def __init__(self, config: UpstreamConfig, device: str | torch.device) -> None:
+        self.config = config
+        self.device = torch.device(device)
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return self.geometry.hop
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.geometry.frame_rate
+
+    @property
+    def window_samples(self) -> int | None:
+        """The longest input of one forward, in samples."""
+        return self.geometry.window_samples
+
+    @property
+    def min_samples(self) -> int:
+        """A shorter input has no frame."""
+        return self.geometry.min_samples
+
+    def frames(self, samples: int) -> int:
+        """Frames made of `samples` samples, exactly."""
+        return self.geometry.frames(samples)
+
+    def forward(self, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Features of float32 waveforms `(samples,)`: float32 `(frames, taps, channels)` each, order kept."""
+        return [features.cpu().numpy() for features in self.forward_tensors(waveforms)]
+
+    def forward_tensors(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+        """As `forward`, the features still on the device. NaN or infinity is passed on, not judged.
+
+        Raises `UpstreamError` where a waveform is longer than `window_samples`.
+        """
+        frames = [self.frames(len(waveform)) for waveform in waveforms]
+        window = self.window_samples
+        for waveform in waveforms:
+            if window is not None and len(waveform) > window:
+                raise UpstreamError(
+                    f"{self.id}: {len(waveform)} samples exceed the window of {window}; cut into windows first"
+                )
+        features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
+        for group in self._groups([len(waveform) for waveform in waveforms], frames):
+            waves = [_tensor(waveforms[i]) for i in group]
+            with torch.inference_mode(), _exact_convolutions(self.device):
+                batch_btlc = self._features(waves)
+            for row, i in enumerate(group):
+                features[i] = batch_btlc[row, : frames[i]]
+                if len(features[i]) != frames[i]:
+                    raise RuntimeError(f"{self.id}: {len(features[i])} frames where {frames[i]} were computed")
+        return features
+
+    @abstractmethod
+    def _features(self, waves: list[Tensor]) -> Tensor:
+        """Float32 `(batch, frames, taps, channels)` of CPU waveforms that all have at least one frame.
+
+        Frames beyond a row's own count are cut by the caller. Lengths differ only where `can_pad`.
+        """
+
+    def _groups(self, samples: list[int], frames: list[int]) -> list[list[int]]:
+        """The rows of each run of the model: all at once, or by equal length; rows without a frame in none."""
+        groups: dict[int, list[int]] = {}
+        for i, length in enumerate(samples):
+            if frames[i]:
+                groups.setdefault(0 if self.can_pad else length, []).append(i)
+        return list(groups.values())
+
+    def _autocast(self) -> torch.autocast:
+        kind = self.config.dtype
+        dtype = torch.bfloat16 if kind == "float32" else getattr(torch, kind)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=kind != "float32")
+
+    def _identify(self, **family: Any) -> dict[str, Any]:
+        """The identity: what all families share, and `family` (JSON values, sorted by name)."""
+        shared = {
+            "rules": RULES_VERSION,
+            "sample_rate": 16_000,
+            "geometry": self.geometry.model_dump(mode="json"),
+            "taps": list(self.taps),
+            "tap_convention": tap_rules.CONVENTION,
+            "autocast": self.config.dtype,
+            "device": self.device.type,
+            "tf32": False,
+        }
+        return dict(sorted({**shared, **family}.items()))
+
+
+def refuse_options(config: UpstreamConfig, *names: str) -> None:
+    """Raise `UpstreamError` where an option is set that means nothing for this family."""
+    for name in names:
+        if getattr(config, name) is not None:
+            raise UpstreamError(f"{config.id}: the option {name} has no meaning for this upstream; leave it out")
+
+
+def pad(waves: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Waveforms `(samples,)` as one float32 `(batch, longest)` on `device`, zeros after each."""
+    if len(waves) == 1:
+        return waves[0].unsqueeze(0).to(device)
+    return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True).to(device)
+
+
+def frame_mask(frames: Sequence[int], longest: int, device: torch.device) -> Tensor:
+    """Bool `(batch, longest)`: true on each row's own frames."""
+    return torch.arange(longest, device=device) < torch.tensor(frames, device=device).unsqueeze(1)
+
+
+def _tensor(waveform: np.ndarray) -> Tensor:
+    array = np.ascontiguousarray(waveform, dtype=np.float32)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+@contextmanager
+def _exact_convolutions(device: torch.device) -> Iterator[None]:
+    """On CUDA, convolutions in full float32 and the same algorithm each time: cuDNN's default is TF32."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
