@@ -109,6 +109,7 @@ def build_columns(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, n
         "hash": keys[order],
         "hash_utterance": order.astype(np.int64),
         "shard_bytes": np.array(
-            [[proof.bytes for _, proof in sorted(records[s].files.items())] for s in sorted(records)], np.int64
+            [[proof.bytes for _, proof in sorted(records[s].files.items())] for s in sorted(records)],
+            np.int64,
         ),
     }

@@ -65,6 +65,7 @@ class Seal(BaseModel):
     root: dict[str, FileProof]
     files: dict[str, FileProof]
     ledger: str
+    ledger_bytes: int
     shards: int
     utterances: int
     quarantined: int

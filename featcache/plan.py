@@ -111,8 +111,18 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """What an unfinished segment remembers of its plan. Paths and labels are not in it."""
-        arrays = {name: getattr(self, name) for name in ("samples", "first_row", "start", "frames", "shard", "position")}
-        return digest([digest(list(self.ids)), digest_arrays(arrays), self.shard_frames, self.batch_samples, self.can_pad])
+        arrays = {
+            name: getattr(self, name) for name in ("samples", "first_row", "start", "frames", "shard", "position")
+        }
+        return digest(
+            [
+                digest(list(self.ids)),
+                digest_arrays(arrays),
+                self.shard_frames,
+                self.batch_samples,
+                self.can_pad,
+            ]
+        )
 
     def shard_rows(self, shard: int) -> range:
         """The rows of a shard."""

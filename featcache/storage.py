@@ -117,6 +117,13 @@ class Storage:
     def delete_folder(self, prefix: str) -> None:
         shutil.rmtree(self.path(prefix), ignore_errors=True)
 
+    def delete_temporary(self, prefix: str) -> None:
+        """Remove what killed writers left half-written below a folder."""
+        for folder, _, files in os.walk(self.path(prefix)):
+            for name in files:
+                if name.startswith(TEMPORARY):
+                    (Path(folder) / name).unlink(missing_ok=True)
+
     def free_bytes(self) -> int:
         """Free disk space at the nearest folder that exists."""
         path = self.root.absolute()

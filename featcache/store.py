@@ -180,7 +180,9 @@ class Cache:
         return self._join("samples", np.int64) / 16_000
 
     def _join(self, column: str, dtype: type) -> np.ndarray:
-        return np.concatenate([np.zeros(0, dtype), *(segment.column(column) for segment in self.segments)]).astype(dtype)
+        return np.concatenate([np.zeros(0, dtype), *(segment.column(column) for segment in self.segments)]).astype(
+            dtype
+        )
 
     def row(self, utterance_id: str) -> int:
         """The position of an id.
@@ -195,7 +197,9 @@ class Cache:
             if position is not None:
                 return offset + position
             offset += len(segment)
-        raise UtteranceNotFound(f"{self.path} holds no utterance {utterance_id!r}: `featcache ls {self.path}` lists them")
+        raise UtteranceNotFound(
+            f"{self.path} holds no utterance {utterance_id!r}: `featcache ls {self.path}` lists them"
+        )
 
     @property
     def label_names(self) -> tuple[str, ...]:

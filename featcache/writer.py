@@ -13,7 +13,16 @@ from featcache.codec import Arrays, Codec
 from featcache.digest import canonical_json, digest
 from featcache.errors import CorruptCacheError, JobError, MismatchError
 from featcache.index import QUARANTINED, build_columns, label_text, pack_text
-from featcache.ledger import FileProof, Seal, ShardRecord, ledger_digest, proof, read_records, record_key, to_bytes
+from featcache.ledger import (
+    FileProof,
+    Seal,
+    ShardRecord,
+    ledger_digest,
+    proof,
+    read_records,
+    record_key,
+    to_bytes,
+)
 from featcache.plan import Plan
 from featcache.spec import CacheSpec
 from featcache.storage import Storage
@@ -66,9 +75,7 @@ class SegmentWriter:
                 f"{self.storage}/{self.name} was begun for {what}, not for these {len(self.plan.ids)} in "
                 f"{self.plan.shards}: finish it with its own manifest, or drop it with `featcache gc {self.storage}`"
             )
-        files = layout.render_segment(
-            self.name, self.codec, self.spec.layout, self.plan.shards, self.plan.shard_frames
-        )
+        files = layout.render_segment(self.name, self.codec, self.spec.layout, self.plan.shards, self.plan.shard_frames)
         files[key] = data
         for path in sorted(files, key=lambda path: (path == key, path)):
             if self.storage.read(path) != files[path]:
@@ -139,6 +146,7 @@ class SegmentWriter:
             root=prove_root(self.storage),
             files=prove_segment(self.storage, self.name),
             ledger=ledger_digest(records),
+            ledger_bytes=sum(len(to_bytes(record)) for record in records.values()),
             shards=self.plan.shards,
             utterances=len(self.plan.ids),
             quarantined=int((columns["state"] == QUARANTINED).sum()),

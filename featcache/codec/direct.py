@@ -105,4 +105,6 @@ def _pick(plane: np.ndarray, taps: Sequence[int], stored: int) -> np.ndarray:
 
 def _no_parameters(profile: str, parameters: Mapping[str, Any]) -> None:
     if parameters:
-        raise UsageError(f"profile {profile} takes no parameters, but got {', '.join(sorted(parameters))}: leave them out")
+        raise UsageError(
+            f"profile {profile} takes no parameters, but got {', '.join(sorted(parameters))}: leave them out"
+        )

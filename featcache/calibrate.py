@@ -1,0 +1,139 @@
+"""The deterministic pass that fixes scales and predictors before the first shard is written.
+
+Utterances are drawn by the hash of their id, so that the choice depends on the set of ids and not on
+their order, on the machine or on chance.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featcache import codec as codecs
+from featcache import layout
+from featcache.audio import AUDIO_RULES
+from featcache.errors import JobError
+from featcache.index import id_hash
+from featcache.manifest import Row
+from featcache.plan import SAMPLE_RATE, make_plan
+from featcache.progress import AudioProgress
+from featcache.reading import load_window, row_samples
+from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
+from featcache.upstreams import Upstream
+
+SECONDS = 600.0
+# Activations of the calibration are held in memory at once, in float32.
+MAX_BYTES = 768 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `init` found: the cache's description, its calibration, and how fast the model ran."""
+
+    spec: CacheSpec
+    calibration: codecs.Arrays
+    realtime: float
+
+
+def choose(rows: Sequence[Row], seconds: float) -> list[Row]:
+    """Utterances for the calibration: those with the smallest id hashes, up to `seconds` in all."""
+    chosen: list[Row] = []
+    total = 0.0
+    for row in sorted(rows, key=lambda row: (id_hash(row.id), row.id)):
+        if chosen and total + row.duration > seconds:
+            break
+        chosen.append(row)
+        total += row.duration
+    return chosen
+
+
+def calibrate(
+    rows: Sequence[Row],
+    manifest: Path,
+    upstream: Upstream,
+    profile: str,
+    parameters: dict[str, object],
+    arrangement: Layout,
+    seconds: float = SECONDS,
+) -> Calibrated:
+    """Run the model over the chosen utterances and fit the profile to what it gives.
+
+    Raises:
+        JobError: none of them could be used.
+    """
+    kind = codecs.profile_class(profile)
+    taps, channels = upstream.taps, upstream.channels
+    draft = CacheSpec(
+        upstream=upstream.config.model_dump(mode="json"),
+        identity=upstream.identity,
+        audio=AUDIO_RULES,
+        window_rule=WINDOW_RULE,
+        geometry=upstream.geometry,
+        can_pad=upstream.can_pad,
+        taps=taps,
+        channels=channels,
+        layout=arrangement,
+        profile=profile,
+        profile_version=kind.version,
+        parameters=parameters,
+        bits_per_value=0.0,
+        values_id=values_id(upstream.identity, AUDIO_RULES, taps),
+        encoding_id="",
+    )
+    affordable = MAX_BYTES / (4 * len(taps) * channels * upstream.geometry.frame_rate)
+    features, realtime = _activations(choose(rows, min(seconds, affordable)), manifest, upstream, draft)
+    calibration = kind.fit(features, parameters)
+    codec = codecs.build(profile, kind.version, len(taps), channels, parameters, calibration)
+    spec = draft.model_copy(
+        update={
+            "bits_per_value": round(bits_per_value(codec, arrangement, features), 4),
+            "encoding_id": codecs.encoding_id(profile, kind.version, parameters, calibration),
+        }
+    )
+    return Calibrated(spec, calibration, realtime)
+
+
+def bits_per_value(codec: codecs.Codec, arrangement: Layout, features: Sequence[np.ndarray]) -> float:
+    """Size of these rows as the store would hold them, in bits per value, chunk by chunk."""
+    encoded = [codec.encode(row).planes for row in features]
+    frames = sum(len(row) for row in features)
+    padded = -(-frames // arrangement.chunk_frames) * arrangement.chunk_frames
+    size = 0
+    for plane in codec.planes:
+        block = np.zeros((padded, *plane.frame_shape), plane.dtype)
+        np.concatenate([row[plane.name] for row in encoded], out=block[:frames])
+        size += len(layout.render_shard(plane, arrangement, block))
+    return 8 * size / (frames * codec.taps * codec.channels)
+
+
+def _activations(
+    rows: Sequence[Row], manifest: Path, upstream: Upstream, spec: CacheSpec
+) -> tuple[list[np.ndarray], float]:
+    """Finite activations of usable windows in the order of the rows, and the model's speed (x real time)."""
+    plan = make_plan([row.id for row in rows], [row_samples(row) for row in rows], spec, 1)
+    found: dict[int, np.ndarray] = {}
+    model_seconds = audio_seconds = 0.0
+    reasons: list[str] = []
+    with AudioProgress("calibrating", plan.seconds) as progress:
+        for shard in range(plan.shards):
+            for batch in plan.batches(shard):
+                loaded = [load_window(rows[plan.utterance[r]], manifest, plan, r) for r in batch]
+                usable = [(r, pcm.samples) for r, pcm in zip(batch, loaded, strict=True) if pcm.samples is not None]
+                reasons += [pcm.reason for pcm in loaded if pcm.reason]
+                if usable:
+                    began = time.monotonic()
+                    outputs = upstream.forward([pcm for _, pcm in usable])
+                    model_seconds += time.monotonic() - began
+                    audio_seconds += sum(len(pcm) for _, pcm in usable) / SAMPLE_RATE
+                    for (row, _), output in zip(usable, outputs, strict=True):
+                        if np.isfinite(output).all():
+                            found[row] = output[plan.keep[row] : plan.keep[row] + plan.frames[row]]
+                progress.advance(sum(int(plan.stop[r] - plan.start[r]) for r in batch) / SAMPLE_RATE)
+    if not found:
+        why = f" (the first: {reasons[0]})" if reasons else ""
+        raise JobError(f"none of the {len(rows)} utterances drawn for calibration can be used{why}: check {manifest}")
+    return [found[row] for row in sorted(found)], audio_seconds / max(model_seconds, 1e-9)

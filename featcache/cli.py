@@ -1,0 +1,296 @@
+"""Command line `featcache`: parse, call one function, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from featcache.errors import FeatcacheError, JobError, UsageError
+
+# Everything that loads a model or opens audio is imported in the command that needs it.
+
+app = typer.Typer(
+    name="featcache",
+    help="Run a frozen speech foundation model once and keep every layer's activations.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
+CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]
+UpstreamId = Annotated[
+    str | None,
+    typer.Option("--upstream", "-u", help="package:NAME, hf:ORG/NAME, hf:FOLDER, torchaudio:BUNDLE or mel:80.", show_default=False),
+]  # fmt: skip
+Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.", show_default=False)]
+Weights = Annotated[str | None, typer.Option(help="Local checkpoint of a torchaudio bundle.", show_default=False)]
+Taps = Annotated[str | None, typer.Option(help="Taps to store: all, or names as in 0,4,8,final.", show_default=False)]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Autocast dtype of the model.", show_default=False)
+]  # fmt: skip
+WindowPolicy = Annotated[
+    Literal["crop", "pad"] | None, typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False)
+]  # fmt: skip
+Profile = Annotated[str | None, typer.Option(help="Codec profile: fp16 or int8.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one.", show_default=False)]
+BatchSeconds = Annotated[
+    float | None, typer.Option(min=1, help="Audio of one forward pass; part of a new cache's plan.", show_default=False)
+]  # fmt: skip
+
+
+@app.command("init")
+def init_command(
+    manifest: Manifest,
+    cache: CachePath,
+    upstream: UpstreamId = None,
+    revision: Revision = None,
+    weights: Weights = None,
+    taps: Taps = None,
+    dtype: Dtype = None,
+    window: WindowPolicy = None,
+    profile: Profile = None,
+    device: Device = None,
+    batch_seconds: BatchSeconds = None,
+    calibration_seconds: Annotated[float, typer.Option(min=1, help="Speech to calibrate on.")] = 600.0,
+) -> None:
+    """Make an empty cache: run the model over a sample of the manifest and fix the codec's scales."""
+    from featcache.cli_views import print_outlook
+    from featcache.job import Job
+
+    request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
+    job = Job(manifest, cache, request, _device(device))
+    job.init()
+    print_outlook(job, as_json=False)
+
+
+@app.command("plan")
+def plan_command(
+    manifest: Manifest, cache: CachePath, limit: Limit = None, device: Device = None, json: Json = False
+) -> None:
+    """Say what extract would do: utterances, bytes, shards, time. Changes nothing."""
+    from featcache.cli_views import print_outlook
+    from featcache.job import Job, Request
+
+    print_outlook(Job(manifest, cache, Request(), _device(device), limit), json)
+
+
+@app.command("extract")
+def extract_command(
+    manifest: Manifest,
+    cache: CachePath,
+    upstream: UpstreamId = None,
+    revision: Revision = None,
+    weights: Weights = None,
+    taps: Taps = None,
+    dtype: Dtype = None,
+    window: WindowPolicy = None,
+    profile: Profile = None,
+    device: Device = None,
+    batch_seconds: BatchSeconds = None,
+    calibration_seconds: Annotated[float, typer.Option(min=1, help="Speech to calibrate on.")] = 600.0,
+    limit: Limit = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first utterance that cannot be used.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
+) -> None:
+    """Compute what the cache lacks of the manifest. Goes on where an earlier run stopped."""
+    from featcache.cli_views import note, print_info, print_outlook
+    from featcache.job import Job
+    from featcache.progress import size_text
+
+    request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
+    job = Job(manifest, cache, request, _device(device), limit)
+    if dry_run:
+        if not job.exists:
+            raise UsageError(
+                f"there is no cache at {cache} yet, and its plan needs the calibration: "
+                f"run `featcache init {manifest} {cache} --upstream ...` first"
+            )
+        print_outlook(job, as_json=False)
+        return
+    try:
+        done = job.extract(strict=strict)
+    except KeyboardInterrupt:
+        raise JobError("interrupted: finished shards are safe; run the same command again to go on") from None
+    if done is None:
+        note(f"complete: all {len(job.rows)} utterances of {manifest} are in {cache}")
+    else:
+        note(f"{done.shards} shards, {size_text(done.bytes)} written, {len(done.quarantined)} utterances left out")
+        for left_out in done.quarantined[:5]:
+            note(f"  left out: {left_out.id}: {left_out.reason}")
+        if done.saturated:
+            note(f"  {done.saturated} values lay beyond the calibrated range and were set to its limit")
+    print_info(job.cache, as_json=False)
+    print(cache)
+
+
+@app.command("info")
+def info_command(cache: CachePath, json: Json = False) -> None:
+    """What a cache is: model, taps, profile, ids, size."""
+    from featcache.cli_views import print_info
+    from featcache.store import Cache
+
+    print_info(Cache.open(cache), json)
+
+
+@app.command("ls")
+def ls_command(
+    cache: CachePath,
+    where: Annotated[list[str] | None, typer.Option(help="label=value; several of one label mean any of them.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Print at most N.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """List utterances with their labels; --json prints JSON Lines."""
+    from featcache.cli_views import print_utterances
+    from featcache.inspect import parse_where, utterances
+    from featcache.store import Cache
+
+    print_utterances(utterances(Cache.open(cache), parse_where(where or [])), limit, json)
+
+
+@app.command("show")
+def show_command(
+    cache: CachePath,
+    utterance: Annotated[str, typer.Argument(metavar="ID", help="Id of an utterance.", show_default=False)],
+    png: Annotated[Path | None, typer.Option(help="Also draw a heat map of all taps.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """One utterance: shape, labels, statistics and course of every tap."""
+    from featcache.cli_views import note, print_utterance
+    from featcache.inspect import heat_map, show
+    from featcache.store import Cache
+
+    opened = Cache.open(cache)
+    print_utterance(show(opened, utterance), json)
+    if png is not None:
+        heat_map(opened, utterance, png)
+        note(f"heat map in {png}")
+
+
+@app.command("stats")
+def stats_command(
+    cache: CachePath,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use N utterances spread over the cache.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Per tap: mean, deviation, kurtosis, outlier channels; and the similarity of taps."""
+    from featcache.cli_views import print_statistics
+    from featcache.progress import AudioProgress
+    from featcache.stats import compute
+    from featcache.store import Cache
+
+    opened = Cache.open(cache)
+    frames = int(opened.lengths.sum())
+    with AudioProgress("reading", frames / opened.frame_rate) as progress:
+        found = compute(opened, limit, lambda n: progress.advance(n / opened.frame_rate))
+    print_statistics(found, opened.taps, json)
+
+
+@app.command("status")
+def status_command(cache: CachePath, json: Json = False) -> None:
+    """How far extraction is, and which utterances were left out and why."""
+    from featcache.cli_views import print_status
+    from featcache.inspect import status
+
+    print_status(status(cache), json)
+
+
+@app.command("verify")
+def verify_command(cache: CachePath, json: Json = False) -> None:
+    """Check every file against the ledger and the seal. Exit status 1 where anything is wrong."""
+    from featcache.cli_views import print_report
+    from featcache.verify import verify
+
+    report = verify(cache)
+    print_report(report, cache, json)
+    if not report.whole:
+        raise typer.Exit(1)
+
+
+@app.command("repair")
+def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) -> None:
+    """Compute again exactly what verify finds broken."""
+    from featcache.repair import repair
+
+    repaired = repair(manifest, cache, _device(device))
+    for key in repaired:
+        print(f"repaired {key}")
+    if not repaired:
+        print("nothing to repair")
+
+
+@app.command("gc")
+def gc_command(
+    cache: CachePath,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove unfinished segments and files that no seal or ledger names."""
+    from featcache.verify import garbage
+
+    for key in garbage(cache, delete=not dry_run):
+        print(f"{'would remove' if dry_run else 'removed'} {key}")
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: PyTorch sees no GPU here; leave the option out or say cpu")
+    return name
+
+
+def _request(
+    upstream: str | None,
+    revision: str | None,
+    weights: str | None,
+    taps: str | None,
+    dtype: str | None,
+    window: str | None,
+    profile: str | None,
+    batch_seconds: float | None,
+    calibration_seconds: float,
+) -> Any:
+    """The options of `init` and `extract` as a request; what is not given stays unset."""
+    from featcache.codec import profile_class
+    from featcache.job import Request
+    from featcache.spec import Layout
+    from featcache.upstreams import UpstreamConfig
+
+    given: dict[str, Any] = {"revision": revision, "weights": weights, "dtype": dtype, "window": window}
+    if taps is not None:
+        given["taps"] = "all" if taps == "all" else tuple(tap.strip() for tap in taps.split(",") if tap.strip())
+    given = {name: value for name, value in given.items() if value is not None}
+    if upstream is None and given:
+        raise UsageError(f"--{next(iter(given))} describes a model: name it with --upstream")
+    if profile is not None:
+        profile_class(profile)
+    return Request(
+        upstream=UpstreamConfig(id=upstream, **given) if upstream is not None else None,
+        profile=profile,
+        layout=Layout() if batch_seconds is None else Layout(batch_seconds=batch_seconds),
+        calibration_seconds=calibration_seconds,
+    )
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and an exit status, never a traceback."""
+    try:
+        app()
+    except FeatcacheError as error:
+        print(f"featcache: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("featcache: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

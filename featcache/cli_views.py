@@ -1,0 +1,190 @@
+"""How results look on a terminal: tables on standard output, messages on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from featcache.inspect import info
+from featcache.job import Job
+from featcache.progress import size_text, time_text
+from featcache.stats import Statistics
+from featcache.store import Cache
+from featcache.verify import Report
+
+
+def note(message: str) -> None:
+    """A message, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _console() -> Console:
+    # Wide enough where the output goes to a file: tables are not wrapped for nobody.
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=False)
+
+
+def _pairs(rows: dict[str, str], title: str) -> None:
+    table = Table(show_header=False, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name, value in rows.items():
+        table.add_row(name, value)
+    _console().print(table)
+
+
+def print_info(cache: Cache, as_json: bool) -> None:
+    """The identity card of a cache."""
+    card = info(cache)
+    if as_json:
+        return print_json(card)
+    frames = card["frames"]
+    bits = f" ({card['bits_per_value']:.2f} bits per value, all included)" if frames else ""
+    pcm = 2 * 16_000 * card["hours"] * 3600
+    rows = {
+        "upstream": card["upstream"],
+        "utterances": f"{card['utterances']:,} ({card['quarantined']} left out)",
+        "speech": f"{card['hours']:.2f} h, {frames:,} frames at {card['frame_rate']:g} per second",
+        "taps x channels": f"{len(card['taps'])} x {card['channels']} ({', '.join(card['taps'])})",
+        "profile": card["profile"],
+        "size": size_text(card["bytes"])
+        + bits
+        + (f", {card['bytes'] / pcm:.1f} times the 16-bit audio" if pcm else ""),
+        "segments, shards": f"{card['segments']}, {card['shards']}",
+        "labels": ", ".join(card["labels"]),
+        "values id": card["values_id"],
+        "encoding id": card["encoding_id"],
+        "complete": "yes" if card["complete"] else "no",
+    }
+    return _pairs(rows, f"cache {cache.path}")
+
+
+def print_outlook(job: Job, as_json: bool) -> None:
+    """The plan of what is missing."""
+    view = job.outlook()
+    if as_json:
+        return print_json({**asdict(view), "unusable": [{"id": i, "reason": r} for i, r in view.unusable]})
+    rows = {
+        "utterances": f"{view.utterances:,} in the manifest, {view.present:,} in the cache, {view.planned:,} to add",
+        "speech": f"{view.hours:.2f} h, {view.frames:,} frames, {len(job.spec.taps)} taps x {job.spec.channels} channels",
+        "size": f"{size_text(view.bytes)} at {job.spec.bits_per_value:.2f} bits per value ({job.spec.profile}); "
+        f"{size_text(view.free_bytes)} free",
+        "shards": f"{view.shards} ({view.shards_done} done)",
+        "forward passes": f"{view.batches} ({100 * view.padding_waste:.1f} % padding)",
+        "time": time_text(view.seconds) if view.seconds is not None else "not measured yet on this device",
+        "unusable": f"{len(view.unusable)} known before reading the audio",
+    }
+    _pairs(rows, f"plan for {job.storage}")
+    for utterance_id, reason in view.unusable[:20]:
+        note(f"  will be left out: {utterance_id}: {reason}")
+    return None
+
+
+def print_utterances(rows: Iterator[dict[str, Any]], limit: int | None, as_json: bool) -> None:
+    """A table of utterances, or JSON Lines."""
+    table: Table | None = None
+    shown = left = 0
+    for row in rows:
+        if limit is not None and shown >= limit:
+            left += 1
+            continue
+        shown += 1
+        if as_json:
+            print(json.dumps(row, ensure_ascii=False))
+            continue
+        if table is None:
+            table = Table(*row, box=None, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    if table is not None:
+        _console().print(table)
+    note(f"{shown} utterances" + (f", {left} more" if left else ""))
+
+
+def print_utterance(view: dict[str, Any], as_json: bool) -> None:
+    """One utterance: labels, then a line per tap."""
+    if as_json:
+        return print_json(view)
+    frames, taps, channels = view["shape"]
+    labels = {name: str(value) for name, value in view["labels"].items() if value is not None}
+    _pairs(
+        {"shape": f"{frames} frames x {taps} taps x {channels} channels, {view['seconds']:.2f} s", **labels},
+        view["id"],
+    )
+    if not view["taps"]:
+        note("quarantined: it has no values; `featcache status` says why")
+        return None
+    table = Table("tap", "mean", "deviation", "minimum", "maximum", "loudest channel", "energy over time", box=None)
+    for tap in view["taps"]:
+        numbers = [f"{tap[name]:.3g}" for name in ("mean", "deviation", "minimum", "maximum")]
+        table.add_row(tap["tap"], *numbers, str(tap["loudest_channel"]), tap["spark"])
+    _console().print(table)
+    return None
+
+
+def print_statistics(found: Statistics, taps: Sequence[str], as_json: bool) -> None:
+    """Moments per tap, then the similarity of taps."""
+    if as_json:
+        return print_json(asdict(found))
+    table = Table("tap", "mean", "deviation", "kurtosis", "minimum", "maximum", "outlier channels", box=None)
+    for tap in found.taps:
+        numbers = [f"{n:.3g}" for n in (tap.mean, tap.deviation, tap.kurtosis, tap.minimum, tap.maximum)]
+        outliers = ", ".join(str(channel) for channel in tap.outlier_channels[:8])
+        more = len(tap.outlier_channels) - 8
+        table.add_row(tap.tap, *numbers, outliers + (f" and {more} more" if more > 0 else ""))
+    console = _console()
+    console.print(f"{found.utterances:,} utterances, {found.frames:,} frames")
+    console.print(table)
+    matrix = Table("CKA", *taps, box=None)
+    for tap, row in zip(taps, found.similarity, strict=True):
+        matrix.add_row(tap, *(f"{value:.2f}" for value in row))
+    console.print(matrix)
+    return None
+
+
+def print_status(view: dict[str, Any], as_json: bool) -> None:
+    """Segments and what was left out."""
+    if as_json:
+        return print_json(view)
+    table = Table("segment", "sealed", "shards done", "in work", "saturated values", box=None)
+    for segment in view["segments"]:
+        total = segment["shards"] if segment["shards"] is not None else "?"
+        table.add_row(
+            segment["segment"],
+            "yes" if segment["sealed"] else "no",
+            f"{segment['shards_done']} of {total}",
+            str(segment["in_work"]),
+            str(segment["saturated_values"]),
+        )
+    console = _console()
+    console.print(table)
+    console.print(f"left out: {len(view['quarantined'])}")
+    for left_out in view["quarantined"]:
+        console.print(f"  {left_out['id']}: {left_out['reason']}", markup=False)
+    console.print(f"complete: {'yes' if view['complete'] else 'no'}")
+    return None
+
+
+def print_report(report: Report, place: str, as_json: bool) -> None:
+    """What `verify` found."""
+    if as_json:
+        return print_json({**asdict(report), "whole": report.whole})
+    print(
+        f"{report.files:,} files, {size_text(report.bytes)}, {report.segments} sealed segments, "
+        f"{report.utterances:,} utterances: {'whole' if report.whole else f'{len(report.problems)} problems'}"
+    )
+    for problem in report.problems:
+        print(f"  {place}/{problem.key} {problem.what}")
+    if report.problems:
+        note(f"`featcache repair MANIFEST {place}` computes broken shards again")
+    if report.unsealed:
+        note(f"{report.unsealed} segment is not finished: `featcache extract` goes on with it")
+    for key in report.unknown[:10]:
+        note(f"  not part of the cache: {key} (`featcache gc {place}` removes it)")
+    return None

@@ -1,0 +1,298 @@
+"""Run a plan: read -> forward -> encode -> write shard -> ledger record, all at the same time.
+
+Three stages joined by bounded queues: a thread reads audio and takes the shards' leases, this thread runs
+the model, a thread encodes and writes. Data goes forward only; a failure in any stage stops all of them.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from featcache.errors import JobError
+from featcache.lease import Leases
+from featcache.ledger import Quarantined, ShardRecord
+from featcache.manifest import Row
+from featcache.plan import SAMPLE_RATE, Plan
+from featcache.reading import Pcm, load_window
+from featcache.upstreams import Upstream
+from featcache.writer import SegmentWriter
+
+READERS = 2
+QUEUED_BATCHES = 2
+# How long to wait before looking again for a shard that another process is writing.
+POLL_SECONDS = 1.0
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class Done:
+    """What a run did, for its report."""
+
+    shards: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    saturated: int = 0
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A batch with its samples; `last` where it ends its shard."""
+
+    shard: int
+    rows: list[int]
+    audio: list[Pcm]
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """Activations (or the reason against them) of a batch's rows."""
+
+    shard: int
+    rows: list[int]
+    audio: list[Pcm]
+    features: list[np.ndarray | None]
+    last: bool
+
+
+class _Pipe:
+    """Queues that give up waiting as soon as any stage has failed."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+
+    def fail(self, error: BaseException) -> None:
+        if self.error is None:
+            self.error = error
+        self.stop.set()
+
+    def put(self, target: queue.Queue[Item | None], item: Item | None) -> None:
+        while not self.stop.is_set():
+            try:
+                return target.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def get(self, source: queue.Queue[Item | None]) -> Iterator[Item]:
+        while not self.stop.is_set():
+            try:
+                item = source.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            yield item
+
+    def run(self, stage: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                stage()
+            except BaseException as error:
+                self.fail(error)
+
+        thread = threading.Thread(target=guarded, name=stage.__name__, daemon=True)
+        thread.start()
+        return thread
+
+
+def run_shards(
+    writer: SegmentWriter,
+    rows: Sequence[Row],
+    manifest: Path,
+    upstream: Upstream,
+    shards: Sequence[int],
+    on_progress: Callable[[float, int], None] = lambda seconds, written: None,
+    strict: bool = False,
+) -> Done:
+    """Compute and record these shards of a segment; returns when all are recorded, by us or by others.
+
+    Args:
+        rows: the manifest's rows, one for each utterance of the plan.
+        on_progress: called with the seconds of audio computed and the bytes written since the last call.
+        strict: stop at the first row that cannot be used.
+
+    Raises:
+        JobError: no space, lost lease, out of memory, or a row that cannot be used and `strict`.
+    """
+    plan = writer.plan
+    done = Done()
+    pipe = _Pipe()
+    leases = Leases(writer.storage)
+    loaded: queue.Queue[_Read | None] = queue.Queue(QUEUED_BATCHES)
+    computed: queue.Queue[_Computed | None] = queue.Queue(QUEUED_BATCHES)
+
+    def read() -> None:
+        with ThreadPoolExecutor(READERS, "read") as pool:
+            for shard in _leased(writer, leases, shards, pipe, computed):
+                batches = list(plan.batches(shard))
+                if not batches:
+                    pipe.put(loaded, _Read(shard, [], [], True))
+                for number, batch in enumerate(batches):
+                    audio = list(pool.map(lambda r: load_window(rows[plan.utterance[r]], manifest, plan, r), batch))
+                    pipe.put(loaded, _Read(shard, batch, audio, number + 1 == len(batches)))
+        pipe.put(loaded, None)
+
+    def write() -> None:
+        block: dict[str, np.ndarray] = {}
+        state: _ShardState | None = None
+        for batch in pipe.get(computed):
+            if state is None or state.shard != batch.shard:
+                state = _ShardState(batch.shard, plan)
+                block = writer.new_block()
+            _encode(writer, batch, block, state, strict)
+            on_progress(sum(int(plan.stop[r] - plan.start[r]) for r in batch.rows) / SAMPLE_RATE, 0)
+            if batch.last:
+                written = _finish(writer, leases, block, state, strict)
+                on_progress(0.0, written)
+                done.shards += 1
+                done.bytes += written
+                done.seconds += state.seconds
+                done.saturated += state.saturated
+                done.quarantined += state.quarantined
+
+    threads = [pipe.run(read), pipe.run(write)]
+    try:
+        for item in pipe.get(loaded):
+            pipe.put(computed, _forward(upstream, item))
+        pipe.put(computed, None)
+    except BaseException as error:
+        pipe.fail(error)
+    finally:
+        try:
+            for thread in threads:
+                thread.join()
+        finally:
+            leases.close()
+    if pipe.error is not None:
+        raise pipe.error
+    return done
+
+
+def _leased(
+    writer: SegmentWriter, leases: Leases, shards: Sequence[int], pipe: _Pipe, computed: queue.Queue[Any]
+) -> Iterator[int]:
+    """The shards that are ours to write; comes back to those of others until they are recorded."""
+    waiting = list(shards)
+    while waiting and not pipe.stop.is_set():
+        others: list[int] = []
+        for shard in waiting:
+            if pipe.stop.is_set():
+                return
+            if leases.acquire(_lease_key(writer, shard)):
+                # Another process may have finished it since we looked.
+                if shard in writer.records():
+                    leases.release(_lease_key(writer, shard))
+                else:
+                    yield shard
+            else:
+                others.append(shard)
+        waiting = [shard for shard in others if shard not in writer.records()] if others else []
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def _lease_key(writer: SegmentWriter, shard: int) -> str:
+    return f"{writer.name}/leases/{shard:06d}"
+
+
+def _forward(upstream: Upstream, item: _Read) -> _Computed:
+    usable = [pcm.samples for pcm in item.audio if pcm.samples is not None]
+    try:
+        outputs = iter(upstream.forward(usable) if usable else [])
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        seconds = max((len(samples) for samples in usable), default=0) * len(usable) / SAMPLE_RATE
+        raise JobError(
+            f"out of memory on a batch of {seconds:.0f} s of audio: batches are part of the cache's plan and are "
+            "never cut silently; make the cache anew with a smaller --batch-seconds, or use a larger machine"
+        ) from error
+    features = [next(outputs) if pcm.samples is not None else None for pcm in item.audio]
+    return _Computed(item.shard, item.rows, item.audio, features, item.last)
+
+
+class _ShardState:
+    """What is known so far of the shard that is being filled."""
+
+    def __init__(self, shard: int, plan: Plan) -> None:
+        self.shard = shard
+        self.span = plan.shard_rows(shard)
+        self.audio = dict.fromkeys(self.span, "")
+        self.quarantined: list[Quarantined] = []
+        self.saturated = 0
+        self.seconds = 0.0
+        for row in self.span:
+            if plan.frames[row] <= 0:
+                seconds = int(plan.stop[row] - plan.start[row]) / SAMPLE_RATE
+                self.leave_out(plan, row, f"{seconds:.3f} s is too short for the model to make a frame of")
+
+    def leave_out(self, plan: Plan, row: int, reason: str) -> None:
+        self.quarantined.append(Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=reason))
+
+
+def _encode(
+    writer: SegmentWriter, batch: _Computed, block: dict[str, np.ndarray], state: _ShardState, strict: bool
+) -> None:
+    plan = writer.plan
+    for row, pcm, features in zip(batch.rows, batch.audio, batch.features, strict=True):
+        reason = pcm.reason
+        if features is not None:
+            expected = writer.spec.geometry.frames(int(plan.stop[row] - plan.start[row]))
+            if len(features) != expected:
+                raise JobError(
+                    f"the model gave {len(features)} frames for {plan.ids[plan.utterance[row]]!r} where its geometry says "
+                    f"{expected}: the installed model library behaves otherwise than the one that made this cache"
+                )
+            kept = features[plan.keep[row] : plan.keep[row] + plan.frames[row]]
+            bad = np.flatnonzero(~np.isfinite(kept).all(axis=(0, 2)))
+            if len(bad):
+                reason = f"the model's activations are not finite from tap {writer.spec.taps[bad[0]]} on"
+        if reason:
+            state.leave_out(plan, row, reason)
+            if strict:
+                raise JobError(f"{plan.ids[plan.utterance[row]]!r} cannot be used: {reason} (--strict)")
+            continue
+        encoded = writer.codec.encode(kept)
+        at = int(plan.position[row]) - state.shard * plan.shard_frames
+        for name, codes in encoded.planes.items():
+            block[name][at : at + len(codes)] = codes
+        state.audio[row] = pcm.digest
+        state.saturated += encoded.saturated
+        state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
+
+
+def _finish(
+    writer: SegmentWriter, leases: Leases, block: dict[str, np.ndarray], state: _ShardState, strict: bool
+) -> int:
+    """Write a full shard, then its record; returns the bytes written."""
+    if strict and state.quarantined:
+        first = state.quarantined[0]
+        raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
+    files = writer.render(block, state.shard)
+    lease = _lease_key(writer, state.shard)
+    leases.check(lease)
+    proofs = writer.write_files(files)
+    leases.check(lease)
+    writer.record(
+        ShardRecord(
+            shard=state.shard,
+            files=proofs,
+            first=state.span.start,
+            audio=tuple(state.audio[row] for row in state.span),
+            quarantined=tuple(sorted(state.quarantined, key=lambda q: q.row)),
+            saturated=state.saturated,
+        )
+    )
+    leases.release(lease)
+    return sum(len(data) for data in files.values())

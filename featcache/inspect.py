@@ -1,0 +1,211 @@
+"""What the inspection commands show, as plain data: `info`, `ls`, `show`, `status`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import layout
+from featcache.errors import CorruptCacheError, UsageError
+from featcache.index import USABLE
+from featcache.ledger import read_records
+from featcache.storage import Storage
+from featcache.store import Cache
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def info(cache: Cache) -> dict[str, Any]:
+    """The identity card of a cache. `bytes` counts everything: shards, index, labels, ledger, calibration."""
+    frames = sum(segment.seal.frames for segment in cache.segments)
+    size = total_bytes(cache)
+    values = frames * len(cache.taps) * cache.channels
+    return {
+        "path": cache.path,
+        "upstream": cache.upstream,
+        "values_id": cache.values_id,
+        "encoding_id": cache.encoding_id,
+        "utterances": len(cache),
+        "quarantined": sum(segment.seal.quarantined for segment in cache.segments),
+        "hours": sum(segment.seal.seconds for segment in cache.segments) / 3600,
+        "frames": frames,
+        "taps": list(cache.taps),
+        "channels": cache.channels,
+        "frame_rate": cache.frame_rate,
+        "profile": cache.profile,
+        "bytes": size,
+        "bits_per_value": 8 * size / values if values else None,
+        "segments": len(cache.segments),
+        "shards": sum(segment.seal.shards for segment in cache.segments),
+        "labels": list(cache.label_names),
+        "complete": cache.complete,
+    }
+
+
+def total_bytes(cache: Cache) -> int:
+    """Bytes of a cache's sealed part, without listing its shards."""
+    size = 0
+    for number, segment in enumerate(cache.segments):
+        seal = segment.seal
+        size += seal.shard_bytes + seal.ledger_bytes + sum(proof.bytes for proof in seal.files.values())
+        if number == 0:
+            size += sum(proof.bytes for proof in seal.root.values())
+        size += sum(cache.storage.size(key) or 0 for key in cache.storage.list(f"{segment.name}/labels"))
+        size += cache.storage.size(f"{segment.name}/seal.json") or 0
+    return size
+
+
+def parse_where(conditions: Sequence[str]) -> dict[str, set[str]]:
+    """`["lang=en", "lang=it", "split=train"]` to sets of accepted values by label.
+
+    Raises:
+        UsageError: a condition is not `label=value`.
+    """
+    where: dict[str, set[str]] = {}
+    for condition in conditions:
+        label, equals, value = condition.partition("=")
+        if not equals or not label:
+            raise UsageError(f"--where {condition!r} is not label=value: write for instance --where lang=en")
+        where.setdefault(label, set()).add(value)
+    return where
+
+
+def utterances(cache: Cache, where: dict[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:
+    """Every utterance as id, seconds, frames, state and labels; filtered by labels."""
+    columns = {name: cache.labels(name) for name in cache.label_names}
+    for label in where or {}:
+        if label not in columns:
+            cache.labels(label)
+    lengths, seconds = cache.lengths, cache.seconds
+    states = np.concatenate([np.zeros(0, np.uint8), *(segment.column("state") for segment in cache.segments)])
+    for i, utterance_id in enumerate(cache.ids):
+        labels = {name: column[i] for name, column in columns.items()}
+        if all(labels[label] in accepted for label, accepted in (where or {}).items()):
+            yield {
+                "id": utterance_id,
+                "seconds": round(float(seconds[i]), 4),
+                "frames": int(lengths[i]),
+                "usable": bool(states[i] == USABLE),
+                **labels,
+            }
+
+
+@dataclass(frozen=True)
+class TapView:
+    """One tap of one utterance: moments, the channel that deviates most, and the course of its energy."""
+
+    tap: str
+    mean: float
+    deviation: float
+    minimum: float
+    maximum: float
+    loudest_channel: int
+    spark: str
+
+
+def show(cache: Cache, utterance_id: str) -> dict[str, Any]:
+    """Shape, labels and per-tap statistics of an utterance."""
+    row = cache.row(utterance_id)
+    features = cache.read(row)
+    labels = {name: cache.labels(name)[row] for name in cache.label_names}
+    taps = []
+    for i, tap in enumerate(cache.taps if len(features) else ()):
+        values = features[:, i]
+        taps.append(
+            TapView(
+                tap=tap,
+                mean=float(values.mean()),
+                deviation=float(values.std()),
+                minimum=float(values.min()),
+                maximum=float(values.max()),
+                loudest_channel=int(values.std(axis=0).argmax()),
+                spark=sparkline(np.linalg.norm(values - values.mean(axis=0), axis=1)),
+            )
+        )
+    return {
+        "id": utterance_id,
+        "shape": list(features.shape),
+        "seconds": float(cache.seconds[row]),
+        "labels": labels,
+        "taps": [vars(tap) for tap in taps],
+    }
+
+
+def sparkline(values: np.ndarray, width: int = 40) -> str:
+    """A curve in block characters, averaged down to at most `width` of them."""
+    pieces = np.array_split(values, min(width, len(values)))
+    means = np.array([piece.mean() for piece in pieces])
+    low, high = means.min(), means.max()
+    span = high - low if high > low else 1.0
+    return "".join(SPARKS[int(level)] for level in (means - low) / span * (len(SPARKS) - 1))
+
+
+def heat_map(cache: Cache, utterance_id: str, png: str | Path) -> None:
+    """One panel a tap: channels standardised over the utterance, against time; written as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    features = cache.read(utterance_id)
+    if not len(features):
+        raise UsageError(f"{utterance_id!r} is quarantined, so there is nothing to draw")
+    deviation = features.std(axis=0)
+    standard = (features - features.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
+    taps = len(cache.taps)
+    figure, axes = pyplot.subplots(
+        taps, 1, sharex=True, figsize=(10, 1.2 * taps + 1), squeeze=False, layout="constrained"
+    )
+    seconds = len(features) / cache.frame_rate
+    for i, axis in enumerate(axes[:, 0]):
+        image = axis.imshow(
+            standard[:, i].T, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-3, vmax=3,
+            extent=(0, seconds, 0, cache.channels), interpolation="nearest",
+        )  # fmt: skip
+        axis.set_ylabel(f"tap {cache.taps[i]}", rotation=0, ha="right", va="center")
+        axis.set_yticks([])
+    axes[-1, 0].set_xlabel("seconds")
+    axes[0, 0].set_title(f"{utterance_id}, {cache.upstream}: {cache.channels} channels a tap")
+    figure.colorbar(image, ax=axes[:, 0], label="deviations from the channel's mean")
+    figure.savefig(png, dpi=110)
+    pyplot.close(figure)
+
+
+def status(place: str | Path) -> dict[str, Any]:
+    """What is done, what is not, and which utterances were left out and why. Works on unfinished caches."""
+    cache = Cache.open(place)
+    storage: Storage = cache.storage
+    segments: list[dict[str, Any]] = []
+    quarantined: list[dict[str, Any]] = []
+    for number in storage.folders(layout.SEGMENTS):
+        name = f"{layout.SEGMENTS}/{number}"
+        records = read_records(storage, name, f"run `featcache verify {place}`")
+        quarantined += [{"id": q.id, "reason": q.reason} for record in records.values() for q in record.quarantined]
+        sealed = next((segment for segment in cache.segments if segment.name == name), None)
+        leases = [key for key in storage.list(f"{name}/leases") if not key.endswith("/seal")]
+        segments.append(
+            {
+                "segment": number,
+                "sealed": sealed is not None,
+                "shards": sealed.seal.shards if sealed else _planned_shards(storage, name),
+                "shards_done": len(records),
+                "in_work": len(leases),
+                "saturated_values": sum(record.saturated for record in records.values()),
+            }
+        )
+    return {"path": str(place), "complete": cache.complete, "segments": segments, "quarantined": quarantined}
+
+
+def _planned_shards(storage: Storage, name: str) -> int | None:
+    data = storage.read(f"{name}/plan.json")
+    if data is None:
+        return None
+    try:
+        return int(json.loads(data)["content"]["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCacheError(f"{storage}/{name}/plan.json is damaged: run `featcache gc {storage}`") from error

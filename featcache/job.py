@@ -1,0 +1,313 @@
+"""From a manifest and a place to a finished cache: `init`, `plan` and `extract` as functions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from featcache import codec as codecs
+from featcache import layout
+from featcache.audio import AUDIO_RULES
+from featcache.calibrate import SECONDS, calibrate
+from featcache.errors import JobError, MismatchError, UsageError
+from featcache.extract import Done, run_shards
+from featcache.lease import Leases
+from featcache.ledger import Seal
+from featcache.manifest import Row
+from featcache.manifest import read as read_manifest
+from featcache.plan import Plan, make_plan, predicted_bytes
+from featcache.progress import AudioProgress, size_text
+from featcache.reading import row_samples
+from featcache.spec import CacheSpec, Layout
+from featcache.storage import Storage, open_storage
+from featcache.store import Cache, read_spec
+from featcache.upstreams import Upstream, UpstreamConfig, load
+from featcache.writer import SegmentWriter, create_cache
+
+RATES = f"{layout.LOG}/rates.json"
+# Free space asked for beyond the prediction, which is good to 10 %.
+DISK_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks of a new cache. For one that exists, what is given must agree with it."""
+
+    upstream: UpstreamConfig | None = None
+    profile: str | None = None
+    parameters: dict[str, Any] | None = None
+    layout: Layout = Layout()
+    calibration_seconds: float = SECONDS
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What `plan` prints: what is there, what is missing, and what that will cost."""
+
+    utterances: int
+    present: int
+    planned: int
+    hours: float
+    frames: int
+    shards: int
+    shards_done: int
+    batches: int
+    padding_waste: float
+    bytes: int
+    free_bytes: int
+    seconds: float | None
+    unusable: list[tuple[str, str]]
+
+
+class Job:
+    """A manifest, a cache, and what is still to be done to have the one in the other."""
+
+    def __init__(
+        self,
+        manifest: str | Path,
+        place: str | Path,
+        request: Request,
+        device: str = "cpu",
+        limit: int | None = None,
+    ) -> None:
+        self.manifest = Path(manifest)
+        self.storage: Storage = open_storage(place)
+        self.request = request
+        self.device = device
+        self.limit = limit
+        self._upstream: Upstream | None = None
+
+    # The steps
+
+    def init(self) -> CacheSpec:
+        """Calibrate and create the cache, unless it is there.
+
+        Raises:
+            UsageError: no upstream was named. MismatchError: the cache was made for another one.
+        """
+        if self.exists:
+            self._check_request()
+            return self.spec
+        if self.request.upstream is None:
+            raise UsageError(f"there is no cache at {self.storage} yet: name the model with --upstream to make one")
+        if self.storage.folders("") or any(True for _ in self.storage.list()):
+            raise UsageError(f"{self.storage} holds other files and no cache: give a new or an empty folder")
+        upstream = self.upstream
+        # The whole manifest is drawn from even under --limit, so that the rest can be added later.
+        made = calibrate(
+            read_manifest(self.manifest),
+            self.manifest,
+            upstream,
+            self.request.profile or codecs.DEFAULT_PROFILE,
+            self.request.parameters or {},
+            self.request.layout,
+            self.request.calibration_seconds,
+        )
+        create_cache(self.storage, made.spec, made.calibration)
+        self._save_rate(made.realtime)
+        self.__dict__.pop("cache", None)
+        return made.spec
+
+    def outlook(self) -> Outlook:
+        """The plan of what is missing. Needs the cache's description, so `init` comes first."""
+        plan, spec = self.plan, self.spec
+        records = self.writer.records() if plan.rows else {}
+        left = [shard for shard in range(plan.shards) if shard not in records]
+        todo = sum(int(plan.stop[r] - plan.start[r]) for s in left for r in plan.shard_rows(s)) / 16_000
+        rate = self._rate()
+        unusable = [
+            (plan.ids[u], "too short for the model to make a frame of")
+            for u in range(len(plan.ids))
+            if spec.geometry.frames(int(plan.samples[u])) <= 0
+        ]
+        return Outlook(
+            utterances=len(self.rows),
+            present=len(self.rows) - len(self.new_rows),
+            planned=len(plan.ids),
+            hours=plan.seconds / 3600,
+            frames=plan.total_frames,
+            shards=plan.shards,
+            shards_done=plan.shards - len(left),
+            batches=sum(1 for s in range(plan.shards) for _ in plan.batches(s)),
+            padding_waste=plan.padding_waste(),
+            bytes=predicted_bytes(plan, spec, spec.bits_per_value),
+            free_bytes=self.storage.free_bytes(),
+            seconds=todo / rate if rate else None,
+            unusable=unusable,
+        )
+
+    def extract(self, strict: bool = False, check_disk: bool = True) -> Done | None:
+        """Do what is missing and seal the segment; None where nothing is.
+
+        Raises:
+            MismatchError: the model gives other values than the cache was made for.
+            JobError: no space, or the job could not go on; finished shards are kept.
+        """
+        self.init()
+        if not self.new_rows:
+            return None
+        writer = self.writer
+        writer.begin()
+        records = writer.records()
+        left = [shard for shard in range(self.plan.shards) if shard not in records]
+        done = Done()
+        if left:
+            if check_disk:
+                self._check_disk(len(left) / self.plan.shards)
+            self._check_values()
+            done = self._run(left, strict)
+        self._seal()
+        return done
+
+    # What is there
+
+    @property
+    def exists(self) -> bool:
+        return self.storage.exists(layout.ROOT)
+
+    @cached_property
+    def cache(self) -> Cache:
+        return Cache.open(self.storage.root)
+
+    @cached_property
+    def spec(self) -> CacheSpec:
+        return read_spec(self.storage)[0]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return read_manifest(self.manifest, limit=self.limit)
+
+    @cached_property
+    def new_rows(self) -> list[Row]:
+        """The rows that no sealed segment holds."""
+        known = [segment for segment in self.cache.segments if len(segment)]
+        return [row for row in self.rows if all(segment.find(row.id) is None for segment in known)]
+
+    @cached_property
+    def plan(self) -> Plan:
+        rows = self.new_rows
+        widest = max(plane.bytes_per_frame for plane in self.cache.codec.planes)
+        return make_plan([row.id for row in rows], [row_samples(row) for row in rows], self.spec, widest)
+
+    @cached_property
+    def writer(self) -> SegmentWriter:
+        name = self.cache.unsealed[0] if self.cache.unsealed else layout.segment_name(len(self.cache.segments))
+        return SegmentWriter(self.storage, self.spec, self.cache.codec, name, self.plan)
+
+    @property
+    def upstream(self) -> Upstream:
+        """The model, loaded when it is first needed."""
+        if self._upstream is None:
+            config = UpstreamConfig.model_validate(self.spec.upstream) if self.exists else self.request.upstream
+            assert config is not None
+            self._upstream = load(config, device=self.device)
+        return self._upstream
+
+    # Checks
+
+    def _check_request(self) -> None:
+        asked = self.request
+        stored = UpstreamConfig.model_validate(self.spec.upstream)
+        differences = []
+        if asked.upstream is not None:
+            for field in UpstreamConfig.model_fields:
+                want, have = getattr(asked.upstream, field), getattr(stored, field)
+                # What was left at its default asks for nothing.
+                if field in asked.upstream.model_fields_set and want != have:
+                    differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
+        if asked.profile is not None and asked.profile != self.spec.profile:
+            differences.append(f"profile {asked.profile!r} is asked for, the cache has {self.spec.profile!r}")
+        if differences:
+            raise MismatchError(f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path")
+
+    def _check_values(self) -> None:
+        mine = {
+            "upstream": self.upstream.identity,
+            "audio rules": AUDIO_RULES,
+            "taps": list(self.upstream.taps),
+        }
+        theirs = {
+            "upstream": self.spec.identity,
+            "audio rules": self.spec.audio,
+            "taps": list(self.spec.taps),
+        }
+        # Both sides as JSON, so that a tuple equals the list it was stored as.
+        found = _differences(json.loads(json.dumps(theirs)), json.loads(json.dumps(mine)))
+        if found:
+            raise MismatchError(
+                f"this model would add other values to {self.storage} ({'; '.join(found)}): "
+                "use the same model, settings and kind of device, or make another cache"
+            )
+
+    def _check_disk(self, share: float) -> None:
+        need = int(predicted_bytes(self.plan, self.spec, self.spec.bits_per_value) * share * DISK_MARGIN)
+        free = self.storage.free_bytes()
+        if need > free:
+            raise JobError(
+                f"{self.storage} needs about {size_text(need)} and its disk has {size_text(free)} free: "
+                "free some space, choose another path or a smaller --profile"
+            )
+
+    # Work
+
+    def _run(self, left: Sequence[int], strict: bool) -> Done:
+        left_seconds = sum(float(self.plan.stop[r] - self.plan.start[r]) for s in left for r in self.plan.shard_rows(s))
+        total = float((self.plan.stop - self.plan.start).sum())
+        upstream = self.upstream
+        with AudioProgress("extracting", total / 16_000, (total - left_seconds) / 16_000) as progress:
+            done = run_shards(self.writer, self.new_rows, self.manifest, upstream, left, progress.advance, strict)
+            rate = progress.realtime
+        if done.shards:
+            self._save_rate(rate)
+        return done
+
+    def _seal(self) -> Seal | None:
+        """Seal the segment; where another process is doing so, wait for it to finish."""
+        leases = Leases(self.storage)
+        name = self.writer.name
+        try:
+            while not leases.acquire(f"{name}/leases/seal"):
+                if self.storage.exists(f"{name}/seal.json"):
+                    return None
+                leases.wait(0.5)
+            if self.storage.exists(f"{name}/seal.json"):
+                return None
+            self.storage.delete_temporary(name)
+            return self.writer.seal(label_columns(self.new_rows))
+        finally:
+            leases.close()
+            if self.storage.exists(f"{name}/seal.json"):
+                self.storage.delete_folder(f"{name}/leases")
+            self.__dict__.pop("cache", None)
+
+    def _rate(self) -> float | None:
+        data = self.storage.read(RATES)
+        try:
+            return float(json.loads(data)["realtime"][self.device.split(":")[0]]) if data else None
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _save_rate(self, realtime: float) -> None:
+        self.storage.write(RATES, json.dumps({"realtime": {self.device.split(":")[0]: round(realtime, 2)}}).encode())
+
+
+def label_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """The label columns of manifest rows; `text` is one where any row has it."""
+    columns: dict[str, list[Any]] = {
+        name: [row.labels.get(name) for row in rows] for name in sorted({key for row in rows for key in row.labels})
+    }
+    if any(row.text is not None for row in rows):
+        columns["text"] = [row.text for row in rows]
+    return columns
+
+
+def _differences(stored: Any, current: Any, path: str = "") -> list[str]:
+    """What differs between two JSON values, as `path: stored -> current`."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        keys = sorted(set(stored) | set(current))
+        return [d for key in keys for d in _differences(stored.get(key), current.get(key), f"{path}{key}.")]
+    return [] if stored == current else [f"{path.rstrip('.')}: {stored!r} -> {current!r}"]

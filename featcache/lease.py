@@ -1,0 +1,135 @@
+"""One writer a shard: leases with an expiry, made by an exclusive create, taken over from the dead."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+
+from featcache.digest import canonical_json, sha256
+from featcache.errors import JobError
+from featcache.storage import Storage
+
+TTL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write what a key stands for, until `expires` (seconds since 1970, this machine's clock)."""
+
+    key: str
+    owner: str
+    expires: float
+
+    def to_bytes(self) -> bytes:
+        return canonical_json({"owner": self.owner, "expires": self.expires})
+
+
+class Leases:
+    """The leases that this process holds; a thread renews them until they are released.
+
+    Machines that share a cache need clocks that agree within the time to live.
+    """
+
+    def __init__(self, storage: Storage, ttl: float = TTL_SECONDS) -> None:
+        self.storage = storage
+        self.ttl = ttl
+        self.owner = uuid.uuid4().hex
+        self._held: dict[str, Lease] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew_all, name="leases", daemon=True)
+        self._thread.start()
+
+    def acquire(self, key: str) -> bool:
+        """Take the lease of a key; False while somebody else holds it."""
+        lease = self._take(key, depth=0)
+        if lease is None:
+            return False
+        with self._lock:
+            self._held[key] = lease
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, to look again afterwards."""
+        self._stop.wait(seconds)
+
+    def check(self, key: str) -> None:
+        """Make sure that the lease is still ours, just before the work that it protects is recorded.
+
+        Raises:
+            JobError: it expired and another process took it over.
+        """
+        found = _parse(self.storage.read(key))
+        if found is None or found.owner != self.owner:
+            raise JobError(
+                f"the lease {self.storage}/{key} was lost to another process (this one stood still for over "
+                f"{self.ttl:.0f} s): nothing is lost, run the same command again"
+            )
+
+    def release(self, key: str) -> None:
+        with self._lock:
+            held = self._held.pop(key, None)
+        if held is not None:
+            found = _parse(self.storage.read(key))
+            if found is not None and found.owner == self.owner:
+                self.storage.delete(key)
+
+    def close(self) -> None:
+        """Release everything and stop renewing."""
+        self._stop.set()
+        self._thread.join()
+        for key in list(self._held):
+            with contextlib.suppress(Exception):
+                self.release(key)
+
+    def _take(self, key: str, depth: int) -> Lease | None:
+        lease = Lease(key, self.owner, time.time() + self.ttl)
+        if self.storage.create(key, lease.to_bytes()):
+            return lease
+        data = self.storage.read(key)
+        if data is None:
+            return lease if self.storage.create(key, lease.to_bytes()) else None
+        found = _parse(data)
+        if (found is not None and found.expires > time.time()) or depth > 8:
+            return None
+        # Of all who see this expired lease, the one who leases its replacement may replace it.
+        marker = f"{key}.{sha256(data)[:16]}"
+        if self._take(marker, depth + 1) is None:
+            return None
+        try:
+            if self.storage.read(key) != data:
+                return None
+            self.storage.write(key, lease.to_bytes())
+            return lease
+        finally:
+            self.storage.delete(marker)
+
+    def _renew_all(self) -> None:
+        while not self._stop.wait(self.ttl / 3):
+            with self._lock:
+                held = dict(self._held)
+            for key in held:
+                # A renewal that fails now is tried again; `check` notices a lease that was lost.
+                with contextlib.suppress(Exception):
+                    found = _parse(self.storage.read(key))
+                    if found is None or found.owner != self.owner:
+                        continue
+                    renewed = Lease(key, self.owner, time.time() + self.ttl)
+                    with self._lock:
+                        if key in self._held:
+                            self.storage.write(key, renewed.to_bytes())
+                            self._held[key] = renewed
+
+
+def _parse(data: bytes | None) -> Lease | None:
+    if data is None:
+        return None
+    try:
+        content = json.loads(data)
+        return Lease("", str(content["owner"]), float(content["expires"]))
+    except (ValueError, KeyError, TypeError):
+        return None

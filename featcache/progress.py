@@ -1,0 +1,89 @@
+"""Progress of long work on standard error: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_SECONDS = 10.0
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: 1.5 MB is 1,500,000 bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for people: 1:02:03 or 2:03."""
+    whole = int(round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+class _Detail(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("detail", "")))
+
+
+class AudioProgress:
+    """Counts seconds of audio and bytes written; shows rate (times real time), time left and bytes."""
+
+    def __init__(self, what: str, seconds: float, done_seconds: float = 0.0) -> None:
+        self.what = what
+        self.total = seconds
+        self.done = done_seconds
+        self.bytes = 0
+        self._began_with = done_seconds
+        self._began = time.monotonic()
+        self._last_line = self._began
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+                _Detail(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task(what, total=max(seconds, 1e-9), completed=done_seconds, detail="")
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif kind is None:
+            self._line()
+
+    @property
+    def realtime(self) -> float:
+        """Seconds of audio done per second since the start."""
+        return (self.done - self._began_with) / max(time.monotonic() - self._began, 1e-9)
+
+    def advance(self, seconds: float = 0.0, written: int = 0) -> None:
+        self.done += seconds
+        self.bytes += written
+        if self._bar:
+            detail = f"{self.realtime:.0f}x real time, {size_text(self.bytes)}"
+            self._bar.update(self._task, completed=self.done, detail=detail)
+        elif time.monotonic() - self._last_line > LINE_SECONDS:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        share = 100 * self.done / self.total if self.total else 100.0
+        left = max(self.total - self.done, 0) / self.realtime if self.realtime > 0 else 0.0
+        text = f"{self.what}: {share:.0f} %, {self.realtime:.0f}x real time, {size_text(self.bytes)}, {time_text(left)} left"
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,43 @@
+"""From a manifest row to the samples of one planned window, or to the reason why there are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featcache import audio
+from featcache.errors import AudioError
+from featcache.manifest import Row, resolve
+from featcache.plan import SAMPLE_RATE, Plan
+
+
+@dataclass(frozen=True)
+class Pcm:
+    """Samples of one window, float32 `(samples,)` at 16 kHz, and their digest; or the reason against it."""
+
+    samples: np.ndarray | None
+    digest: str = ""
+    reason: str = ""
+
+
+def row_samples(row: Row) -> int:
+    """Samples at 16 kHz that the manifest promises."""
+    return audio.samples_of(row.duration)
+
+
+def load_window(row: Row, manifest: Path, plan: Plan, planned: int) -> Pcm:
+    """Read the samples of a planned row; what cannot be used comes back as a reason, never as an error."""
+    start, stop = int(plan.start[planned]), int(plan.stop[planned])
+    try:
+        path = resolve(row, manifest)
+        # Without an offset in the manifest the row means the whole file: one more second shows whether
+        # the file goes on where the manifest says that it ends.
+        beyond = 1.0 if stop == row_samples(row) and "offset" not in row.model_fields_set else 0.0
+        duration = (stop - start) / SAMPLE_RATE + beyond
+        pcm = audio.load(path, offset=row.offset + start / SAMPLE_RATE, duration=duration)
+        pcm = audio.fit_length(pcm, stop - start)
+    except AudioError as error:
+        return Pcm(None, reason=error.reason)
+    return Pcm(pcm, digest=audio.content_hash(pcm).hex())

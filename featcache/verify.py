@@ -1,0 +1,216 @@
+"""Prove a cache whole, or say which file is not."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dask
+
+from featcache import layout
+from featcache.digest import canonical_json, digest
+from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
+from featcache.ledger import FileProof, Seal, ShardRecord, from_bytes, ledger_digest, proof, record_key
+from featcache.storage import Storage
+from featcache.store import Cache, read_spec
+from featcache.writer import LABELS_PROOF
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it was written. `key` is the file, relative to the cache."""
+
+    key: str
+    what: str
+
+
+@dataclass
+class Report:
+    """What `verify` found."""
+
+    files: int = 0
+    bytes: int = 0
+    segments: int = 0
+    unsealed: int = 0
+    utterances: int = 0
+    unknown: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A file and what it must be; `names` is the shard that it belongs to, for the message."""
+
+    key: str
+    expected: FileProof
+
+
+def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: None) -> Report:
+    """Check every file of a cache against its ledger and its seal, in parallel (dask).
+
+    Raises:
+        CacheError: there is no cache at all.
+    """
+    storage = Storage(place)
+    report = Report()
+    if not storage.exists(layout.ROOT):
+        raise CacheError(f"there is no cache at {storage}: give the path of one")
+    try:
+        read_spec(storage)
+    except FeatcacheError as error:
+        report.problems.append(Problem(layout.ROOT, str(error)))
+    checks: dict[str, FileProof] = {}
+    known: set[str] = {layout.ROOT}
+    for number in storage.folders(layout.SEGMENTS):
+        name = f"{layout.SEGMENTS}/{number}"
+        for check in _segment_checks(storage, name, report):
+            checks[check.key] = check.expected
+            known.add(check.key)
+    report.unknown = [
+        key
+        for key in storage.list()
+        if key not in known and not key.startswith((f"{layout.LOG}/",)) and "/leases/" not in key
+    ]
+    report.problems += _run_checks(storage, checks, report, on_bytes)
+    if report.whole:
+        # Every byte is as sealed; that it also opens shows that this installation can read it.
+        try:
+            Cache.open(storage.root)
+        except FeatcacheError as error:
+            report.problems.append(Problem("", str(error)))
+    return report
+
+
+def shard_bytes(place: str | Path) -> int:
+    """Bytes that `verify` will read, for its progress."""
+    storage = Storage(place)
+    return sum(storage.size(key) or 0 for key in storage.list(layout.SEGMENTS))
+
+
+def _segment_checks(storage: Storage, name: str, report: Report) -> Iterator[_Check]:
+    seal = _read_seal(storage, name, report)
+    records = _read_ledger(storage, name, report)
+    for shard, record in records.items():
+        yield _Check(record_key(name, shard), proof(storage.read(record_key(name, shard)) or b""))
+        for key, expected in record.files.items():
+            yield _Check(f"{name}/{key}", expected)
+    if seal is None:
+        report.unsealed += 1
+        yield from _labels_checks(storage, name, report)
+        return
+    report.segments += 1
+    report.utterances += seal.utterances
+    yield _Check(f"{name}/seal.json", proof(storage.read(f"{name}/seal.json") or b""))
+    for shard in range(seal.shards):
+        if shard not in records and not any(p.key == record_key(name, shard) for p in report.problems):
+            report.problems.append(Problem(record_key(name, shard), "is missing"))
+    if len(records) == seal.shards and ledger_digest(records) != seal.ledger:
+        report.problems.append(Problem(f"{name}/ledger", "does not match the seal"))
+    for key, expected in seal.files.items():
+        yield _Check(f"{name}/{key}", expected)
+    for key, expected in seal.root.items():
+        yield _Check(key, expected)
+    yield from _labels_checks(storage, name, report)
+
+
+def _read_seal(storage: Storage, name: str, report: Report) -> Seal | None:
+    key = f"{name}/seal.json"
+    data = storage.read(key)
+    if data is None:
+        return None
+    try:
+        return from_bytes(Seal, data, key, "")
+    except CorruptCacheError:
+        report.problems.append(Problem(key, "is damaged"))
+        return None
+
+
+def _read_ledger(storage: Storage, name: str, report: Report) -> dict[int, ShardRecord]:
+    records: dict[int, ShardRecord] = {}
+    for key in storage.list(f"{name}/ledger"):
+        try:
+            record = from_bytes(ShardRecord, storage.read(key) or b"", key, "")
+        except CorruptCacheError:
+            report.problems.append(Problem(key, "is damaged"))
+            continue
+        records[record.shard] = record
+    return records
+
+
+def _labels_checks(storage: Storage, name: str, report: Report) -> Iterator[_Check]:
+    key = f"{name}/labels/{LABELS_PROOF}"
+    data = storage.read(key)
+    if data is None:
+        if any(True for _ in storage.list(f"{name}/labels")):
+            report.problems.append(Problem(key, "is missing"))
+        return
+    try:
+        content = json.loads(data)["content"]
+        if canonical_json({"content": content, "sha256": digest(content)}) != data:
+            raise ValueError
+        expected = {path: FileProof.model_validate(p) for path, p in content.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        report.problems.append(Problem(key, "is damaged"))
+        return
+    yield _Check(key, proof(data))
+    for path, p in expected.items():
+        yield _Check(f"{name}/labels/{path}", p)
+
+
+def _run_checks(
+    storage: Storage, checks: dict[str, FileProof], report: Report, on_bytes: Callable[[int], None]
+) -> list[Problem]:
+    lock = threading.Lock()
+
+    def check(key: str, expected: FileProof) -> Problem | None:
+        try:
+            data = storage.read(key)
+        except FeatcacheError as error:
+            return Problem(key, str(error))
+        with lock:
+            report.files += 1
+            report.bytes += len(data or b"")
+            on_bytes(len(data or b""))
+        if data is None:
+            return Problem(key, "is missing")
+        if len(data) != expected.bytes:
+            return Problem(key, f"has {len(data)} bytes where {expected.bytes} were written")
+        return None if proof(data) == expected else Problem(key, "does not have the checksum that was recorded")
+
+    found = dask.compute(*(dask.delayed(check)(key, expected) for key, expected in checks.items()), scheduler="threads")
+    return [problem for problem in found if problem is not None]
+
+
+def garbage(place: str | Path, delete: bool) -> list[str]:
+    """Files that no seal or ledger names, and unfinished segments; removed if `delete`.
+
+    Raises:
+        CacheError: another process is writing to the cache.
+    """
+    storage = Storage(place)
+    report = verify(place)
+    unfinished = [
+        f"{layout.SEGMENTS}/{number}"
+        for number in storage.folders(layout.SEGMENTS)
+        if not storage.exists(f"{layout.SEGMENTS}/{number}/seal.json")
+    ]
+    if any(True for name in unfinished for _ in storage.list(f"{name}/leases")):
+        raise CacheError(
+            f"{place} has leases of a running or killed extraction: wait for it, or remove {unfinished[0]}/leases"
+        )
+    keys = unfinished + [key for key in report.unknown if not key.startswith(tuple(f"{name}/" for name in unfinished))]
+    if delete:
+        for name in unfinished:
+            storage.delete_folder(name)
+        for key in keys:
+            if key not in unfinished:
+                storage.delete(key)
+        storage.delete_temporary("")
+    return keys
