@@ -1,0 +1,67 @@
+"""The recordings that libsndfile decodes, as a reader for `featcache.audio`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+BLOCK = 1 << 20  # samples a block: 4 MB a channel
+UNKNOWN = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX: the header does not say how long
+
+# libsndfile silently shortens a truncated file to what is there and notes it in its log only:
+# "data : 352800 (should be 176378)", for AIFF "SSND", for AU "Data Size", for W64 and RF64 the outer size.
+SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+STREAMED = 0x7FFF0000  # from here on: what sox and ffmpeg write into a pipe, where they cannot go back
+
+
+class SoundFileReader:
+    """One open recording. `promised` is exact; None where the header does not know."""
+
+    MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
+
+    def __init__(self, sound: soundfile.SoundFile) -> None:
+        self._sound = sound
+        self.rate: int = sound.samplerate
+        self.channels: int = sound.channels
+        self.slack = 0
+        self._there: int = sound.frames
+        self.promised: int | None = None if self._there >= UNKNOWN else self._promise()
+
+    def _promise(self) -> int:
+        for said, actual in SHORTENED.findall(self._sound.extra_info):
+            if int(actual) < int(said) < STREAMED and int(actual) > 0:
+                return max(self._there, self._there * int(said) // int(actual))
+        return self._there
+
+    def blocks(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
+        """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
+        if self.promised is None:
+            yield from self._cut(start, count)
+            return
+        if start >= self._there:
+            return
+        self._sound.seek(start)
+        left = self._there - start if count is None else count
+        while left > 0:
+            block = self._read(min(left, BLOCK))
+            if not len(block):
+                return
+            yield block
+            left -= len(block)
+
+    def _cut(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
+        """Without a length there is no seeking: decode from the start and drop what is before it."""
+        position, stop = 0, UNKNOWN if count is None else start + count
+        while position < stop and len(block := self._read(BLOCK)):
+            part = block[max(start - position, 0) : stop - position]
+            position += len(block)
+            if len(part):
+                yield part
+
+    def _read(self, samples: int) -> npt.NDArray[np.float32]:
+        block: npt.NDArray[np.float32] = self._sound.read(samples, dtype="float32", always_2d=True)
+        return block

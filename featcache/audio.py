@@ -1,0 +1,233 @@
+"""Recordings in, 16 kHz mono float32 out. One set of rules, named in `AUDIO_RULES`.
+
+libsndfile decodes what it knows (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, ...); FFmpeg, through PyAV,
+decodes the rest (headerless G.722, MP4, WebM, ...). The content decides which, not the file's name,
+except for `.g722`, which has no header to recognise.
+
+Everything that makes a recording unusable is an `AudioError` whose `reason` is short, plain and free of
+paths, so that it can stand in a ledger. Trouble of the machine (no file handles left, an I/O error of the
+disk) is a `JobError` instead: it says nothing about the recording and must not quarantine it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from featcache._av import ContainerReader
+from featcache._sndfile import SoundFileReader
+from featcache.errors import AudioError, JobError
+
+Pcm = npt.NDArray[np.float32]
+
+SAMPLE_RATE = 16000
+"""Hz of everything that `load` returns."""
+
+FIT_TOLERANCE = 16
+"""Samples (1 ms) by which a recording may differ from its manifest, rounded as that often is."""
+
+LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz; outside, the header is taken to be nonsense
+
+AUDIO_RULES: dict[str, Any] = {
+    "version": 1,
+    "sample_rate": SAMPLE_RATE,
+    "decode": "libsndfile to float32, full scale 1.0; what it does not know: FFmpeg, divided by full scale",
+    "downmix": "mean of all channels in float64, rounded to float32",
+    "slice": "round(duration * rate) native samples from round(offset * rate), cut before resampling",
+    "resample": "soxr HQ over the slice alone, silence beyond its ends; length floor(n * 16000 / rate + 1/2)",
+    "non_finite": "refused",
+}
+"""What decides the samples of an utterance; part of the values id. A change of any rule changes `version`."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """A recording's length and form. `samples` counts one channel at `sample_rate` (Hz)."""
+
+    samples: int
+    sample_rate: int
+    channels: int
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.samples / self.sample_rate
+
+
+class Reader(Protocol):
+    """An open recording, decoded in blocks so that memory never holds all channels of a long one."""
+
+    rate: int
+    channels: int
+    promised: int | None  # samples that the header promises, None where it promises nothing
+    slack: int  # samples by which that promise may be off
+
+    def blocks(self, start: int, count: int | None) -> Iterator[Pcm]:
+        """Blocks `(samples, channels)` of the native samples from `start`, at most `count` of them."""
+        ...
+
+
+def probe(path: str | Path) -> AudioInfo:
+    """The length of a recording, from its header.
+
+    What FFmpeg decodes is counted sample by sample instead: G.722 has no header, and the duration of MP4 or
+    WebM is not exact. A truncated file is reported as long as its header promises; `load` refuses it.
+    Raises AudioError (unreadable, empty file) or JobError (trouble of the machine).
+    """
+    with _opened(path) as reader:
+        if reader.promised is not None and not reader.slack:
+            return AudioInfo(reader.promised, reader.rate, reader.channels)
+        samples = sum(len(block) for block in reader.blocks(0, None))
+        return AudioInfo(samples, reader.rate, reader.channels)
+
+
+def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None) -> Pcm:
+    """Decode a recording, or `duration` seconds of it from `offset`, to float32 `(samples,)`, mono, 16 kHz.
+
+    The slice is cut at the native rate and then resampled alone, so where the recording is not at 16 kHz
+    its first and last few milliseconds differ from those of the resampled whole (`AUDIO_RULES["slice"]`).
+    The same call always gives the same samples. A slice is reached by seeking; only G.722 (each sample
+    depends on all before it) and containers whose clock is coarser than a sample (WebM) are decoded from
+    the start. Less than `duration` is returned where the recording ends early: see `fit_length`.
+
+    Raises AudioError: missing, unreadable or empty file, no samples, `offset` beyond the end, NaN or
+    infinite samples, or truncated, that is, less there in the slice than the header promises. (Ogg
+    promises nothing: a cut Ogg file is only shorter than its manifest says.) JobError as `probe`.
+    """
+    if not (math.isfinite(offset) and offset >= 0):
+        raise AudioError(f"the offset {offset} is not a time in seconds from 0")
+    if duration is not None and not (math.isfinite(duration) and duration >= 0):
+        raise AudioError(f"the duration {duration} is not a number of seconds from 0")
+    with _opened(path) as reader:
+        rate, promised, slack = reader.rate, reader.promised, reader.slack
+        start = round(offset * rate)
+        count = None if duration is None else round(duration * rate)
+        if promised is not None and 0 < promised + slack <= start:
+            raise AudioError(f"the offset {offset:g} s is beyond the end ({promised / rate:g} s)")
+        try:
+            parts = [_downmix(block) for block in reader.blocks(start, count)]
+        except (soundfile.SoundFileError, av.FFmpegError):
+            raise AudioError("damaged or truncated: decoding stopped before the end") from None
+    mono: Pcm = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if promised is not None:
+        there = start + len(mono)
+        wanted = promised if count is None else min(promised, start + count)
+        if wanted - there > slack:
+            raise AudioError(f"truncated: the header promises {promised} samples, decoding ended at {there}")
+    if not len(mono):
+        raise AudioError("no samples" if start == 0 else f"the offset {offset:g} s is beyond the end")
+    if not np.isfinite(mono).all():
+        raise AudioError("NaN or infinite samples")
+    return _resample(mono, rate)
+
+
+def samples_of(duration: float) -> int:
+    """Samples at 16 kHz in `duration` seconds, to the nearest."""
+    return round(duration * SAMPLE_RATE)
+
+
+def content_hash(pcm: Pcm) -> bytes:
+    """The identity of audio: SHA-256 (32 bytes) of the rate and the samples as little-endian float32."""
+    digest = hashlib.sha256(f"pcm float32le {SAMPLE_RATE} Hz mono\n".encode())
+    digest.update(np.ascontiguousarray(pcm, dtype="<f4").data)
+    return digest.digest()
+
+
+def fit_length(pcm: Pcm, planned_samples: int) -> Pcm:
+    """`pcm` `(samples,)` trimmed or zero-padded at its end to `planned_samples`.
+
+    Raises AudioError if the two differ by more than `FIT_TOLERANCE`: the plan was made for another length.
+    """
+    difference = planned_samples - len(pcm)
+    if abs(difference) > FIT_TOLERANCE:
+        raise AudioError(
+            f"the manifest says {planned_samples} samples ({planned_samples / SAMPLE_RATE:.3f} s), "
+            f"the recording has {len(pcm)} ({len(pcm) / SAMPLE_RATE:.3f} s)"
+        )
+    return np.pad(pcm, (0, difference)) if difference > 0 else pcm[:planned_samples]
+
+
+def _downmix(block: Pcm) -> Pcm:
+    if block.shape[1] == 1:
+        return block[:, 0].copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # non-finite samples are refused by name later
+        return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+def _resample(mono: Pcm, rate: int) -> Pcm:
+    if rate == SAMPLE_RATE:
+        return mono
+    length = (2 * len(mono) * SAMPLE_RATE + rate) // (2 * rate)
+    resampled = np.asarray(soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ"), np.float32)[:length]
+    resampled = np.pad(resampled, (0, length - len(resampled)))
+    if not length:
+        raise AudioError(f"no samples: {len(mono)} at {rate} Hz are less than one at {SAMPLE_RATE} Hz")
+    if not np.isfinite(resampled).all():
+        raise AudioError("infinite samples after resampling")
+    return resampled
+
+
+MACHINE_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Reader]:
+    """The reader that understands a file. Every failure here or in the body is an AudioError or JobError."""
+    try:
+        # A device or a pipe would block or never end; it is refused before it is opened.
+        if not Path(path).is_file():
+            raise AudioError(_why_not_a_file(Path(path)))
+        with open(path, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise AudioError("empty file (0 bytes)")
+            with _reader(file, Path(path).suffix.lower()) as reader:
+                if not LOWEST_RATE <= reader.rate <= HIGHEST_RATE:
+                    limits = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz"
+                    raise AudioError(f"the sample rate {reader.rate} Hz is outside {limits}")
+                yield reader
+    except OSError as error:
+        if error.errno in MACHINE_TROUBLE:
+            why = os.strerror(error.errno)
+            raise JobError(f"{path} cannot be read: {why}; mend this and run the same command again") from error
+        raise AudioError(f"unreadable: {os.strerror(error.errno) if error.errno else 'damaged'}") from error
+    except (soundfile.SoundFileError, av.FFmpegError) as error:
+        raise AudioError("damaged or truncated: cannot be decoded") from error
+    except ValueError as error:  # a NUL in the name; numbers in a header that make no sense
+        raise AudioError("unreadable: the name or the header makes no sense") from error
+
+
+def _why_not_a_file(path: Path) -> str:
+    if path.is_dir():
+        return "a directory, not a recording"
+    return "not a regular file" if path.exists() else "no such file"
+
+
+@contextmanager
+def _reader(file: IO[bytes], suffix: str) -> Iterator[Reader]:
+    magic = file.read(4)
+    file.seek(0)
+    # libsndfile takes any 0xFFE bits for MPEG, and a G.722 stream may begin with them.
+    if suffix != ".g722" or magic in SoundFileReader.MAGIC:
+        try:
+            sound = soundfile.SoundFile(file.fileno(), closefd=False)
+        except soundfile.SoundFileError:
+            file.seek(0)
+        else:
+            with sound:
+                yield SoundFileReader(sound)
+            return
+    with ContainerReader.open(file, "g722" if suffix == ".g722" else None) as container:
+        yield container
