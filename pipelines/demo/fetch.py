@@ -269,9 +269,7 @@ def _private_lists(base: Path, console: Console) -> list[str]:
 
 
 def _version(deb: Path) -> str:
-    done = subprocess.run(
-        ["dpkg-deb", "-f", str(deb), "Version"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["dpkg-deb", "-f", str(deb), "Version"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or "(unknown version)"
 
 
@@ -279,9 +277,7 @@ def _unpack(package: Package, deb: Path, base: Path) -> None:
     """Unpack, then leave a stamp: an unpacking that was interrupted is done again."""
     root = base / "root"
     root.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["dpkg-deb", "-x", str(deb), str(root)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["dpkg-deb", "-x", str(deb), str(root)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         deb.unlink(missing_ok=True)
         raise JobError(

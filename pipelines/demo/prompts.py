@@ -39,6 +39,11 @@ DIGITS = {
     "ru": "ноль один два три четыре пять шесть семь восемь девять".split(),
 }
 
+#: Sounds without speech in every language, whatever their transcripts say ("un suono beep").
+TONES = frozenset(
+    ("ascending-2tone", "beep", "beeperr", "confbridge-join", "confbridge-leave", "descending-2tone", "tt-monkeys")
+)
+
 _SYMBOL = re.compile(r"\[[^\w\[\]]*\]")  # "at [@]": the sign that is spoken, not a remark
 _FEWEST = 100  # every language has about 500; far fewer means a file of another form
 
@@ -63,7 +68,7 @@ class Prompt:
 def parse(transcript: str, lang: str) -> list[Prompt]:
     """The prompts of one transcript file's text.
 
-    Left out: comments (`;`), and lines with a remark in brackets or parentheses ("[ascending tones]",
+    Left out: comments (`;`), tones, and lines with a remark in any brackets ("[ascending tones]",
     "(10 seconds of silence)", "IAX (note: ...)"), where what is spoken cannot be told from the text. A byte
     order mark is skipped, an id repeated in front of its text is dropped, digits are spelt out. Of two
     lines with the same id the first counts.
@@ -74,10 +79,10 @@ def parse(transcript: str, lang: str) -> list[Prompt]:
             continue
         prompt_id, colon, text = line.partition(":")
         prompt_id = prompt_id.strip()
-        if not colon or not prompt_id or " " in prompt_id:
+        if not colon or not prompt_id or " " in prompt_id or prompt_id in TONES:
             continue
         text = _SYMBOL.sub(" ", text).strip().removeprefix(f"{prompt_id}:")
-        if any(mark in text for mark in "[]()"):
+        if any(mark in text for mark in "[]()<>"):
             continue
         prompts.setdefault(prompt_id, Prompt(prompt_id, spell_digits(" ".join(text.split()), lang)))
     return list(prompts.values())
@@ -103,9 +108,7 @@ def read_transcript(share: Path, lang: str) -> list[Prompt]:
     except FileNotFoundError as error:
         raise JobError(f"{path} is missing: run `pipelines demo fetch` to get the speech") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise JobError(
-            f"{path} cannot be read ({error}): remove it and run `pipelines demo fetch`"
-        ) from error
+        raise JobError(f"{path} cannot be read ({error}): remove it and run `pipelines demo fetch`") from error
     prompts = parse(text, lang)
     if len(prompts) < _FEWEST:
         raise JobError(
@@ -157,9 +160,7 @@ def rows(
     ]
 
 
-def durations(
-    paths: Sequence[Path], *, console: Console | None = None, threads: int | None = None
-) -> list[float]:
+def durations(paths: Sequence[Path], *, console: Console | None = None, threads: int | None = None) -> list[float]:
     """Seconds of each recording, in order; 0.0 for one that cannot be decoded (extraction will say why)."""
 
     def seconds(path: Path) -> float:

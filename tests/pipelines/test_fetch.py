@@ -74,9 +74,7 @@ def test_fetched_once_and_announced(package: Package, tmp_path: Path, console: C
 
 
 @needs_dpkg
-def test_lists_of_our_own_where_the_machine_has_none(
-    package: Package, tmp_path: Path, console: Console
-) -> None:
+def test_lists_of_our_own_where_the_machine_has_none(package: Package, tmp_path: Path, console: Console) -> None:
     (tmp_path / "no-lists").touch()
     share = fetch([package], console=console, root=tmp_path / "cache")
     assert (share / "small" / "speech.txt").is_file()
