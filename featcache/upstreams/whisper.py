@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 from torch.nn.functional import pad as pad_last
 
-from featcache.geometry import SAMPLE_RATE, WHISPER_MEL_HOP, WHISPER_WINDOW, Geometry
+from featcache.geometry import SAMPLE_RATE, WHISPER_MEL_HOP, Geometry
 from featcache.upstreams.base import Upstream, UpstreamConfig, frame_mask, pad
 from featcache.upstreams.taps import FINAL, TapRecorder, all_taps, blocks_needed, choose
 
@@ -31,11 +31,16 @@ N_FFT = 400  # samples: 25 ms
 class LogMel:
     """Whisper's log-mel spectrogram, the numbers of `WhisperFeatureExtractor`, per row of a batch."""
 
-    def __init__(self, bins: int, device: torch.device) -> None:
+    def __init__(self, bins: int, window_samples: int, device: torch.device) -> None:
+        self.window_samples = window_samples
         self.window = torch.hann_window(N_FFT, device=device)
-        self.filters = torchaudio.functional.melscale_fbanks(
-            N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-        ).T.contiguous().to(device)  # (bins, frequencies)
+        self.filters = (
+            torchaudio.functional.melscale_fbanks(
+                N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+            )
+            .T.contiguous()
+            .to(device)
+        )  # (bins, frequencies)
 
     def __call__(self, waves_bs: Tensor, frames: Sequence[int]) -> Tensor:
         """Float32 `(batch, bins, max(frames))`; row i has `frames[i]` frames of its own, then zeros.
@@ -44,7 +49,7 @@ class LogMel:
         at both ends of that, as the original does; 400 zeros are enough, since the last frame that counts
         reaches 40 samples beyond the utterance.
         """
-        tail = max(0, min(N_FFT, WHISPER_WINDOW - waves_bs.shape[1]))
+        tail = max(0, min(N_FFT, self.window_samples - waves_bs.shape[1]))
         spectrum = torch.stft(
             pad_last(waves_bs, (0, tail)), N_FFT, WHISPER_MEL_HOP, window=self.window, return_complex=True
         )
@@ -57,26 +62,30 @@ class LogMel:
 
 
 class WhisperUpstream(Upstream):
-    """Features of a Whisper encoder; `encoder` is transformers' `WhisperEncoder` in float32."""
+    """Features of a Whisper encoder.
+
+    `encoder` is transformers' `WhisperEncoder` in float32; `digests` (`weights_sha256` at least) are its
+    part of the identity.
+    """
 
     can_pad = True
 
-    def __init__(self, config: UpstreamConfig, device: str, encoder: Any, weights_sha256: str) -> None:
+    def __init__(self, config: UpstreamConfig, device: str, encoder: Any, **digests: str) -> None:
         super().__init__(config, device)
         available = all_taps(len(encoder.layers), closing=True)
         self.taps = choose(config.taps, available)
         del encoder.layers[blocks_needed(self.taps, len(encoder.layers)) :]
         self.encoder = encoder.eval().requires_grad_(False).to(self.device)
         self.channels = encoder.config.d_model
-        positions = encoder.embed_positions.num_embeddings
-        self.geometry = Geometry.whisper(positions * 2 * WHISPER_MEL_HOP)
+        window = encoder.embed_positions.num_embeddings * 2 * WHISPER_MEL_HOP
+        self.geometry = Geometry.whisper(window)
         self.window_policy = config.window or "crop"
         bins = encoder.config.num_mel_bins
-        self.log_mel = LogMel(bins, self.device)
+        self.log_mel = LogMel(bins, window, self.device)
         self.recorder = TapRecorder(encoder.layers, encoder.layer_norm, self.taps)
         self.identity = self._identify(
             family="whisper",
-            weights_sha256=weights_sha256,
+            **digests,
             window=self.window_policy,
             frontend={
                 "kind": "whisper log-mel",
@@ -93,7 +102,7 @@ class WhisperUpstream(Upstream):
         samples = [len(wave) for wave in waves]
         waves_bs = pad(waves, self.device)
         if self.window_policy == "pad":
-            window = self.geometry.window_samples or WHISPER_WINDOW
+            window = self.log_mel.window_samples
             waves_bs = pad_last(waves_bs, (0, window - waves_bs.shape[1]))
             samples = [window] * len(samples)
         mel_frames = [count // WHISPER_MEL_HOP for count in samples]

