@@ -1,0 +1,142 @@
+"""Hierarchical feature fusion: a tree over the taps.
+
+After Huo et al., "Resource-Efficient Transfer Learning From Speech Foundation Model Using Hierarchical
+Feature Fusion", ICASSP 2023, arXiv 2211.02712. The paper's widths and grouping are not public here, so
+this is an instantiation of HFF.
+
+With x_i the projected taps, a node over the group i..j gives
+
+    gated:  sum_k softmax(gate)_k x_k + W2 dropout(act(W1 norm(concat x) + b1)) + b2
+    plain:  norm(dropout(act(W1 concat x + b1)))
+
+and levels of nodes follow each other until one node is left. The gated tree also norms every tap before
+its projection, and its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import nn
+
+from featcache.errors import UsageError
+from fusion.modules.dropout import Dropout
+from fusion.modules.projection import Folded, StackedLinear, TapProjection, activation, normalise
+
+
+class NodeStack(nn.Module):
+    """`count` nodes of one level over `size` neighbours each: (count * size, rows, width) -> (count, rows, width)."""
+
+    def __init__(
+        self, count: int, size: int, width: int, *, act: str, norm: str, residual: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.count, self.size, self.norm, self.residual = count, size, norm, residual
+        self.act = activation(act)
+        self.dropout = Dropout(dropout)
+        self.hidden = StackedLinear(count, size * width, width, norm if residual else "none")
+        if residual:
+            self.out = StackedLinear(count, width, width, "none")
+            # In favour of the higher taps of the group at the start.
+            self.gate = nn.Parameter(torch.linspace(0, 1, size).repeat(count, 1))
+        elif norm != "none":
+            self.norm_weight = nn.Parameter(torch.ones(count, 1, width))
+            self.norm_bias = nn.Parameter(torch.zeros(count, 1, width))
+
+    def forward(self, nodes: torch.Tensor) -> torch.Tensor:
+        rows, width = nodes.shape[1:]
+        groups = nodes.unflatten(0, (self.count, self.size))  # (count, size, rows, width)
+        concatenated = groups.transpose(1, 2).flatten(2)  # (count, rows, size * width)
+        hidden = self.dropout(self.act(self.hidden(concatenated)))
+        if self.residual:
+            # The gated mean as a product of (1, size) with (size, rows * width).
+            weights = self.gate.softmax(1).unsqueeze(1)
+            mean = torch.bmm(weights, groups.flatten(2)).view(self.count, rows, width)
+            return mean + self.out(hidden)
+        if self.norm == "none":
+            return hidden
+        return torch.addcmul(self.norm_bias, normalise(hidden, self.norm), self.norm_weight)
+
+
+class HFF(nn.Module):
+    """Hierarchical feature fusion of all taps of a frame.
+
+    Args:
+        taps, channels: of the features.
+        width: of every node and of the output.
+        group: how many neighbouring nodes one node of the next level fuses, at least 2. A level whose
+            number of nodes is not a multiple of it ends in one smaller group.
+        activation: "gelu", "relu", "silu" or "tanh".
+        norm: "layer", "rms" or "none".
+        residual: the gated residual path; off is the plain tree.
+        dropout: after the activation of every node.
+
+    All nodes of one size in a level are computed together (batched products over stacked weights).
+
+    Raises:
+        UsageError: for a group below 2 or an unknown activation or norm.
+    """
+
+    # Rows computed at a time on a CPU. Larger blocks leave the cache, and their temporaries go back to the
+    # system after each operation (measured: 27 ms of page faults for each of 15 MB).
+    block = 512
+
+    def __init__(
+        self,
+        taps: int,
+        channels: int,
+        width: int = 128,
+        group: int = 2,
+        activation: str = "gelu",
+        norm: str = "layer",
+        residual: bool = True,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if group < 2:
+            raise UsageError(f"group = {group} cannot fuse anything; use 2 or more")
+        self.width = width
+        self.leaves = TapProjection(taps, channels, width, norm if residual else "none")
+        levels: list[list[NodeStack]] = []
+        nodes = taps
+        while nodes > 1:
+            whole, rest = divmod(nodes, group)
+            shapes = [(whole, group)] * (whole > 0) + [(1, rest)] * (rest > 0)
+            levels.append(
+                [
+                    NodeStack(n, size, width, act=activation, norm=norm, residual=residual, dropout=dropout)
+                    for n, size in shapes
+                ]
+            )
+            nodes = whole + (rest > 0)
+        self.levels = nn.ModuleList(nn.ModuleList(stacks) for stacks in levels)
+        self.norm: nn.Module = nn.Identity()
+        if residual and norm != "none":
+            self.norm = nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-5)
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """(batch, frames, taps, channels) -> (batch, frames, width).
+
+        Frames are independent of each other, so lengths do not matter.
+        """
+        batch, frames = features.shape[:2]
+        rows = features.flatten(0, 1)
+        blocks = rows.split(self.block) if rows.device.type == "cpu" and len(rows) else (rows,)
+        folded = self.leaves.folded()
+        fused = torch.cat([self._fuse(block, folded) for block in blocks])
+        return fused.view(batch, frames, self.width)
+
+    def _fuse(self, rows: torch.Tensor, folded: Folded) -> torch.Tensor:
+        """(rows, taps, channels) -> (rows, width)."""
+        nodes = self.leaves(rows, folded)
+        for level in self.levels:
+            outputs, start = [], 0
+            for stack in cast(Iterable[NodeStack], level):
+                stop = start + stack.count * stack.size
+                outputs.append(stack(nodes[start:stop]))
+                start = stop
+            nodes = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        fused: torch.Tensor = self.norm(nodes[0])
+        return fused
