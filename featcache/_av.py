@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from io import FileIO
+from typing import Any
 
 import av
 import numpy as np
@@ -37,7 +38,7 @@ class ContainerReader:
 
     @classmethod
     @contextmanager
-    def open(cls, file: IO[bytes], demuxer: str | None) -> Iterator[ContainerReader]:
+    def open(cls, file: FileIO, demuxer: str | None) -> Iterator[ContainerReader]:
         """Open a file object; `demuxer` names the format of a stream without a header."""
         options = {} if demuxer else {"format_whitelist": DEMUXERS}
         try:

@@ -11,6 +11,7 @@ import soundfile
 
 BLOCK = 1 << 20  # samples a block: 4 MB a channel
 UNKNOWN = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX: the header does not say how long
+MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
 
 # libsndfile silently shortens a truncated file to what is there and notes it in its log only:
 # "data : 352800 (should be 176378)", for AIFF "SSND", for AU "Data Size", for W64 and RF64 the outer size.
@@ -19,7 +20,7 @@ STREAMED = 0x7FFF0000  # from here on: what sox and ffmpeg write into a pipe, wh
 
 
 class SoundFileReader:
-    """One open recording. `promised` is exact; None where the header does not know."""
+    """One open recording whose header tells its length; `promised` is exact."""
 
     MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
 
@@ -29,7 +30,7 @@ class SoundFileReader:
         self.channels: int = sound.channels
         self.slack = 0
         self._there: int = sound.frames
-        self.promised: int | None = None if self._there >= UNKNOWN else self._promise()
+        self.promised: int | None = self._promise()
 
     def _promise(self) -> int:
         for said, actual in SHORTENED.findall(self._sound.extra_info):
@@ -39,9 +40,6 @@ class SoundFileReader:
 
     def blocks(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
         """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
-        if self.promised is None:
-            yield from self._cut(start, count)
-            return
         if start >= self._there:
             return
         self._sound.seek(start)
@@ -52,15 +50,6 @@ class SoundFileReader:
                 return
             yield block
             left -= len(block)
-
-    def _cut(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
-        """Without a length there is no seeking: decode from the start and drop what is before it."""
-        position, stop = 0, UNKNOWN if count is None else start + count
-        while position < stop and len(block := self._read(BLOCK)):
-            part = block[max(start - position, 0) : stop - position]
-            position += len(block)
-            if len(part):
-                yield part
 
     def _read(self, samples: int) -> npt.NDArray[np.float32]:
         block: npt.NDArray[np.float32] = self._sound.read(samples, dtype="float32", always_2d=True)

@@ -18,8 +18,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -28,7 +29,7 @@ import soundfile
 import soxr
 
 from featcache._av import ContainerReader
-from featcache._sndfile import SoundFileReader
+from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader
 from featcache.errors import AudioError, JobError
 
 Pcm = npt.NDArray[np.float32]
@@ -190,7 +191,8 @@ def _opened(path: str | Path) -> Iterator[Reader]:
         # A device or a pipe would block or never end; it is refused before it is opened.
         if not Path(path).is_file():
             raise AudioError(_why_not_a_file(Path(path)))
-        with open(path, "rb") as file:
+        # Unbuffered: libsndfile reads the same descriptor, and a buffer would hide where it stands.
+        with open(path, "rb", buffering=0) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise AudioError("empty file (0 bytes)")
             with _reader(file, Path(path).suffix.lower()) as reader:
@@ -216,18 +218,22 @@ def _why_not_a_file(path: Path) -> str:
 
 
 @contextmanager
-def _reader(file: IO[bytes], suffix: str) -> Iterator[Reader]:
+def _reader(file: FileIO, suffix: str) -> Iterator[Reader]:
     magic = file.read(4)
     file.seek(0)
     # libsndfile takes any 0xFFE bits for MPEG, and a G.722 stream may begin with them.
     if suffix != ".g722" or magic in SoundFileReader.MAGIC:
         try:
             sound = soundfile.SoundFile(file.fileno(), closefd=False)
-        except soundfile.SoundFileError:
-            file.seek(0)
+        except soundfile.LibsndfileError as error:
+            if error.code == MALFORMED:  # FFmpeg would make do with what is left of it
+                raise AudioError("damaged or truncated: the header makes no sense") from error
         else:
             with sound:
-                yield SoundFileReader(sound)
-            return
+                # A FLAC that was written into a pipe does not know its length, and soundfile needs one.
+                if sound.frames < UNKNOWN:
+                    yield SoundFileReader(sound)
+                    return
+        file.seek(0)
     with ContainerReader.open(file, "g722" if suffix == ".g722" else None) as container:
         yield container
