@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-_NO_DECAY = ("bias", "norm_weight", "norm_bias", "gate", "mixture")
+_NO_DECAY = ("bias", "norm_", "gate", "mixture")
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
 
 
@@ -29,6 +29,6 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            is_free = isinstance(part, _NORMS) or name.startswith(_NO_DECAY)
+            is_free = isinstance(part, _NORMS) or any(word in name for word in _NO_DECAY)
             (free if is_free else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
