@@ -195,7 +195,8 @@ def _whisper_encoder(checkpoint: Checkpoint) -> Any:
         settings._attn_implementation = "sdpa"
         for path in checkpoint.files:
             with safe_open(path, framework="pt") as tensors:
-                for key in tensors.keys():
+                names = tensors.keys()
+                for key in names:
                     for prefix in prefixes:
                         if key.startswith(prefix):
                             state[key.removeprefix(prefix)] = tensors.get_tensor(key).float()

@@ -1,0 +1,68 @@
+"""What every upstream must pass, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from featcache.upstreams import Upstream
+
+LENGTHS = (9000, 400, 16000, 5000, 5000, 12345)
+BOUND = 1e-4  # sigmas, DESIGN.md's first invariant
+
+
+def speechlike(samples: int, seed: int = 0) -> np.ndarray:
+    """Noise under a slow envelope, off centre: float32 (samples,)."""
+    rng = np.random.default_rng([seed, samples])
+    envelope = 0.02 + 0.2 * np.abs(np.sin(np.arange(samples) / 1700 + seed))
+    return (rng.standard_normal(samples) * envelope + 0.01).astype(np.float32)
+
+
+def waves(lengths: Sequence[int] = LENGTHS) -> list[np.ndarray]:
+    return [speechlike(samples, seed) for seed, samples in enumerate(lengths)]
+
+
+def deviation(features: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> np.ndarray:
+    """Largest deviation at each tap, in standard deviations of that tap over all rows: (taps,)."""
+    for row, other in zip(features, expected, strict=True):
+        assert row.shape == other.shape and row.dtype == other.dtype == np.float32
+    all_ftc, expected_ftc = np.concatenate(features), np.concatenate(expected)
+    return np.abs(all_ftc - expected_ftc).max((0, 2)) / expected_ftc.std((0, 2))
+
+
+def alone(upstream: Upstream, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [upstream.forward([wave])[0] for wave in inputs]
+
+
+def partition(inputs: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Cut a sequence into batches of the given sizes, in turn."""
+    batches, start, turn = [], 0, 0
+    while start < len(inputs):
+        batches.append(list(inputs[start : start + sizes[turn % len(sizes)]]))
+        start, turn = start + sizes[turn % len(sizes)], turn + 1
+    return batches
+
+
+def in_batches(upstream: Upstream, inputs: Sequence[np.ndarray], batches: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """Features in the order of `inputs`, computed in the given batches of indices by the path of a GPU."""
+    features: list[np.ndarray] = [np.empty(0)] * len(inputs)
+    upstream.rows_alone = False
+    try:
+        for batch in batches:
+            for i, row in zip(batch, upstream.forward([inputs[i] for i in batch]), strict=True):
+                features[i] = row
+    finally:
+        upstream.rows_alone = True
+    return features
+
+
+def stir(model: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
+    """Move every parameter, norms included, so that no two activations agree by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()

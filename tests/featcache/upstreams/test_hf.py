@@ -1,0 +1,313 @@
+"""Upstreams of transformers on small checkpoints made here, against the library's own forward."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featcache.errors import UpstreamError
+from featcache.upstreams import Upstream, UpstreamConfig, load
+from tests.featcache.upstreams.checks import (
+    BOUND,
+    LENGTHS,
+    alone,
+    deviation,
+    in_batches,
+    partition,
+    speechlike,
+    stir,
+    waves,
+)
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (16,) * 7,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
+LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+# name: (config class, its settings, waveform normalised, closing norm, padded batches)
+CASES: dict[str, tuple[str, dict[str, Any], bool, bool, bool]] = {
+    "wav2vec2-group": ("Wav2Vec2", GROUP, True, False, False),
+    "wav2vec2-layer": ("Wav2Vec2", LAYER, True, True, True),
+    "wav2vec2-layer-post": ("Wav2Vec2", {**LAYER, "do_stable_layer_norm": False}, False, False, True),
+    "hubert-group": ("Hubert", GROUP, False, False, False),
+    "hubert-layer": ("Hubert", LAYER, True, True, True),
+    "hubert-batch-norm": ("Hubert", {**LAYER, "conv_pos_batch_norm": True}, True, True, False),
+    "wavlm-group": ("WavLM", GROUP, False, False, False),
+    "wavlm-layer": ("WavLM", LAYER, True, True, True),
+    "data2vec": ("Data2VecAudio", {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}, True, False, False),
+    "w2v-bert": ("Wav2Vec2Bert", {"feature_projection_input_dim": 160}, True, False, True),
+}
+
+
+def extractor(name: str) -> Any:
+    kind, _, normalise, _, _ = CASES[name]
+    if kind == "Wav2Vec2Bert":
+        return transformers.SeamlessM4TFeatureExtractor()
+    return transformers.Wav2Vec2FeatureExtractor(do_normalize=normalise)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            kind, options, *_ = CASES[name]
+            config = getattr(transformers, f"{kind}Config")(**{**SMALL, **options})
+            torch.manual_seed(1)
+            model = stir(getattr(transformers, f"{kind}Model")(config))
+            made[name] = tmp_path_factory.mktemp(name)
+            model.save_pretrained(made[name])
+            extractor(name).save_pretrained(made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> tuple[str, Upstream]:
+    return request.param, load(UpstreamConfig(id=f"hf:{checkpoint(request.param)}"))
+
+
+def library(name: str, folder: Path, wave: np.ndarray) -> np.ndarray:
+    """Every tap by the library alone. Its `hidden_states` are what enters each block and, last, what leaves
+    the last one, raw even where a closing norm follows; that norm's output is `last_hidden_state`."""
+    kind, _, _, closing, _ = CASES[name]
+    model = getattr(transformers, f"{kind}Model").from_pretrained(folder).eval()
+    inputs = extractor(name)(wave, sampling_rate=16_000, return_tensors="pt")
+    with torch.inference_mode():
+        out = model(**inputs, output_hidden_states=True)
+    taps = [*out.hidden_states, *([out.last_hidden_state] if closing else [])]
+    features = torch.stack([tap[0] for tap in taps], 1).numpy()
+    if kind == "Wav2Vec2Bert":  # a pair that the library had to pad is masked, and is no frame here
+        features = features[: int(inputs["attention_mask"].sum())]
+    return features
+
+
+def test_every_tap_is_the_librarys(case: tuple[str, Upstream], checkpoint: Callable[[str], Path]) -> None:
+    name, upstream = case
+    assert upstream.taps == ("0", "1", "2", "3", *(("final",) if CASES[name][3] else ()))
+    inputs = waves((16000, 5001, 720, 8003, 1200))
+    expected = [library(name, checkpoint(name), wave) for wave in inputs]
+    assert deviation(upstream.forward(inputs), expected).max() < BOUND
+    # padded, or in groups of equal length: the path of a GPU
+    assert deviation(in_batches(upstream, inputs, [range(len(inputs))]), expected).max() < BOUND
+    assert [len(row) for row in expected] == [upstream.frames(len(wave)) for wave in inputs]
+
+
+def test_a_row_is_what_it_is_alone(case: tuple[str, Upstream]) -> None:
+    name, upstream = case
+    inputs = waves()
+    expected = alone(upstream, inputs)
+    assert upstream.can_pad == CASES[name][4]
+    for row, other in zip(upstream.forward(inputs), expected, strict=True):
+        np.testing.assert_array_equal(row, other)
+
+    @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(order=st.permutations(range(len(LENGTHS))), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    def over_all_batchings(order: list[int], sizes: list[int]) -> None:
+        features = in_batches(upstream, inputs, partition(order, sizes))
+        assert deviation(features, expected).max() < BOUND
+
+    over_all_batchings()
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, pads) in CASES.items() if not pads])
+def test_models_that_are_not_padded_could_not_be(name: str, checkpoint: Callable[[str], Path]) -> None:
+    upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"))
+    inputs = waves((16000, 5000))
+    expected = alone(upstream, inputs)
+    upstream.can_pad = True
+    assert deviation(in_batches(upstream, inputs, [[0, 1]]), expected).max() > 10 * BOUND
+
+
+def test_frames_are_exact(case: tuple[str, Upstream]) -> None:
+    _, upstream = case
+    shortest = upstream.min_samples
+    for samples in (0, 1, shortest - 1, shortest, shortest + 1, 1039, 1040, 1041, 1360, 4321):
+        (features,) = upstream.forward([speechlike(samples)])
+        assert features.shape == (upstream.frames(samples), len(upstream.taps), 32)
+        assert np.isfinite(features).all()
+
+
+def test_chosen_taps_are_those_of_all(checkpoint: Callable[[str], Path]) -> None:
+    id, wave = f"hf:{checkpoint('wav2vec2-layer')}", [speechlike(5000)]
+    everything = load(UpstreamConfig(id=id)).forward(wave)[0]
+    some = load(UpstreamConfig(id=id, taps=("2", "0")))
+    assert some.taps == ("0", "2")
+    np.testing.assert_array_equal(some.forward(wave)[0], everything[:, [0, 2]])
+    assert len(some.model.encoder.layers) == 2  # type: ignore[attr-defined]
+    last = load(UpstreamConfig(id=id, taps=("final",)))
+    np.testing.assert_array_equal(last.forward(wave)[0], everything[:, [4]])
+    for wrong in (("4",), ("0", "0"), ()):
+        with pytest.raises(UpstreamError, match="choose from: 0 1 2 3 final"):
+            load(UpstreamConfig(id=id, taps=wrong))
+
+
+def test_nan_stays_in_its_row(case: tuple[str, Upstream]) -> None:
+    _, upstream = case
+    inputs = waves((5000, 5000))
+    inputs[1][2500] = np.nan
+    for features in (upstream.forward(inputs), in_batches(upstream, inputs, [[0, 1]])):
+        assert np.isfinite(features[0]).all()
+        assert np.isnan(features[1]).any()
+
+
+def test_autocast_is_applied_and_recorded(checkpoint: Callable[[str], Path]) -> None:
+    id, wave = f"hf:{checkpoint('wav2vec2-layer')}", [speechlike(8000)]
+    exact, half = (load(UpstreamConfig(id=id, dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    difference = deviation(half.forward(wave), exact.forward(wave))
+    assert 1e-4 < difference.max() < 0.5
+    assert (exact.identity["autocast"], half.identity["autocast"]) == ("float32", "bfloat16")
+
+
+def test_identity_is_of_the_values_alone(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = checkpoint("wav2vec2-layer")
+    identity = load(UpstreamConfig(id=f"hf:{folder}")).identity
+    assert json.loads(json.dumps(identity)) == identity
+    assert str(folder) not in json.dumps(identity)
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert load(UpstreamConfig(id=f"hf:{copy}")).identity == identity
+    (copy / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    assert load(UpstreamConfig(id=f"hf:{copy}")).identity != identity
+    model = stir(transformers.Wav2Vec2Model.from_pretrained(folder), seed=5)
+    model.save_pretrained(copy)  # type: ignore[operator]
+    assert load(UpstreamConfig(id=f"hf:{copy}")).identity["weights_sha256"] != identity["weights_sha256"]
+
+
+def test_fine_tuned_and_sharded_checkpoints(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = checkpoint("wav2vec2-layer")
+    expected = load(UpstreamConfig(id=f"hf:{folder}")).forward([speechlike(5000)])[0]
+    tuned = transformers.Wav2Vec2ForCTC.from_pretrained(folder)
+    tuned.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    extractor("wav2vec2-layer").save_pretrained(tmp_path)
+    upstream = load(UpstreamConfig(id=f"hf:{tmp_path}"))
+    np.testing.assert_array_equal(upstream.forward([speechlike(5000)])[0], expected)
+    next(tmp_path.glob("model-00002*")).unlink()
+    with pytest.raises(UpstreamError, match="there is no model-00002"):
+        load(UpstreamConfig(id=f"hf:{tmp_path}"))
+
+
+class TestRefused:
+    """Every mistake is one line that says what to do."""
+
+    @pytest.fixture
+    def folder(self, checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+        for file in checkpoint("wav2vec2-group").iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        return tmp_path
+
+    def refused(self, id: str, match: str, **options: Any) -> None:
+        with pytest.raises(UpstreamError, match=match) as caught:
+            load(UpstreamConfig(id=id, **options))
+        assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+    def edit(self, path: Path, **changes: Any) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    def test_code_of_its_own(self, folder: Path) -> None:
+        ran = folder / "ran"
+        (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+        self.edit(folder / "config.json", auto_map={"AutoModel": "evil.Evil"}, model_type="evil")
+        self.refused(f"hf:{folder}", "code of its own, which is never done")
+        self.edit(folder / "config.json", model_type="wav2vec2")
+        self.refused(f"hf:{folder}", "code of its own")
+        assert not ran.exists()
+
+    def test_pickled_weights(self, folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save({}, folder / "pytorch_model.bin")
+        self.refused(f"hf:{folder}", "only safetensors are read")
+
+    def test_unknown_architecture(self, folder: Path) -> None:
+        self.edit(folder / "config.json", model_type="bert")
+        self.refused(f"hf:{folder}", "architecture bert is not known")
+
+    def test_missing_tensors_are_not_made_up(self, folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(folder / "model.safetensors")
+        del state["encoder.layers.1.attention.k_proj.weight"]
+        save_file(state, folder / "model.safetensors")
+        self.refused(f"hf:{folder}", "lacks 1 tensors of Wav2Vec2Model, first encoder.layers.1.attention.k_proj")
+
+    def test_torn_files(self, folder: Path) -> None:
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:5000])
+        self.refused(f"hf:{folder}", "does not load as Wav2Vec2Model")
+        (folder / "config.json").write_text("{")
+        self.refused(f"hf:{folder}", "config.json is not readable JSON")
+        (folder / "config.json").unlink()
+        self.refused(f"hf:{folder}", "no config.json")
+
+    def test_unknown_normalisation(self, folder: Path) -> None:
+        (folder / "preprocessor_config.json").unlink()
+        self.refused(f"hf:{folder}", "no preprocessor_config.json says whether")
+
+    def test_another_sample_rate(self, folder: Path) -> None:
+        self.edit(folder / "preprocessor_config.json", sampling_rate=8000)
+        self.refused(f"hf:{folder}", "wants 8000 Hz")
+
+    def test_options_without_meaning(self, folder: Path) -> None:
+        self.refused(f"hf:{folder}", "window has no meaning", window="pad")
+        self.refused(f"hf:{folder}", "weights has no meaning", weights="x")
+        self.refused(f"hf:{folder}", "local folder has no revision", revision="0" * 40)
+
+    def test_names(self) -> None:
+        self.refused("hf:/nowhere/at/all", "there is no such folder")
+        self.refused("hf:org/name", "pin the revision to a commit")
+        self.refused("hf:org/name@main", "pin the revision to a commit")
+        self.refused("hf:org/name@" + "0" * 40, "give one of the two", revision="1" * 40)
+        self.refused("nonsense", "is no upstream")
+        self.refused("nonsense:x", "is no upstream")
+        self.refused("hf:", "is no upstream")
+
+    def test_a_hub_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        self.refused("hf:org/name@" + "0" * 40, "hub cannot be reached")
+
+    def test_a_hub_that_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import httpx2 as httpx
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        def answer(*_: Any, local_files_only: bool = False, **__: Any) -> str:
+            if local_files_only:
+                raise FileNotFoundError
+            response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+            raise RevisionNotFoundError("no\nsuch", response=response)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
+        self.refused("hf:org/name@" + "0" * 40, "hub answered 404")
+
+
+def test_a_commit_in_the_local_cache_needs_no_network(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint("hubert-layer")
+
+    def snapshot(name: str, *, revision: str, local_files_only: bool = False, **_: Any) -> str:
+        assert (name, revision, local_files_only) == ("org/name", "a" * 40, True)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    upstream = load(UpstreamConfig(id="hf:org/name@" + "a" * 40))
+    assert upstream.identity == load(UpstreamConfig(id=f"hf:{folder}")).identity
