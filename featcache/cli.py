@@ -25,17 +25,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]
 UpstreamId = Annotated[
     str | None,
-    typer.Option("--upstream", "-u", help="package:NAME, hf:ORG/NAME, hf:FOLDER, torchaudio:BUNDLE or mel:80.", show_default=False),
-]  # fmt: skip
+    typer.Option(
+        "--upstream",
+        "-u",
+        help="package:NAME, hf:ORG/NAME, hf:FOLDER, torchaudio:BUNDLE or mel:80.",
+        show_default=False,
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.", show_default=False)]
 Weights = Annotated[str | None, typer.Option(help="Local checkpoint of a torchaudio bundle.", show_default=False)]
 Taps = Annotated[str | None, typer.Option(help="Taps to store: all, or names as in 0,4,8,final.", show_default=False)]
 Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Autocast dtype of the model.", show_default=False)
-]  # fmt: skip
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Autocast dtype of the model.", show_default=False),
+]
 WindowPolicy = Annotated[
-    Literal["crop", "pad"] | None, typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False)
-]  # fmt: skip
+    Literal["crop", "pad"] | None,
+    typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False),
+]
 Profile = Annotated[str | None, typer.Option(help="Codec profile: fp16 or int8.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one.", show_default=False)]
 BatchSeconds = Annotated[

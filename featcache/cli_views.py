@@ -71,9 +71,10 @@ def print_outlook(job: Job, as_json: bool) -> None:
     view = job.outlook()
     if as_json:
         return print_json({**asdict(view), "unusable": [{"id": i, "reason": r} for i, r in view.unusable]})
+    stored = f"{len(job.spec.taps)} taps x {job.spec.channels} channels"
     rows = {
         "utterances": f"{view.utterances:,} in the manifest, {view.present:,} in the cache, {view.planned:,} to add",
-        "speech": f"{view.hours:.2f} h, {view.frames:,} frames, {len(job.spec.taps)} taps x {job.spec.channels} channels",
+        "speech": f"{view.hours:.2f} h, {view.frames:,} frames, {stored}",
         "size": f"{size_text(view.bytes)} at {job.spec.bits_per_value:.2f} bits per value ({job.spec.profile}); "
         f"{size_text(view.free_bytes)} free",
         "shards": f"{view.shards} ({view.shards_done} done)",
@@ -142,8 +143,8 @@ def print_statistics(found: Statistics, taps: Sequence[str], as_json: bool) -> N
     console.print(f"{found.utterances:,} utterances, {found.frames:,} frames")
     console.print(table)
     matrix = Table("CKA", *taps, box=None)
-    for tap, row in zip(taps, found.similarity, strict=True):
-        matrix.add_row(tap, *(f"{value:.2f}" for value in row))
+    for name, row in zip(taps, found.similarity, strict=True):
+        matrix.add_row(name, *(f"{value:.2f}" for value in row))
     console.print(matrix)
     return None
 

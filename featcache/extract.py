@@ -141,7 +141,9 @@ def run_shards(
                 if not batches:
                     pipe.put(loaded, _Read(shard, [], [], True))
                 for number, batch in enumerate(batches):
-                    audio = list(pool.map(lambda r: load_window(rows[plan.utterance[r]], manifest, plan, r), batch))
+                    audio = list(
+                        pool.map(lambda r: load_window(rows[int(plan.utterance[r])], manifest, plan, r), batch)
+                    )
                     pipe.put(loaded, _Read(shard, batch, audio, number + 1 == len(batches)))
         pipe.put(loaded, None)
 
@@ -151,6 +153,9 @@ def run_shards(
         for batch in pipe.get(computed):
             if state is None or state.shard != batch.shard:
                 state = _ShardState(batch.shard, plan)
+                for row in state.span:
+                    if plan.frames[row] <= 0:
+                        state.leave_out(plan, row, _why_no_frames(rows[int(plan.utterance[row])], manifest, plan, row))
                 block = writer.new_block()
             _encode(writer, batch, block, state, strict)
             on_progress(sum(int(plan.stop[r] - plan.start[r]) for r in batch.rows) / SAMPLE_RATE, 0)
@@ -204,6 +209,12 @@ def _leased(
             time.sleep(POLL_SECONDS)
 
 
+def _why_no_frames(row: Row, manifest: Path, plan: Plan, planned: int) -> str:
+    """The reason in the recording itself, where it is unreadable; otherwise that it is too short."""
+    pcm = load_window(row, manifest, plan, planned)
+    return pcm.reason or f"{row.duration:.3f} s is too short for the model to make a frame of"
+
+
 def _lease_key(writer: SegmentWriter, shard: int) -> str:
     return f"{writer.name}/leases/{shard:06d}"
 
@@ -232,10 +243,6 @@ class _ShardState:
         self.quarantined: list[Quarantined] = []
         self.saturated = 0
         self.seconds = 0.0
-        for row in self.span:
-            if plan.frames[row] <= 0:
-                seconds = int(plan.stop[row] - plan.start[row]) / SAMPLE_RATE
-                self.leave_out(plan, row, f"{seconds:.3f} s is too short for the model to make a frame of")
 
     def leave_out(self, plan: Plan, row: int, reason: str) -> None:
         self.quarantined.append(Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=reason))
@@ -251,8 +258,8 @@ def _encode(
             expected = writer.spec.geometry.frames(int(plan.stop[row] - plan.start[row]))
             if len(features) != expected:
                 raise JobError(
-                    f"the model gave {len(features)} frames for {plan.ids[plan.utterance[row]]!r} where its geometry says "
-                    f"{expected}: the installed model library behaves otherwise than the one that made this cache"
+                    f"the model gave {len(features)} frames for {plan.ids[plan.utterance[row]]!r} where its geometry "
+                    f"says {expected}: the installed model library behaves otherwise than the one that made this cache"
                 )
             kept = features[plan.keep[row] : plan.keep[row] + plan.frames[row]]
             bad = np.flatnonzero(~np.isfinite(kept).all(axis=(0, 2)))

@@ -94,7 +94,7 @@ class Job:
             return self.spec
         if self.request.upstream is None:
             raise UsageError(f"there is no cache at {self.storage} yet: name the model with --upstream to make one")
-        if self.storage.folders("") or any(True for _ in self.storage.list()):
+        if self.storage.folders("") or any(True for _ in self.storage.keys()):
             raise UsageError(f"{self.storage} holds other files and no cache: give a new or an empty folder")
         upstream = self.upstream
         # The whole manifest is drawn from even under --limit, so that the rest can be added later.

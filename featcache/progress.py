@@ -52,7 +52,8 @@ class AudioProgress:
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
                 _Detail(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
             )  # fmt: skip
-            self._task = self._bar.add_task(what, total=max(seconds, 1e-9), completed=done_seconds, detail="")
+            self._task = self._bar.add_task(what, total=max(seconds, 1e-9), detail="")
+            self._bar.update(self._task, completed=done_seconds)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -85,5 +86,5 @@ class AudioProgress:
         self._last_line = time.monotonic()
         share = 100 * self.done / self.total if self.total else 100.0
         left = max(self.total - self.done, 0) / self.realtime if self.realtime > 0 else 0.0
-        text = f"{self.what}: {share:.0f} %, {self.realtime:.0f}x real time, {size_text(self.bytes)}, {time_text(left)} left"
-        print(text, file=sys.stderr, flush=True)
+        parts = [f"{share:.0f} %", f"{self.realtime:.0f}x real time", size_text(self.bytes), f"{time_text(left)} left"]
+        print(f"{self.what}: {', '.join(parts)}", file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ def load_window(row: Row, manifest: Path, plan: Plan, planned: int) -> Pcm:
         path = resolve(row, manifest)
         # Without an offset in the manifest the row means the whole file: one more second shows whether
         # the file goes on where the manifest says that it ends.
-        beyond = 1.0 if stop == row_samples(row) and "offset" not in row.model_fields_set else 0.0
+        beyond = 1.0 if stop == row_samples(row) and not row.is_part else 0.0
         duration = (stop - start) / SAMPLE_RATE + beyond
         pcm = audio.load(path, offset=row.offset + start / SAMPLE_RATE, duration=duration)
         pcm = audio.fit_length(pcm, stop - start)

@@ -46,7 +46,7 @@ class Segment:
     def _planes(self) -> dict[str, Any]:
         planes: dict[str, Any] = {}
         for plane in self.codec.planes:
-            array = self._guard(f"{self.name}/{plane.name}/zarr.json", lambda p=plane: self._group[p.name])  # type: ignore[misc]
+            array: Any = self._guard(f"{self.name}/{plane.name}/zarr.json", lambda p=plane: self._group[p.name])  # type: ignore[misc]
             if array.shape[1:] != plane.frame_shape or array.dtype != np.dtype(plane.dtype):
                 raise CorruptCacheError(
                     f"{self.storage}/{self.name}/{plane.name} has shape {array.shape} and dtype {array.dtype}, "

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import numpy as np
+from dask.base import compute as dask_compute
+from dask.delayed import delayed
 
 from featcache.errors import UsageError
 from featcache.store import Cache
@@ -73,7 +74,7 @@ def compute(
         return result
 
     groups = _groups(usable, lengths)
-    parts = dask.compute(*(dask.delayed(work, pure=False)(group) for group in groups), scheduler="threads")
+    parts = dask_compute(*(delayed(work, pure=False)(group) for group in groups), scheduler="threads")
     return _combine(cache, parts, centre, len(usable))
 
 

@@ -57,7 +57,7 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def keys(self, prefix: str = "") -> Iterator[str]:
         """All keys below a folder, sorted within each folder; files still being written are left out."""
         for folder, folders, files in os.walk(self.path(prefix)):
             folders.sort()
@@ -150,10 +150,12 @@ class Storage:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise JobError(
-                    f"no space left to write {path}: finished shards are safe; free some space and run the same command again"
+                    f"no space left to write {path}: finished shards are safe; free some space and "
+                    "run the same command again"
                 ) from error
             raise JobError(
-                f"{path} cannot be written: {error.strerror}; finished shards are safe, mend that and run the same command again"
+                f"{path} cannot be written ({error.strerror}): finished shards are safe; mend that and "
+                "run the same command again"
             ) from error
 
 
