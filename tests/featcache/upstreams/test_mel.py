@@ -1,0 +1,62 @@
+"""The log-mel upstream against torchaudio's own transform."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+
+from featcache.errors import UpstreamError
+from featcache.upstreams import UpstreamConfig, load
+from tests.featcache.upstreams.checks import BOUND, alone, deviation, in_batches, speechlike, waves
+
+
+def test_values_are_torchaudios_one_utterance_at_a_time() -> None:
+    upstream = load(UpstreamConfig(id="mel:80"))
+    assert (upstream.taps, upstream.channels, upstream.frame_rate, upstream.can_pad) == (("0",), 80, 100.0, True)
+    inputs = waves()
+    transform = torchaudio.transforms.MelSpectrogram(16_000, 512, 400, 160, n_mels=80, pad_mode="constant")
+    expected = [transform(torch.from_numpy(wave)).clamp(min=1e-8).log().T[:-1, None].numpy() for wave in inputs]
+    assert deviation(upstream.forward(inputs), expected).max() < BOUND
+    assert deviation(in_batches(upstream, inputs, [[0, 1, 2, 3], [4, 5]]), alone(upstream, inputs)).max() < BOUND
+    assert json.loads(json.dumps(upstream.identity)) == upstream.identity
+
+
+def test_frames_are_exact() -> None:
+    upstream = load(UpstreamConfig(id="mel:40"))
+    for samples in (0, 159, 160, 161, 319, 320, 16_000):
+        (features,) = upstream.forward([speechlike(samples)])
+        assert features.shape == (samples // 160, 1, 40)
+
+
+def test_silence_is_finite() -> None:
+    (features,) = load(UpstreamConfig(id="mel:80")).forward([np.zeros(1600, np.float32)])
+    assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize(
+    ("id", "options", "match"),
+    [
+        ("mel:x", {}, "write mel:BINS"),
+        ("mel:0", {}, "write mel:BINS"),
+        ("mel:1000", {}, "write mel:BINS"),
+        ("mel:200", {}, "holds no frequency"),
+        ("mel:80", {"dtype": "bfloat16"}, "float32"),
+        ("mel:80", {"weights": "x"}, "weights has no meaning"),
+        ("mel:80", {"taps": ("1",)}, "no tap 1; choose from: 0"),
+    ],
+)
+def test_refused(id: str, options: dict[str, object], match: str) -> None:
+    with pytest.raises(UpstreamError, match=match) as caught:
+        load(UpstreamConfig.model_validate({"id": id, **options}))
+    assert "\n" not in str(caught.value)
+
+
+def test_longer_than_the_window_is_refused() -> None:
+    upstream = load(UpstreamConfig(id="mel:80"))
+    assert upstream.window_samples == 960_000
+    with pytest.raises(UpstreamError, match="cut into windows first"):
+        upstream.forward([np.zeros(960_001, np.float32)])
