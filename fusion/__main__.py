@@ -1,5 +1,5 @@
 """`python -m fusion` is the command `fusion`."""
 
-from fusion.cli import app
+from fusion.cli import main
 
-app(prog_name="fusion")
+main()

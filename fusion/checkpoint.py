@@ -50,7 +50,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         cause = "no space is left" if full else str(error.strerror)
         raise JobError(
-            f"{path} cannot be written: {cause}; the last checkpoint is whole, mend that and run the same command again"
+            f"{path} cannot be written: {cause}; what was saved before is whole, mend that and run it again"
         ) from error
 
 
@@ -116,7 +116,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: Path)
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The state of an optimiser as tensors named `PARAMETER/KEY`."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value
         for parameter, state in optimiser.state.items()
@@ -131,7 +131,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, module: nn.Module, tensors:
     for name, value in tensors.items():
         parameter, _, key = name.rpartition("/")
         if parameter not in parameters:
-            raise FeatcacheError(f"the checkpoint has optimiser state of {parameter}, which this head lacks; use --restart")
+            raise FeatcacheError(f"the checkpoint knows {parameter}, which this head lacks; use --restart")
         owner = parameters[parameter]
         # the step count stays where the optimiser makes it: fused kernels want it beside the parameter
         optimiser.state[owner][key] = value.to(owner.device) if value.ndim or owner.is_cuda else value

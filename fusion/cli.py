@@ -47,13 +47,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Only go on with a run that was begun.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away the run that is there.")] = False,
     limit: Annotated[
-        int, typer.Option(min=0, help="Try on this many utterances of each split, for 50 steps at most; 0 is all.")
+        int,
+        typer.Option(min=0, help="Try on this many utterances of each split, for 50 steps at most; 0 is all."),
     ] = 0,
     runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
 ) -> None:
     """Train a head, evaluate it on test once, print its scores and, last, its folder.
 
-    Without --resume or --restart an unfinished run of the same recipe goes on, and a finished one is left alone.
+    Without --resume or --restart an unfinished run of the same recipe goes on, and a finished one stays.
     Several GPUs: torchrun --nproc-per-node N -m fusion.cli train RECIPE.
     """
     from fusion import recipe as recipes
@@ -75,7 +76,11 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="train, dev or test.")] = "test",
     cache: Annotated[
-        str, typer.Option(help="Another encoding of the same features; its scores are printed, not stored.", show_default=False)
+        str,
+        typer.Option(
+            help="Another encoding of the same features; its scores are printed, not stored.",
+            show_default=False,
+        ),
     ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
@@ -112,12 +117,26 @@ def compare(
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     """The scores of a run as a table, with all that is needed to quote them."""
-    table = Table("measure", "value", "95 % interval", title=f"{metrics['name']} on {metrics['split']}", title_justify="left")
+    table = Table(
+        "measure",
+        "value",
+        "95 % interval",
+        title=f"{metrics['name']} on {metrics['split']}",
+        title_justify="left",
+    )
     for name, value in metrics.items():
         if f"{name}_ci95" in metrics:
             low, high = metrics[f"{name}_ci95"]
             table.add_row(name.upper(), f"{value:.4f}", f"{low:.4f} to {high:.4f}")
-    for name in ("utterances", "words", "characters", "hours", "normalise", "fusion_parameters", "decoder_parameters"):
+    for name in (
+        "utterances",
+        "words",
+        "characters",
+        "hours",
+        "normalise",
+        "fusion_parameters",
+        "decoder_parameters",
+    ):
         if name in metrics:
             value = metrics[name]
             table.add_row(_LABELS.get(name, name), f"{value:,}" if isinstance(value, int) else str(value), "")
@@ -132,5 +151,11 @@ _LABELS = {
     "decoder_parameters": "parameters of the decoder",
 }
 
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="fusion")
+
+
 if __name__ == "__main__":
-    app()
+    main()

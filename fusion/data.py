@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featcache.store import Cache, Encoded
 
 BUCKET_RATIO = 1.15
-"""Lengths within this ratio share a bucket: at most 13 % of its frames are padding, half of that on average."""
+"""Lengths within this ratio share a bucket: at most 13 % of its frames are padding."""
 
 
 class Slot(NamedTuple):
@@ -33,8 +33,8 @@ class Slot(NamedTuple):
     epoch: int
     step: int
     """Within the epoch."""
-    index: np.ndarray
-    """int64 (batch,), positions in the split."""
+    positions: np.ndarray
+    """int64 (batch,), in the split."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def plan_epoch(frames: np.ndarray, batch_frames: int, seed: int, epoch: int) -> 
     buckets = np.floor(np.log(np.maximum(frames, 1)) / np.log(BUCKET_RATIO)).astype(np.int64)
     order = np.lexsort((rng.random(len(frames)), buckets))
     batches = _pack(frames, order, batch_frames)
-    rng.shuffle(batches)  # type: ignore[arg-type]  # a list is shuffled in place
+    rng.shuffle(batches)
     return batches
 
 
 def plan_evaluation(frames: np.ndarray, batch_frames: int) -> list[Slot]:
     """Batches in order of length, with the least padding."""
     order = np.argsort(frames, kind="stable")
-    return [Slot(0, step, index) for step, index in enumerate(_pack(frames, order, batch_frames))]
+    return [Slot(0, step, positions) for step, positions in enumerate(_pack(frames, order, batch_frames))]
 
 
 def _pack(frames: np.ndarray, order: np.ndarray, batch_frames: int) -> list[np.ndarray]:
@@ -129,7 +129,14 @@ class Sampler:
     """
 
     def __init__(
-        self, frames: np.ndarray, batch_frames: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0, step: int = 0
+        self,
+        frames: np.ndarray,
+        batch_frames: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+        step: int = 0,
     ) -> None:
         self.frames, self.batch_frames, self.seed = frames, batch_frames, seed
         self.rank, self.world = rank, world
@@ -143,7 +150,10 @@ class Sampler:
 
     def _batches(self) -> list[np.ndarray]:
         if self._planned != self.epoch:
-            self._plan, self._planned = plan_epoch(self.frames, self.batch_frames, self.seed, self.epoch), self.epoch
+            self._plan, self._planned = (
+                plan_epoch(self.frames, self.batch_frames, self.seed, self.epoch),
+                self.epoch,
+            )
         return self._plan
 
     def __iter__(self) -> Iterator[Slot]:
@@ -193,7 +203,7 @@ class Loader:
             return
         try:
             for slot in slots:
-                pending.append((slot, self._pool.submit(self._read, slot.index)))
+                pending.append((slot, self._pool.submit(self._read, slot.positions)))
                 if len(pending) > 2 * self.workers:
                     yield self._decode(*pending.popleft())
             while pending:
@@ -202,15 +212,16 @@ class Loader:
             for _, future in pending:
                 future.cancel()
 
-    def _read(self, index: np.ndarray) -> Encoded:
-        encoded = self.cache.read_encoded(self.split.rows[index], self.taps)
+    def _read(self, positions: np.ndarray) -> Encoded:
+        encoded = self.cache.read_encoded(self.split.rows[positions].tolist(), self.taps)
         return encoded.pin() if self.device.type == "cuda" else encoded
 
     def _decode(self, slot: Slot, future: Future[Encoded] | None) -> Batch:
-        began, index = time.perf_counter(), slot.index
-        encoded = self._read(index) if future is None else future.result()
+        began, positions = time.perf_counter(), slot.positions
+        encoded = self._read(positions) if future is None else future.result()
         features, lengths = self.cache.decode(encoded, device=self.device)
-        frames = int(self.split.frames[index].sum())
+        frames = int(self.split.frames[positions].sum())
         self.watch.waited += time.perf_counter() - began
         self.watch.frames += frames
-        return Batch(slot, features, lengths, tuple(self.split.targets[position] for position in index), frames)
+        targets = tuple(self.split.targets[position] for position in positions)
+        return Batch(slot, features, lengths, targets, frames)

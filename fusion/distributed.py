@@ -101,7 +101,9 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             raise UsageError("key train.device: cuda is not available here, use cpu or auto")
         device = torch.device("cuda", local_rank if device.index is None else device.index)
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UsageError(f"key train.device: there is no {device}, this machine has {torch.cuda.device_count()} GPUs")
+            raise UsageError(
+                f"key train.device: there is no {device}, this machine has {torch.cuda.device_count()} GPUs"
+            )
     elif device.type != "cpu":
         raise UsageError(f"key train.device: {name!r} is not allowed, use auto, cpu, cuda or cuda:N")
     return device
@@ -109,5 +111,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Mixed precision as a recipe asks for it; float32 where that is not bfloat16."""
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    bfloat16 = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)

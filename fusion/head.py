@@ -48,7 +48,11 @@ class HeadSpec(BaseModel):
 
 
 class Head(nn.Module):
-    """Features (batch, frames, taps, channels) and lengths (batch,) -> logits (batch, frames', outputs) and lengths'."""
+    """A fuser, then a decoder.
+
+    Features (batch, frames, taps, channels) and lengths (batch,) give logits (batch, frames', outputs) and
+    their lengths.
+    """
 
     def __init__(self, fuser: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
@@ -61,7 +65,8 @@ class Head(nn.Module):
 
     def output_frames(self, frames: np.ndarray) -> np.ndarray:
         """Frames of logits for int64 (utterances,) frames of features."""
-        return np.asarray(self.decoder.output_lengths(torch.from_numpy(np.asarray(frames, dtype=np.int64))))
+        decoder: Any = self.decoder
+        return np.asarray(decoder.output_lengths(torch.from_numpy(np.asarray(frames, dtype=np.int64))))
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -107,8 +112,8 @@ def build(spec: HeadSpec) -> Head:
     """A head with fresh weights, drawn from torch's global generator."""
     fuser_parameters = {key: value for key, value in spec.fuser.items() if key != "kind"}
     decoder_parameters = {key: value for key, value in spec.decoder.items() if key != "kind"}
-    fuser = modules.build_fuser(spec.fuser["kind"], len(spec.taps), spec.channels, **fuser_parameters)
-    decoder = modules.build_decoder(spec.decoder["kind"], int(fuser.width), spec.outputs, **decoder_parameters)
+    fuser: Any = modules.build_fuser(spec.fuser["kind"], len(spec.taps), spec.channels, **fuser_parameters)
+    decoder = modules.build_decoder(spec.decoder["kind"], fuser.width, spec.outputs, **decoder_parameters)
     return Head(fuser, decoder)
 
 
@@ -117,7 +122,8 @@ def _taps(recipe: Recipe, cache: Cache) -> tuple[tuple[str, ...], dict[str, Any]
     taps = cache.taps if recipe.fuser.taps == "all" else recipe.fuser.taps
     unknown = [tap for tap in taps if tap not in cache.taps]
     if unknown or not taps:
-        raise UsageError(f"key fuser.taps: {', '.join(unknown) or 'none'} is not in the cache, which holds {', '.join(cache.taps)}")
+        held = ", ".join(cache.taps)
+        raise UsageError(f"key fuser.taps: {', '.join(unknown) or 'none'} is not in the cache, which holds {held}")
     fuser = {"kind": recipe.fuser.kind} | recipe.fuser.parameters
     if recipe.fuser.kind == "last":
         return taps[-1:], fuser
@@ -152,6 +158,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(type(default), "its type")
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        wanted = names.get(type(default), type(default).__name__)
         raise UsageError(f"key {key}: {value!r} is not allowed, use {wanted} (the default is {default!r})")
     return value

@@ -90,7 +90,10 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        return [*self._cache.label_names, *(name for name in self._file if name not in self._cache.label_names)]
+        return [
+            *self._cache.label_names,
+            *(name for name in self._file if name not in self._cache.label_names),
+        ]
 
     def column(self, name: str, key: str) -> list[str | None]:
         """The values of a column, one a row of the cache.
@@ -102,9 +105,10 @@ class Columns:
             UsageError: no such column.
         """
         if name not in self.names:
-            raise UsageError(f"key {key}: there is no label {name!r}; the cache and labels_file have: {', '.join(self.names)}")
-        known = name in self._cache.label_names
-        values: list[str | None] = list(self._cache.labels(name)) if known else [None] * len(self._cache)
+            known = ", ".join(self.names)
+            raise UsageError(f"key {key}: there is no label {name!r}; the cache and labels_file have: {known}")
+        stored = name in self._cache.label_names
+        values: list[str | None] = list(self._cache.labels(name)) if stored else [None] * len(self._cache)
         for row, value in self._file.get(name, {}).items():
             values[row] = value
         return values
@@ -155,20 +159,21 @@ def select(cache: Cache, recipe: Recipe) -> Selection:
     examples: dict[str, list[Example]] = {name: [] for name in SPLITS}
     skipped: list[Skipped] = []
     ids, frames = cache.ids, np.asarray(cache.lengths)
-    for row in np.flatnonzero(keep):
-        name = names.get(split_of[row] or "")
-        if name is None or (recipe.limit and len(examples[name]) >= recipe.limit):
+    for row in np.flatnonzero(keep).tolist():
+        value = split_of[row]
+        if value not in names or (recipe.limit and len(examples[names[value]]) >= recipe.limit):
             continue
+        name = names[value]
         label = labels[row]
         if frames[row] == 0:
             skipped.append(Skipped(ids[row], name, "quarantined in the cache"))
         elif label is None:
             skipped.append(Skipped(ids[row], name, f"no label {task.label!r}"))
         else:
-            examples[name].append(Example(int(row), ids[row], label, int(frames[row])))
+            examples[name].append(Example(row, ids[row], label, int(frames[row])))
     for name in ("train", "dev"):
         if not examples[name]:
-            _explain_empty(name, recipe, [split_of[row] for row in np.flatnonzero(keep)], skipped)
+            _explain_empty(name, recipe, [split_of[row] for row in np.flatnonzero(keep).tolist()], skipped)
     return Selection({name: tuple(rows) for name, rows in examples.items()}, tuple(skipped), tuple(columns.notes))
 
 
@@ -177,8 +182,8 @@ def prepare(examples: Sequence[Example], name: str, task: Task, output_frames: S
 
     Args:
         output_frames: for training, the frames of logits that each example gets; an example that cannot be
-            learnt from so many (`task.check`) is skipped. In evaluation (None) a reference is enough, so that a
-            score is not flattered by leaving hard utterances out.
+            learnt from so many (`task.check`) is skipped. In evaluation (None) a reference is enough, so that
+            a score is not flattered by leaving hard utterances out.
     """
     kept: list[tuple[Example, str, tuple[int, ...]]] = []
     skipped: list[Skipped] = []
@@ -215,13 +220,15 @@ def _explain_empty(name: str, recipe: Recipe, found: Sequence[str | None], skipp
         why = "all its rows are unusable: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     else:
         counts = Counter("(none)" if value is None else value for value in found).most_common(6)
-        why = f"column {split.column!r} holds " + (", ".join(f"{value} ({count})" for value, count in counts) or "nothing")
+        why = f"column {split.column!r} holds " + (
+            ", ".join(f"{value} ({count})" for value, count in counts) or "nothing"
+        )
     where = " after task.where" if recipe.task.where else ""
     raise UsageError(f"key split.{name}: no usable row has {split.column} = {split.value(name)!r}{where}; {why}")
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """Lines of a CSV (with a header) or JSON Lines file, values as text; empty CSV cells and nulls are None."""
+    """Lines of a CSV (with a header) or JSON Lines file, values as text; empty cells and nulls are None."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix.lower() in (".jsonl", ".json", ".ndjson"):
@@ -231,7 +238,9 @@ def _read_records(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
             elif path.suffix.lower() in (".csv", ".tsv"):
                 reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
                 if "id" not in (reader.fieldnames or []):
-                    raise UsageError(f"{path} line 1: no column `id`; the header is {', '.join(reader.fieldnames or [])}")
+                    raise UsageError(
+                        f"{path} line 1: no column `id`; the header is {', '.join(reader.fieldnames or [])}"
+                    )
                 for record in reader:
                     if None in record or None in record.values():
                         raise UsageError(f"{path} line {reader.line_num}: another number of cells than in the header")

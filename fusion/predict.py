@@ -51,7 +51,7 @@ def predict(
                     logits, lengths = head(batch.features, batch.lengths)
                 losses.append(float(task.loss(logits, lengths, batch.targets)))
                 texts = task.predict(logits.float(), lengths)
-                found.update(zip((int(position) for position in batch.slot.index), texts, strict=True))
+                found.update(zip((int(position) for position in batch.slot.positions), texts, strict=True))
     finally:
         head.train(training)
     everything: dict[int, str] = {}

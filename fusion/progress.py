@@ -6,7 +6,14 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SECONDS = 5.0
 """Between two lines where standard error is not a terminal."""
@@ -27,7 +34,8 @@ class TrainingProgress:
         if console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.fields[name]}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("eta"),
+                TimeRemainingColumn(),
                 console=console, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task("", total=total, completed=done, name="training", text="")
@@ -37,7 +45,9 @@ class TrainingProgress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -64,7 +74,8 @@ def line(loss: float, dev: dict[str, float], frames_per_second: float, frame_rat
     """The moving part of the line."""
     scores = "  ".join(f"dev {name} {value:.3f}" for name, value in dev.items()) or "dev -"
     times = frames_per_second / frame_rate
-    return f"loss {loss:.3f}  {scores}  {frames_per_second:,.0f} frames/s ({times:.0f} x real time)  waiting {waiting:.0%}"
+    speed = f"{frames_per_second:,.0f} frames/s ({times:.0f} x real time)"
+    return f"loss {loss:.3f}  {scores}  {speed}  waiting {waiting:.0%}"
 
 
 def _clock(seconds: float) -> str:

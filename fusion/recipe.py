@@ -148,7 +148,11 @@ class Recipe(_Section):
         """A quick trial on a handful: few utterances, at most 50 steps, a name of its own."""
         steps = min(self.train.steps, 50)
         train = self.train.model_copy(
-            update={"steps": steps, "eval_every": min(self.train.eval_every, 25), "warmup": min(self.train.warmup, 10)}
+            update={
+                "steps": steps,
+                "eval_every": min(self.train.eval_every, 25),
+                "warmup": min(self.train.warmup, 10),
+            }
         )
         return self.model_copy(update={"limit": limit, "name": f"{self.run_name}-limit{limit}", "train": train})
 
@@ -219,7 +223,12 @@ def _explain(error: pydantic.ValidationError) -> str:
     # pydantic adds the branch of a union to the place; only what the user wrote is named
     place = [str(part) for part in problem["loc"]]
     names = _keys(Recipe)
-    while problem["type"] != "extra_forbidden" and len(place) > 1 and ".".join(place) not in names and ".".join(place[:-1]) in names:
+    while (
+        problem["type"] != "extra_forbidden"
+        and len(place) > 1
+        and ".".join(place) not in names
+        and ".".join(place[:-1]) in names
+    ):
         place.pop()
     key = ".".join(place)
     more = "" if error.error_count() == 1 else f" ({error.error_count()} problems in all)"

@@ -75,7 +75,8 @@ class Files:
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
         for path in (
-            self.recipe, self.head, self.checkpoint, self.state, self.best, self.skipped, self.metrics, self.utterances,
+            self.recipe, self.head, self.checkpoint, self.state, self.best, self.skipped, self.metrics,
+            self.utterances,
         ):  # fmt: skip
             path.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
@@ -127,8 +128,9 @@ class Run:
             return head.HeadSpec.model_validate(checkpoint.read_json(place))
         except pydantic.ValidationError as error:
             problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
             raise FeatcacheError(
-                f"{place} is not a head of this version: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; train it again"
+                f"{place} is not a head of this version ({where}: {problem['msg']}); train it again"
             ) from error
 
     @staticmethod
@@ -144,12 +146,24 @@ class Run:
     def recipe(self) -> Recipe:
         return self.read_recipe(self.path)
 
-    def metrics(self) -> dict[str, Any]:
-        """The scores on test that the run was finished with."""
-        if not self.files.metrics.exists():
-            raise UsageError(f"run {self.path} is not finished: `fusion train {self.files.recipe} --resume` goes on with it")
-        metrics: dict[str, Any] = checkpoint.read_json(self.files.metrics)
+    @staticmethod
+    def read_metrics(path: str | Path) -> dict[str, Any]:
+        """The scores that a run was finished with.
+
+        Raises:
+            UsageError: it is not finished.
+        """
+        files = Files(Path(path))
+        if not files.metrics.exists():
+            if not files.recipe.exists():
+                raise UsageError(f"{path} is not the folder of a run; `fusion train` prints it as its last line")
+            raise UsageError(f"run {path} is not finished: `fusion train {files.recipe}` goes on with it")
+        metrics: dict[str, Any] = checkpoint.read_json(files.metrics)
         return metrics
+
+    def metrics(self) -> dict[str, Any]:
+        """The scores that this run was finished with; see `read_metrics`."""
+        return self.read_metrics(self.path)
 
     def evaluate(self, split: str = "test", cache: Cache | str | None = None) -> Evaluation:
         """Score the head on a split.
@@ -168,8 +182,8 @@ class Run:
         opened = open_cache(settings.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
         if opened.values_id != self.spec.values_id:
             raise MismatchError(
-                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} holds "
-                f"{opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
+                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} "
+                f"holds {opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
             )
         selection = labels.select(opened, settings)
         chosen = labels.prepare(selection.splits[split], split, self.task)
@@ -178,18 +192,25 @@ class Run:
         facts: dict[str, Any] = {}
         if self.files.metrics.exists():
             old = self.metrics()
-            facts = {key: old[key] for key in ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours") if key in old}
+            facts = {
+                key: old[key]
+                for key in ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours")
+                if key in old
+            }
         skipped = [skip for skip in (*selection.skipped, *chosen.skipped) if skip.split == split]
-        return self.evaluate_split(opened, chosen, World(0, 1, self.device), facts | {"skipped": labels.count_reasons(skipped)})
+        return self.evaluate_split(
+            opened, chosen, World(0, 1, self.device), facts | {"skipped": labels.count_reasons(skipped)}
+        )
 
     def evaluate_split(self, cache: Cache, split: labels.Split, world: World, facts: Mapping[str, Any]) -> Evaluation:
         """Score the head on rows that are already chosen; `facts` are added to the metrics."""
         settings = self.recipe
         found = predict(
             self.head, self.task, cache, split, world, taps=self.spec.taps,
-            batch_seconds=settings.train.batch_seconds, precision=settings.train.precision, workers=settings.train.workers,
+            batch_seconds=settings.train.batch_seconds, precision=settings.train.precision,
+            workers=settings.train.workers,
         )  # fmt: skip
-        report = self.task.report(split.references, found.texts)
+        report, rows = self.task.report(split.ids, split.references, found.texts)
         metrics = report | {
             "split": split.name,
             "task": self.task.kind,
@@ -207,7 +228,7 @@ class Run:
             "hours": round(float(split.frames.sum()) / cache.frame_rate / 3600, 3),
             **facts,
         }
-        return Evaluation(metrics, self.task.rows(split.ids, split.references, found.texts))
+        return Evaluation(metrics, rows)
 
     def write(self, evaluation: Evaluation) -> None:
         """Store the scores and the table in the run's folder."""
@@ -216,7 +237,7 @@ class Run:
 
     @torch.no_grad()
     def transcribe(self, features: Sequence[np.ndarray]) -> list[str]:
-        """Predictions from features, each float32 (frames, taps, channels) with the taps of `spec.taps` in order.
+        """Predictions from features, each float32 (frames, taps, channels) with the taps of `spec`.
 
         Raises:
             UsageError: another number of taps or channels.
@@ -224,18 +245,23 @@ class Run:
         want = (len(self.spec.taps), self.spec.channels)
         for array in features:
             if array.ndim != 3 or array.shape[1:] != want:
-                raise UsageError(f"features of shape {array.shape} do not fit: this head reads (frames, {want[0]}, {want[1]})")
+                shape = f"(frames, {want[0]}, {want[1]})"
+                raise UsageError(f"features of shape {array.shape} do not fit: this head reads {shape}")
         lengths = np.array([len(array) for array in features], dtype=np.int64)
         found = [""] * len(features)
         budget = round(LARGE_BATCH_SECONDS * self.spec.frame_rate)
         usable = np.flatnonzero(lengths > 0)
         for slot in plan_evaluation(lengths[usable], budget):
-            index = usable[slot.index]
+            index = usable[slot.positions]
             padded = torch.zeros(len(index), int(lengths[index].max()), *want)
             for i, position in enumerate(index):
-                padded[i, : lengths[position]] = torch.from_numpy(np.ascontiguousarray(features[position], dtype=np.float32))
+                padded[i, : lengths[position]] = torch.from_numpy(
+                    np.ascontiguousarray(features[position], dtype=np.float32)
+                )
             with autocast(self.recipe.train.precision, self.device):
-                logits, out_lengths = self.head(padded.to(self.device), torch.from_numpy(lengths[index]).to(self.device))
+                logits, out_lengths = self.head(
+                    padded.to(self.device), torch.from_numpy(lengths[index]).to(self.device)
+                )
             for position, prediction in zip(index, self.task.predict(logits.float(), out_lengths), strict=True):
                 found[position] = prediction
         return found

@@ -61,11 +61,10 @@ class Task(Protocol):
     def measure(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
         """The values of `metrics`, quickly: this runs at every look at dev."""
 
-    def report(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
-        """All measures with their intervals, JSON-able: this runs once, on test."""
-
-    def rows(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> list[dict[str, Any]]:
-        """The per-utterance table, JSON-able."""
+    def report(
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """All measures with intervals, and the per-utterance table, JSON-able: this runs once, on test."""
 
 
 class CtcTask:
@@ -83,13 +82,9 @@ class CtcTask:
         """A task whose tokeniser is made from the training labels alone."""
         texts = [clean for label in labels if (clean := text.normalise(label, recipe.normalise))]
         if not texts:
-            raise UsageError(f"key task.label: {recipe.label!r} has no text left in train after normalisation {recipe.normalise!r}")
-        tokeniser: text.Tokeniser
-        if recipe.tokens == "char":
-            tokeniser = text.CharTokeniser.train(texts)
-        else:
-            tokeniser = text.SentencePieceTokeniser.train(texts, recipe.vocabulary)
-        return cls(tokeniser, recipe.normalise)
+            rule = f"after normalisation {recipe.normalise!r}"
+            raise UsageError(f"key task.label: no text of {recipe.label!r} is left in train {rule}")
+        return cls(text.train_tokeniser(recipe.tokens, texts, recipe.vocabulary), recipe.normalise)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> CtcTask:
@@ -124,7 +119,7 @@ class CtcTask:
         flat = torch.from_numpy(np.fromiter((token for target in targets for token in target), dtype=np.int64))
         total = functional.ctc_loss(
             log_probs_tbo, flat.to(logits.device), lengths, target_lengths.to(logits.device),
-            blank=self.tokeniser.blank, reduction="sum", zero_infinity=True,
+            blank=text.BLANK, reduction="sum", zero_infinity=True,
         )  # fmt: skip
         return total / max(int(target_lengths.sum()), 1)
 
@@ -132,13 +127,20 @@ class CtcTask:
         return [self.tokeniser.decode(tokens) for tokens in evaluate.greedy_ctc(logits, lengths)]
 
     def measure(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        return evaluate.error_rates(references, predictions)
+        rows = evaluate.utterance_table(references, references, predictions)
+        words, characters = sum(row.words for row in rows), sum(row.characters for row in rows)
+        return {
+            "cer": sum(row.character_errors for row in rows) / max(characters, 1),
+            "wer": sum(row.word_errors for row in rows) / max(words, 1),
+        }
 
-    def report(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, Any]:
-        return evaluate.score(references, predictions).to_json() | {"normalise": self.normalise}
-
-    def rows(self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]) -> list[dict[str, Any]]:
-        return evaluate.per_utterance(ids, references, predictions)
+    def report(
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        rows = evaluate.utterance_table(ids, references, predictions)
+        scores = evaluate.score_rows(rows).to_json()
+        rule = {"normalise": self.normalise, "normalise_rule": text.RULES[self.normalise]}
+        return scores | rule, [row.to_json() for row in rows]
 
 
 def frames_needed(target: Sequence[int]) -> int:

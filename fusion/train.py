@@ -8,17 +8,11 @@ same bits as one that was not.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +26,7 @@ from fusion.predict import predict
 from fusion.progress import TrainingProgress, line
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
+from fusion.state import State, digest, stop_signals
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -50,38 +45,7 @@ class Interrupted(JobError):
     exit_code = 130
 
 
-@dataclass(frozen=True)
-class State:
-    """Where a run stands. JSON-able; travels with the weights."""
-
-    step: int = 0
-    epoch: int = 0
-    step_of_epoch: int = 0
-    best: tuple[float, float] = (math.inf, math.inf)
-    """Score and loss on dev of the best checkpoint: while the score stands still, less loss is better."""
-    best_step: int = 0
-    best_dev: dict[str, float] = field(default_factory=dict)
-    dev: dict[str, float] = field(default_factory=dict)
-    """The last scores on dev."""
-    looks_without_better: int = 0
-    finished: bool = False
-    data: str = ""
-    """Digest of the utterances and targets of train and dev."""
-
-    def to_json(self) -> dict[str, Any]:
-        values = dict(vars(self))
-        values["best"] = [None if math.isinf(value) else value for value in self.best]
-        return values
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> State:
-        best = tuple(math.inf if part is None else float(part) for part in value["best"])
-        return cls(**(value | {"best": best}))
-
-
-def fit(
-    recipe: Recipe, *, runs: str | Path = "runs", mode: str = "auto", console: Console | None = None
-) -> Run:
+def fit(recipe: Recipe, *, runs: str | Path = "runs", mode: str = "auto", console: Console | None = None) -> Run:
     """Train a head as a recipe says, evaluate the best checkpoint on test once, and return the run.
 
     Args:
@@ -155,11 +119,12 @@ class Trainer:
         for name in ("train", "dev"):
             if not len(self.splits[name]):
                 reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
-                raise UsageError(f"{name} has no usable row left: {', '.join(f'{n} {reason}' for reason, n in reasons.items())}")
+                listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+                raise UsageError(f"{name} has no usable row left: {listed}")
         self.notes = selection.notes
         self.model = here.wrap(self.head)
         self.optimiser = optimiser.build(self.head, recipe.train)
-        self.state = State(data=_digest(self.splits["train"], self.splits["dev"]))
+        self.state = State(data=digest(self.splits["train"], self.splits["dev"]))
         self.seconds = 0.0
         self.writer: SummaryWriter | None = None
 
@@ -172,10 +137,12 @@ class Trainer:
         spec = Run.read_spec(self.files.path)
         if (spec.values_id, spec.encoding_id) != (self.spec.values_id, self.spec.encoding_id):
             raise MismatchError(
-                f"run {self.files.path} was begun on other features than {self.cache.path} now holds; use --restart"
+                f"run {self.files.path} began on other features than those of {self.cache.path}; --restart it"
             )
         if state.data != self.state.data:
-            raise UsageError(f"the labels or utterances of {self.cache.path} changed since run {self.files.path} began; use --restart")
+            raise UsageError(
+                f"labels or utterances of {self.cache.path} changed since {self.files.path} began; --restart it"
+            )
         self.state = state
         checkpoint.load_weights(self.head, _part(tensors, "head."), self.files.checkpoint)
         checkpoint.load_optimiser(self.optimiser, self.head, _part(tensors, "optimiser."))
@@ -189,7 +156,8 @@ class Trainer:
             return
         tensors = {f"head.{name}": value for name, value in self.head.state_dict().items()}
         tensors |= {
-            f"optimiser.{name}": value for name, value in checkpoint.optimiser_tensors(self.optimiser, self.head).items()
+            f"optimiser.{name}": value
+            for name, value in checkpoint.optimiser_tensors(self.optimiser, self.head).items()
         }
         checkpoint.save(self.files.checkpoint, tensors, self.state.to_json())
         checkpoint.write_json(self.files.state, self.state.to_json() | {"seconds": round(self.seconds, 3)})
@@ -214,7 +182,13 @@ class Trainer:
         settings, state = self.recipe.train, self.state
         batch_frames = round(settings.batch_seconds * self.cache.frame_rate)
         sampler = Sampler(
-            self.splits["train"].frames, batch_frames, self.recipe.seed, self.here.rank, self.here.size, state.epoch, state.step_of_epoch
+            self.splits["train"].frames,
+            batch_frames,
+            self.recipe.seed,
+            self.here.rank,
+            self.here.size,
+            state.epoch,
+            state.step_of_epoch,
         )
         self._open_tensorboard()
         self.head.train()
@@ -222,7 +196,7 @@ class Trainer:
         began = time.perf_counter()
         before = self.seconds
         with (
-            _signals() as stop,
+            stop_signals() as stop,
             Loader(self.cache, self.splits["train"], self.here.device, self.spec.taps, settings.workers) as loader,
             TrainingProgress(self.console, settings.steps, state.step, quiet=not self.here.first) as progress,
         ):
@@ -253,8 +227,8 @@ class Trainer:
                     self._mean_loss(loss_sum, loss_steps)
                     self.save()
                     raise Interrupted(
-                        f"stopped at step {self.state.step} of {settings.steps}, all saved in {self.files.path}; "
-                        "the same command goes on from there"
+                        f"stopped at step {self.state.step} of {settings.steps}, all saved in "
+                        f"{self.files.path}; the same command goes on from there"
                     )
         if self.writer is not None:
             self.writer.close()
@@ -266,7 +240,8 @@ class Trainer:
         seed = int(np.random.SeedSequence([self.recipe.seed, step, self.here.rank]).generate_state(1, np.uint64)[0])
         torch.manual_seed(seed)
         features = modules.mask_features(
-            batch.features, batch.lengths, time=settings.mask_time, channels=settings.mask_channels, taps=settings.mask_taps,
+            batch.features, batch.lengths, time=settings.mask_time,
+            channels=settings.mask_channels, taps=settings.mask_taps,
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         optimiser.set_rate(self.optimiser, optimiser.rate(settings, step))
@@ -286,8 +261,8 @@ class Trainer:
         loss = float(self.here.mean(total / max(steps, 1)))
         if not math.isfinite(loss):
             raise JobError(
-                f"the loss is {loss} around step {self.state.step}; the last good state is kept, lower train.lr or train.clip "
-                "and use --restart"
+                f"the loss is {loss} around step {self.state.step}; the last good state is kept, "
+                "lower train.lr or train.clip and use --restart"
             )
         return loss
 
@@ -315,9 +290,16 @@ class Trainer:
         if finished and state.step < settings.steps:
             self.progress.say(f"no better dev {self.metric} in {looks} looks: stopping early")
         if self.writer is not None:
-            values = {"train/loss": loss, "train/lr": optimiser.rate(settings, state.step), "dev/loss": found.loss}
+            values = {
+                "train/loss": loss,
+                "train/lr": optimiser.rate(settings, state.step),
+                "dev/loss": found.loss,
+            }
             values |= {f"dev/{name}": value for name, value in scores.items()}
-            values |= {"speed/frames_per_second": watch.rate * self.here.size, "speed/share_waiting": watch.share}
+            values |= {
+                "speed/frames_per_second": watch.rate * self.here.size,
+                "speed/share_waiting": watch.share,
+            }
             for name, value in values.items():
                 self.writer.add_scalar(name, value, state.step)
             self.writer.flush()
@@ -358,10 +340,13 @@ class Trainer:
             reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
             without = f", skipped {', '.join(f'{n} ({reason})' for reason, n in reasons.items())}" if reasons else ""
             self._say(f"{name}: {len(split)} utterances, {hours:.2f} h{without}")
-        fuser, decoder = modules.count_parameters(self.head.fuser), modules.count_parameters(self.head.decoder)
+        fuser, decoder = (
+            modules.count_parameters(self.head.fuser),
+            modules.count_parameters(self.head.decoder),
+        )
         self._say(
-            f"{self.recipe.fuser.kind} ({fuser:,} parameters) over {len(self.spec.taps)} taps, {self.recipe.decoder.kind} "
-            f"({decoder:,}), {self.task.outputs} outputs, on {self.here.device}"
+            f"{self.recipe.fuser.kind} ({fuser:,} parameters) over {len(self.spec.taps)} taps, "
+            f"{self.recipe.decoder.kind} ({decoder:,}), {self.task.outputs} outputs, on {self.here.device}"
         )
 
     def _say(self, text: str) -> None:
@@ -377,30 +362,3 @@ class Trainer:
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(*splits: labels.Split) -> str:
-    content = [[split.ids, split.targets, split.references] for split in splits]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; the second SIGINT stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number: int, _: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in old:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -14,7 +14,11 @@ from fusion import checkpoint
 
 
 def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
-    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor(3, dtype=torch.int64), "h": torch.ones(2, dtype=torch.bfloat16)}
+    tensors = {
+        "b": torch.arange(6.0).reshape(2, 3),
+        "a": torch.tensor(3, dtype=torch.int64),
+        "h": torch.ones(2, dtype=torch.bfloat16),
+    }
     checkpoint.save(tmp_path / "x.safetensors", tensors, {"step": 3, "name": "é"})
     again, facts = checkpoint.load(tmp_path / "x.safetensors")
     assert facts == {"step": 3, "name": "é"} and again.keys() == tensors.keys()

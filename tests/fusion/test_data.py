@@ -1,4 +1,4 @@
-"""Batches: every utterance once an epoch, within the budget, in an order that a seed fixes, and the right values."""
+"""Batches: each utterance once an epoch, within the budget, in an order that a seed fixes, with its values."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=200).map(lambda va
 
 
 @given(LENGTHS, st.integers(1, 6000), st.integers(0, 5), st.integers(0, 5))
-def test_an_epoch_has_every_utterance_once_and_no_batch_beyond_the_budget(lengths: np.ndarray, budget: int, seed: int, epoch: int) -> None:
-    for batches in (plan_epoch(lengths, budget, seed, epoch), [slot.index for slot in plan_evaluation(lengths, budget)]):
+def test_an_epoch_has_every_utterance_once_and_no_batch_beyond_the_budget(
+    lengths: np.ndarray, budget: int, seed: int, epoch: int
+) -> None:
+    for batches in (
+        plan_epoch(lengths, budget, seed, epoch),
+        [slot.positions for slot in plan_evaluation(lengths, budget)],
+    ):
         assert sorted(itertools.chain.from_iterable(b.tolist() for b in batches)) == list(range(len(lengths)))
         for batch in batches:
             assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
@@ -52,7 +57,7 @@ def test_a_sampler_goes_on_from_any_position(lengths: np.ndarray, taken: int, wo
     last = whole[taken - 1]
     rest = list(itertools.islice(Sampler(lengths, 4000, 3, world=world, epoch=last.epoch, step=last.step + 1), 5))
     for a, b in zip(whole[taken:], rest, strict=True):
-        assert a[:2] == b[:2] and np.array_equal(a.index, b.index)
+        assert a[:2] == b[:2] and np.array_equal(a.positions, b.positions)
 
 
 @settings(max_examples=30)
@@ -64,7 +69,7 @@ def test_ranks_share_an_epoch_and_take_the_same_number_of_steps(lengths: np.ndar
         sampler = Sampler(lengths, 4000, 3, rank=rank, world=world)
         mine = list(itertools.takewhile(lambda slot: slot.epoch == 0, sampler))
         steps.add(len(mine))
-        seen += [slot.index[0].item() for slot in mine]
+        seen += [slot.positions[0].item() for slot in mine]
     batches = plan_epoch(lengths, 4000, 3, 0)
     assert len(steps) == 1
     assert {int(batch[0]) for batch in batches} == set(seen) and len(seen) - len(batches) < world
@@ -73,11 +78,17 @@ def test_ranks_share_an_epoch_and_take_the_same_number_of_steps(lengths: np.ndar
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, dict[str, np.ndarray], Split]:
     rng = np.random.default_rng(1)
-    features = {f"u{i}": rng.standard_normal((3 + 2 * i, 3, 4)).astype(np.float16).astype(np.float32) for i in range(12)}
+    features = {
+        f"u{i}": rng.standard_normal((3 + 2 * i, 3, 4)).astype(np.float16).astype(np.float32) for i in range(12)
+    }
     cache = Cache.open(make_cache(tmp_path_factory.mktemp("data") / "cache", features))
     ids = tuple(reversed(cache.ids))
     rows = np.array([cache.row(id_) for id_ in ids])
-    return cache, features, Split("train", ids, rows, cache.lengths[rows], ids, tuple((i,) for i in range(12)))
+    return (
+        cache,
+        features,
+        Split("train", ids, rows, cache.lengths[rows], ids, tuple((i,) for i in range(12))),
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -92,7 +103,7 @@ def test_a_batch_holds_the_stored_values_of_its_utterances(
     assert [batch.slot for batch in batches] == slots
     for batch in batches:
         assert batch.features.shape[1] == int(batch.lengths.max()) and batch.frames == int(batch.lengths.sum())
-        for i, position in enumerate(batch.slot.index):
+        for i, position in enumerate(batch.slot.positions):
             want = features[split.ids[position]][:, [0, 1, 2] if taps is None else [2, 0]]
             length = int(batch.lengths[i])
             assert length == len(want) and batch.targets[i] == (position,)
@@ -114,13 +125,15 @@ class Slow:
         time.sleep(self.seconds)
         if self.reads == self.broken:
             raise CorruptCacheError("codes/c/0 is missing")
-        return self.cache.read_encoded(rows.tolist())
+        return self.cache.read_encoded(rows)
 
     def decode(self, encoded: object, device: object) -> object:
         return self.cache.decode(encoded)  # type: ignore[arg-type]
 
 
-def test_reading_ahead_is_bounded_and_stops_with_the_loader(stored: tuple[Cache, dict[str, np.ndarray], Split]) -> None:
+def test_reading_ahead_is_bounded_and_stops_with_the_loader(
+    stored: tuple[Cache, dict[str, np.ndarray], Split],
+) -> None:
     cache, _, split = stored
     slow = Slow(cache)
     with Loader(slow, split, torch.device("cpu"), workers=2) as loader:  # type: ignore[arg-type]
@@ -132,7 +145,9 @@ def test_reading_ahead_is_bounded_and_stops_with_the_loader(stored: tuple[Cache,
     assert not any(thread.name.startswith("fusion-read") for thread in threading.enumerate())
 
 
-def test_waiting_is_measured_and_overlaps_with_work(stored: tuple[Cache, dict[str, np.ndarray], Split]) -> None:
+def test_waiting_is_measured_and_overlaps_with_work(
+    stored: tuple[Cache, dict[str, np.ndarray], Split],
+) -> None:
     cache, _, split = stored
     slots = plan_evaluation(split.frames, 30)
     shares = {}
@@ -146,7 +161,9 @@ def test_waiting_is_measured_and_overlaps_with_work(stored: tuple[Cache, dict[st
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_of_reading_reaches_the_trainer(stored: tuple[Cache, dict[str, np.ndarray], Split], workers: int) -> None:
+def test_an_error_of_reading_reaches_the_trainer(
+    stored: tuple[Cache, dict[str, np.ndarray], Split], workers: int
+) -> None:
     cache, _, split = stored
     with (
         Loader(Slow(cache, broken=2), split, torch.device("cpu"), workers=workers) as loader,  # type: ignore[arg-type]

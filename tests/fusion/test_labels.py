@@ -1,4 +1,4 @@
-"""Which rows a run uses: columns of the cache, the task's own file, filters, and what is skipped with which reason."""
+"""Which rows a run uses: columns of the cache, the task's own file, filters, and what is skipped and why."""
 
 from __future__ import annotations
 
@@ -48,12 +48,19 @@ def test_splits_and_labels_come_from_the_cache(cache: Cache) -> None:
     assert selection.labels("train") == ["one", "two"]
     assert [example.frames for example in selection.splits["train"]] == [5, 6]
     assert [cache.ids[example.row] for example in selection.splits["dev"]] == ["c"]
-    assert set(selection.skipped) == {Skipped("e", "train", "no label 'text'"), Skipped("f", "train", "quarantined in the cache")}
+    assert set(selection.skipped) == {
+        Skipped("e", "train", "no label 'text'"),
+        Skipped("f", "train", "quarantined in the cache"),
+    }
 
 
 @pytest.mark.parametrize(
     ("where", "train"),
-    [('task.where.lang="en"', ["a"]), ('task.where.lang=["en", "it"]', ["a", "b"]), ("task.where.take=1", ["a"])],
+    [
+        ('task.where.lang="en"', ["a"]),
+        ('task.where.lang=["en", "it"]', ["a", "b"]),
+        ("task.where.take=1", ["a"]),
+    ],
 )
 def test_where_keeps_rows_of_the_given_values(cache: Cache, where: str, train: list[str]) -> None:
     assert ids(select(cache, where))["train"] == train
@@ -150,9 +157,13 @@ def test_rows_that_a_task_cannot_use_are_listed_with_the_reason(cache: Cache) ->
     learnt = labels.prepare(examples, "train", Spelling(), [2, 2])  # type: ignore[arg-type]
     assert len(learnt) == 0
     assert learnt.skipped == (
-        Skipped("a", "train", "more labels than frames"), Skipped("b", "train", "empty text after normalisation"),
+        Skipped("a", "train", "more labels than frames"),
+        Skipped("b", "train", "empty text after normalisation"),
     )  # fmt: skip
-    assert labels.count_reasons(learnt.skipped) == {"more labels than frames": 1, "empty text after normalisation": 1}
+    assert labels.count_reasons(learnt.skipped) == {
+        "more labels than frames": 1,
+        "empty text after normalisation": 1,
+    }
     scored = labels.prepare(examples, "test", Spelling())  # type: ignore[arg-type]
     assert scored.ids == ("a",) and scored.references == ("ONE",) and scored.targets == ((79, 78, 69),)
     assert scored.rows.tolist() == [examples[0].row] and scored.frames.tolist() == [5]

@@ -22,7 +22,9 @@ def test_only_the_cache_is_required() -> None:
 
 def test_the_resolved_recipe_is_a_recipe_for_the_same_run() -> None:
     made = head.resolve(
-        recipe.parse('cache = "c"\n[task]\nwhere = {lang = ["en", "it"], take = 1}\n[fuser]\nwidth = 32\n[decoder]\ndropout = 0')
+        recipe.parse(
+            'cache = "c"\n[task]\nwhere = {lang = ["en", "it"], take = 1}\n[fuser]\nwidth = 32\n[decoder]\ndropout = 0'
+        )
     )
     again = recipe.parse(made.to_toml())
     assert again == made and head.resolve(again) == made
@@ -33,10 +35,19 @@ def test_the_resolved_recipe_is_a_recipe_for_the_same_run() -> None:
 def test_overrides_are_toml_values_or_bare_words() -> None:
     made = recipe.parse(
         'cache = "c"',
-        ["train.steps=7", "train.lr=1e-4", "name=other", "fuser.taps=[1, 3]", 'task.where.lang="en"', "decoder.stack=3"],
+        [
+            "train.steps=7",
+            "train.lr=1e-4",
+            "name=other",
+            "fuser.taps=[1, 3]",
+            'task.where.lang="en"',
+            "decoder.stack=3",
+        ],
     )
     assert (made.train.steps, made.train.lr, made.name) == (7, 1e-4, "other")
-    assert made.fuser.taps == ("1", "3") and made.task.where == {"lang": "en"} and made.decoder.parameters == {"stack": 3}
+    assert (
+        made.fuser.taps == ("1", "3") and made.task.where == {"lang": "en"} and made.decoder.parameters == {"stack": 3}
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,15 +101,18 @@ def test_a_missing_or_broken_file_is_a_usage_error(tmp_path: Path) -> None:
 
 KEYS = st.text(min_size=1, max_size=8)
 SCALARS = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-(2**63), 2**63 - 1), st.booleans(),
-    st.floats(allow_nan=False),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-(2**63), 2**63 - 1),
+    st.booleans(), st.floats(allow_nan=False),
 )  # fmt: skip
 
 
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
-        st.recursive(SCALARS | st.lists(SCALARS, max_size=3), lambda v: st.dictionaries(st.text("ab.\" ", max_size=3), v, max_size=3)),
+        st.recursive(
+            SCALARS | st.lists(SCALARS, max_size=3),
+            lambda v: st.dictionaries(st.text('ab." ', max_size=3), v, max_size=3),
+        ),
         max_size=4,
     )
 )

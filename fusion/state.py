@@ -1,0 +1,72 @@
+"""Where a run stands, and how it is told to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion.labels import Split
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands. JSON-able; travels with the weights."""
+
+    step: int = 0
+    epoch: int = 0
+    step_of_epoch: int = 0
+    best: tuple[float, float] = (math.inf, math.inf)
+    """Score and loss on dev of the best checkpoint: while the score stands still, less loss is better."""
+    best_step: int = 0
+    best_dev: dict[str, float] = field(default_factory=dict)
+    dev: dict[str, float] = field(default_factory=dict)
+    """The last scores on dev."""
+    looks_without_better: int = 0
+    finished: bool = False
+    data: str = ""
+    """Digest of the utterances and targets of train and dev."""
+
+    def to_json(self) -> dict[str, Any]:
+        values = dict(vars(self))
+        values["best"] = [None if math.isinf(value) else value for value in self.best]
+        return values
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> State:
+        best = tuple(math.inf if part is None else float(part) for part in value["best"])
+        return cls(**(value | {"best": best}))
+
+
+def digest(*splits: Split) -> str:
+    """What a run learns from and is chosen by: SHA-256 of ids, targets and references."""
+    content = [[split.ids, split.targets, split.references] for split in splits]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT or SIGTERM sets; the second SIGINT stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in old:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,116 @@
+"""The command `fusion`: what it prints where, and how it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fusion.cli import app
+from tests.fusion.speech import toy_cache, toy_recipe
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cache, a recipe, and two finished runs."""
+    root = tmp_path_factory.mktemp("cli")
+    cache = toy_cache(root / "cache")
+    (root / "toy.toml").write_text(toy_recipe(cache, 10))
+    for name, steps in (("a", 10), ("b", 40)):
+        done = call(
+            "train",
+            root / "toy.toml",
+            "--set",
+            f"name={name}",
+            "--set",
+            f"train.steps={steps}",
+            "--runs",
+            root / "runs",
+        )
+        assert done.exit_code == 0, done.output
+    return root
+
+
+def test_train_prints_scores_and_the_folder_last(place: Path) -> None:
+    done = call("train", place / "toy.toml", "--set", "name=a", "--runs", place / "runs")
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(place / "runs" / "a")
+    assert "WER" in done.stdout and "CER" in done.stdout and " to " in done.stdout and "basic" in done.stdout
+    assert "is finished" in done.stderr and "is finished" not in done.stdout
+
+
+def test_eval_prints_json_that_can_be_quoted(place: Path) -> None:
+    done = call("eval", "--json", place / "runs/a")
+    metrics = json.loads(done.stdout)
+    for key in ("wer", "cer", "wer_ci95", "cer_ci95", "utterances", "fuser", "fusion_parameters", "decoder_parameters"):
+        assert key in metrics
+    assert metrics["fuser"] == "hff" and metrics["utterances"] == 6 and metrics["best_step"] == 10
+    assert json.loads((place / "runs/a/metrics.json").read_text()) == metrics
+
+
+def test_eval_of_dev_leaves_the_scores_of_test_alone(place: Path) -> None:
+    before = (place / "runs/a/metrics.json").read_bytes()
+    assert json.loads(call("eval", place / "runs/a", "--split", "dev", "--json").stdout)["split"] == "dev"
+    assert "dev" in call("eval", place / "runs/a", "--split", "dev").stdout
+    assert (place / "runs/a/metrics.json").read_bytes() == before
+
+
+def test_eval_takes_another_encoding_but_no_other_features(place: Path, tmp_path: Path) -> None:
+    other = toy_cache(tmp_path / "int8", profile="int8")
+    metrics = json.loads(call("eval", place / "runs/b", "--cache", other, "--json").stdout)
+    assert metrics["profile"] == "int8"
+    assert json.loads((place / "runs/b/metrics.json").read_text())["profile"] == "fp16"
+    foreign = toy_cache(tmp_path / "foreign", taps=2)
+    done = call("eval", place / "runs/b", "--cache", foreign)
+    assert done.exit_code == 1 and "was trained on features" in done.stderr
+
+
+def test_compare_shows_runs_with_the_paired_difference_to_the_first(place: Path) -> None:
+    rows = json.loads(call("compare", "--json", place / "runs/a", place / "runs/b").stdout)
+    assert [row["name"] for row in rows] == ["a", "b"] and "wer_difference" not in rows[0]
+    difference, low, high = rows[1]["cer_difference"]
+    assert difference == pytest.approx(rows[1]["cer"] - rows[0]["cer"]) and low <= difference <= high
+    printed = call("compare", place / "runs/a", place / "runs/b")
+    assert printed.exit_code == 0 and "paired bootstrap" in printed.stdout
+
+
+def test_compare_refuses_other_utterances(place: Path, tmp_path: Path) -> None:
+    done = call(
+        "train", place / "toy.toml", "--limit", 3, "--set", "name=small", "--set", "train.steps=1", "--runs", tmp_path
+    )
+    assert done.exit_code == 0, done.output
+    done = call("compare", place / "runs/a", tmp_path / "small-limit3")
+    assert done.exit_code == 2 and "different utterances (3 are in one only)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["train", "none.toml"], 2, "none.toml cannot be read"),
+        (["train", "{toml}", "--set", "train.step=1"], 2, "unknown key train.step"),
+        (["train", "{toml}", "--set", "cache=nowhere"], 2, "key cache: there is no cache at nowhere"),
+        (["train", "{toml}", "--set", "train.device=tpu"], 2, "key train.device"),
+        (["train", "{toml}", "--set", "task.kind=guess"], 2, "key task.kind"),
+        (["train", "{toml}", "--set", "train.metric=bleu"], 2, "key train.metric"),
+        (["train", "{toml}", "--set", "fuser.taps=[9]"], 2, "key fuser.taps"),
+        (["train", "{toml}", "--resume", "--restart"], 2, "exclude each other"),
+        (["train", "{toml}", "--resume", "--set", "name=new"], 2, "no run"),
+        (["eval", "nowhere"], 2, "head.json is not there"),
+        (["compare", "nowhere"], 2, "not the folder of a run"),
+        (["train", "{toml}", "--bad"], 2, "No such option"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(
+    place: Path, tmp_path: Path, arguments: list[str], status: int, words: str
+) -> None:
+    filled = [argument.replace("{toml}", str(place / "toy.toml")) for argument in arguments]
+    done = call(*filled, *(["--runs", tmp_path] if filled[0] == "train" else []))
+    assert done.exit_code == status and words in done.stderr and not done.stdout
+    if "No such option" not in words:
+        assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr

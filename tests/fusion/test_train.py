@@ -1,0 +1,243 @@
+"""Training: it learns, it stops, and a run that was killed and resumed ends in the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from featcache.errors import JobError, MismatchError, UsageError
+from fusion import Run, checkpoint, evaluate, optimiser, recipe
+from fusion import train as training
+from fusion.recipe import Recipe, TrainRecipe
+from tests.fusion.speech import toy_cache, toy_recipe, utterances
+from tests.helpers import make_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_cache(tmp_path_factory.mktemp("train") / "cache")
+
+
+def fit(made: Recipe, runs: Path, mode: str = "auto") -> tuple[Run, str]:
+    with (runs.parent / f"log-{time.monotonic_ns()}").open("w+") as log:
+        run = training.fit(made, runs=runs, mode=mode, console=Console(file=log, width=200))
+        log.seek(0)
+        return run, log.read()
+
+
+def toy(cache: Path, *overrides: str, steps: int = 30) -> Recipe:
+    return recipe.parse(toy_recipe(cache, steps), overrides)
+
+
+def test_a_head_learns_and_the_run_holds_what_it_should(cache: Path, tmp_path: Path) -> None:
+    run, log = fit(toy(cache, "train.eval_every=25", steps=150), tmp_path / "runs")
+    metrics = run.metrics()
+    assert (
+        run.evaluate("dev").metrics["cer"] < 0.2 and metrics["wer_ci95"][0] <= metrics["wer"] <= metrics["wer_ci95"][1]
+    )
+    assert metrics["fuser"] == "hff" and metrics["fusion_parameters"] > 0 and metrics["decoder_parameters"] > 0
+    assert metrics["split"] == "test" and metrics["normalise"] == "basic" and "lower case" in metrics["normalise_rule"]
+    # u0009 has more labels than frames; in test it is scored, in train it would be skipped
+    assert metrics["utterances"] == 6 and metrics["train_utterances"] == 48 - 3
+    assert metrics["skipped"] == {
+        "quarantined in the cache": 1, "more labels than frames": 1, "empty text after normalisation": 1,
+    }  # fmt: skip
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {
+        "recipe.toml", "head.json", "checkpoint.safetensors", "state.json", "best.safetensors", "metrics.json",
+        "utterances.jsonl", "skipped.jsonl", "tb",
+    }  # fmt: skip
+    skipped = [json.loads(line) for line in run.files.skipped.read_text().splitlines()]
+    assert {"id": "u0001", "split": "train", "reason": "more labels than frames"} in skipped
+    rows = [json.loads(line) for line in run.files.utterances.read_text().splitlines()]
+    assert evaluate.score([r["reference"] for r in rows], [r["hypothesis"] for r in rows]).wer == metrics["wer"]
+    assert list(run.files.tensorboard.glob("events*"))
+    assert "train: 45 utterances" in log and "best so far" in log and "frames/s" in log and "waiting" in log
+
+
+def test_the_same_recipe_gives_the_same_bits_and_another_seed_others(cache: Path, tmp_path: Path) -> None:
+    weights = [_weights(fit(toy(cache, *seed), tmp_path / name)[0].path) for name, seed in _SEEDS.items()]
+    assert weights[0] == weights[1] != weights[2]
+
+
+_SEEDS: dict[str, tuple[str, ...]] = {"a": (), "b": ("train.workers=0",), "c": ("seed=2",)}
+
+
+def _weights(path: Path) -> tuple[bytes, bytes]:
+    return (path / "checkpoint.safetensors").read_bytes(), (path / "best.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("die_at", [1, 10, 13])
+def test_a_run_that_died_goes_on_to_the_same_bits(
+    cache: Path, tmp_path: Path, die_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dies without notice within a step; the work since the last look at dev is done again."""
+    whole = _weights(fit(toy(cache, steps=20), tmp_path / "whole")[0].path)
+    step = training.Trainer._step
+
+    def dying(self: training.Trainer, batch: object) -> torch.Tensor:
+        if self.state.step == die_at:
+            raise RuntimeError("power cut")
+        return step(self, batch)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "_step", dying)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(toy(cache, steps=20), tmp_path / "died")
+    run, log = fit(toy(cache, steps=20), tmp_path / "died")
+    assert ("going on from step" in log) == (die_at >= 10)
+    assert _weights(run.path) == whole
+
+
+def test_a_signal_saves_the_very_step_and_the_run_goes_on_to_the_same_bits(cache: Path, tmp_path: Path) -> None:
+    whole = _weights(fit(toy(cache, steps=60), tmp_path / "whole")[0].path)
+    (tmp_path / "r.toml").write_text(toy_recipe(cache, 60))
+    command = [sys.executable, "-m", "fusion", "train", str(tmp_path / "r.toml"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd())
+    state = tmp_path / "runs" / "toy" / "state.json"
+    until = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and not out and "Traceback" not in err, err
+    assert "the same command goes on from there" in err
+    assert 0 < json.loads(state.read_text())["step"] < 60
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "going on from step" in done.stderr
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "runs" / "toy")
+    assert _weights(tmp_path / "runs" / "toy") == whole
+
+
+def test_a_killed_process_leaves_a_state_that_loads(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(toy_recipe(cache, 5000) + "patience = 0\n")
+    command = [sys.executable, "-m", "fusion", "train", str(tmp_path / "r.toml"), "--runs", str(tmp_path / "runs")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    place = tmp_path / "runs" / "toy" / "checkpoint.safetensors"
+    until = time.monotonic() + 120
+    while not place.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.kill()
+    process.wait()
+    tensors, facts = checkpoint.load(place)
+    assert facts["step"] % 10 == 0 and any(name.startswith("optimiser.") for name in tensors)
+
+
+def test_training_stops_when_dev_gets_no_better_and_the_best_is_kept(cache: Path, tmp_path: Path) -> None:
+    # a learning rate that ruins the head after its first looks at dev
+    made = toy(cache, "train.patience=2", "train.eval_every=5", "train.lr=3.0", "train.decay=none", steps=500)
+    run, log = fit(made, tmp_path / "runs")
+    state = json.loads(run.files.state.read_text())
+    assert state["step"] < 500 and state["finished"] and state["looks_without_better"] == 2 and "stopping early" in log
+    assert state["best_step"] == state["step"] - 10 == run.metrics()["best_step"]
+    assert checkpoint.load(run.files.best)[1]["step"] == state["best_step"]
+
+
+def test_a_finished_run_is_left_alone_and_restart_replaces_it(cache: Path, tmp_path: Path) -> None:
+    run, _ = fit(toy(cache, steps=10), tmp_path / "runs")
+    (run.path / "notes.txt").write_text("mine")
+    before = run.files.metrics.stat().st_mtime_ns
+    _, log = fit(toy(cache, steps=10), tmp_path / "runs")
+    assert "is finished" in log and run.files.metrics.stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match=r"differs in train\.lr.*--restart"):
+        fit(toy(cache, "train.lr=0.1", steps=10), tmp_path / "runs")
+    again, _ = fit(toy(cache, "train.lr=0.1", steps=10), tmp_path / "runs", "restart")
+    assert again.recipe.train.lr == 0.1 and (run.path / "notes.txt").exists()
+    with pytest.raises(UsageError, match="no run"):
+        fit(toy(cache, "name=other"), tmp_path / "runs", "resume")
+
+
+def test_a_run_does_not_go_on_over_other_labels_or_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = utterances(40)
+    place = make_cache(tmp_path / "cache", features, labels)
+    own = tmp_path / "own.csv"
+    own.write_text("id,text\nu0000,aa bb\n")
+    made = toy(place, f"task.labels_file={own}")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "finish", _stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(made, tmp_path / "runs")
+    own.write_text("id,text\nu0000,bb aa\n")
+    with pytest.raises(UsageError, match="labels or utterances .* changed"):
+        fit(made, tmp_path / "runs")
+    own.write_text("id,text\nu0000,aa bb\n")
+    head = json.loads((tmp_path / "runs/toy/head.json").read_text())
+    (tmp_path / "runs/toy/head.json").write_text(json.dumps(head | {"values_id": "0" * 64}))
+    with pytest.raises(MismatchError, match="other features"):
+        fit(made, tmp_path / "runs")
+
+
+def _stop(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_good_state(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = training.Trainer._step
+
+    def spoiled(self: training.Trainer, batch: object) -> torch.Tensor:
+        loss = step(self, batch)  # type: ignore[arg-type]
+        return loss * float("nan") if self.state.step == 15 else loss
+
+    monkeypatch.setattr(training.Trainer, "_step", spoiled)
+    with pytest.raises(JobError, match=r"loss is nan .* train\.lr"):
+        fit(toy(cache), tmp_path / "runs")
+    assert checkpoint.load(tmp_path / "runs/toy/checkpoint.safetensors")[1]["step"] == 10
+
+
+@pytest.mark.parametrize("kind", ["last", "weighted_sum", "concat", "tap"])
+def test_the_rivals_train_and_one_tap_reads_no_other(cache: Path, tmp_path: Path, kind: str) -> None:
+    overrides = [f"fuser.kind={kind}"] + (["fuser.tap=1"] if kind == "tap" else [])
+    run, _ = fit(toy(cache, *overrides, steps=10), tmp_path / "runs")
+    assert run.spec.taps == {"last": ("2",), "tap": ("1",)}.get(kind, ("0", "1", "2"))
+    assert run.metrics()["fuser"] == kind
+    assert Run.open(run.path).evaluate().metrics["wer"] == run.metrics()["wer"]
+
+
+def test_sentencepiece_and_chosen_taps(cache: Path, tmp_path: Path) -> None:
+    made = toy(cache, "task.tokens=sentencepiece", "task.vocabulary=12", 'fuser.taps=["2", "0"]', steps=10)
+    run, _ = fit(made, tmp_path / "runs")
+    assert run.spec.taps == ("2", "0") and run.spec.task["tokeniser"]["kind"] == "sentencepiece"
+    assert Run.open(run.path).evaluate("dev").metrics["split"] == "dev"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2])
+def test_several_processes_train_one_head(cache: Path, tmp_path: Path, processes: int) -> None:
+    """Two gloo processes: they agree, finish, and each step takes a batch from either."""
+    (tmp_path / "r.toml").write_text(toy_recipe(cache, 20))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        "-m", "fusion.cli", "train", str(tmp_path / "r.toml"), "--runs", str(tmp_path / "runs"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=250, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "runs" / "toy")
+    assert done.stdout.splitlines()[-1] == str(run.path) and done.stdout.count("WER") == 1
+    assert run.metrics()["utterances"] == 6
+    alone, _ = fit(toy(cache, steps=20), tmp_path / "alone")
+    assert _weights(run.path) != _weights(alone.path)  # half of each step came from the other process
+    assert Run.open(run.path).evaluate().metrics["wer"] == run.metrics()["wer"]
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    settings = TrainRecipe(steps=100, warmup=10, lr=1.0, final_lr=0.1)
+    rates = [optimiser.rate(settings, step) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert rates[:10] == sorted(rates[:10]) and rates[9:] == sorted(rates[9:], reverse=True)
+    linear = settings.model_copy(update={"decay": "linear"})
+    assert optimiser.rate(linear, 55) == pytest.approx(0.55)
+    assert optimiser.rate(settings.model_copy(update={"decay": "none", "warmup": 0}), 70) == 1.0
