@@ -8,8 +8,8 @@ difference are bootstrapped over utterances, with an utterance's errors averaged
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,24 @@ REFERENCE = "hff"
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of the table: `overrides` of the base recipe, on the cache `features`."""
+    """One row of the table: a fuser with its own parameters, on the cache `features`."""
 
     name: str
     title: str
-    overrides: tuple[str, ...]
+    kind: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     features: str = "upstream"
 
 
 ENTRIES = (
-    Entry("mel", "log-mel, no model", ("fuser.kind=last", "fuser.norm=layer"), features="mel"),
-    Entry("last", "last tap", ("fuser.kind=last",)),
-    Entry("weighted_sum", "weighted sum", ("fuser.kind=weighted_sum",)),
-    Entry("concat", "concat + projection", ("fuser.kind=concat", "fuser.norm=layer")),
-    Entry("hff", "HFF", ("fuser.kind=hff",)),
+    Entry("mel", "log-mel, no model", "last", {"norm": "layer"}, features="mel"),
+    Entry("last", "last tap", "last"),
+    Entry("weighted_sum", "weighted sum", "weighted_sum"),
+    Entry("concat", "concat + projection", "concat", {"norm": "layer"}),
+    Entry("hff", "HFF", "hff"),
 )
+#: What every fuser has, and so takes from the base recipe.
+SHARED_PARAMETERS = ("width",)
 
 
 @dataclass(frozen=True)
@@ -144,21 +147,18 @@ def settings_of(
 ) -> recipe.Recipe:
     """The recipe of one run. Features of another frame rate are stacked to the same rate in the decoder."""
     own = mel_cache if entry.features == "mel" else cache
-    settings = recipe.read(
-        base,
-        [
-            *overrides,
-            *entry.overrides,
-            f"seed={seed}",
-            f"name=fusers/{entry.name}-seed{seed}",
-            f'cache="{own}"',
-        ],
-    )
+    place = [f"cache={json.dumps(str(own))}", f"seed={seed}", f"name=fusers/{entry.name}-seed{seed}"]
+    settings = recipe.read(base, [*overrides, *place])
+    parameters = settings.fuser.parameters
+    if settings.fuser.kind != entry.kind:
+        parameters = {key: value for key, value in parameters.items() if key in SHARED_PARAMETERS}
+    fuser = recipe.FuserRecipe(kind=entry.kind, taps=settings.fuser.taps, **{**parameters, **entry.parameters})
+    settings = settings.model_copy(update={"fuser": fuser})
     if own != cache:
-        ratio = Cache.open(own).frame_rate / Cache.open(cache).frame_rate
+        ratio = Cache.open(str(own)).frame_rate / Cache.open(str(cache)).frame_rate
         stack = max(1, round(int(settings.decoder.parameters.get("stack", 2)) * ratio))
-        decoder = type(settings.decoder)(**{**settings.decoder.model_dump(), "stack": stack})
-        settings = settings.model_copy(update={"decoder": decoder})
+        decoder = recipe.DecoderRecipe(**{**settings.decoder.model_dump(), "stack": stack})
+        settings = settings.model_copy(update={"decoder": decoder, "fuser": fuser.model_copy(update={"taps": "all"})})
     return settings
 
 

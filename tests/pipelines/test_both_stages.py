@@ -1,0 +1,165 @@
+"""Both stages on a real model and real speech: manifest, cache, head, text; through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featcache import audio, manifest
+from featcache.errors import MismatchError
+from featcache.job import Job, Request
+from featcache.store import Cache
+from featcache.upstreams import UpstreamConfig
+from pipelines import fusers
+from pipelines.demo import prompts
+from pipelines.demo.model import PackagedModel
+from pipelines.transcribe import Transcriber
+
+pytestmark = pytest.mark.real
+
+UTTERANCES = 16
+# A head that was hardly trained says something on every frame, so that texts can be compared at all.
+TINY = (
+    "train.steps=1", "train.lr=1e-9", "train.batch_seconds=8.0", "train.workers=1", "fuser.width=16",
+    "decoder.kind=linear",
+)  # fmt: skip
+
+
+class Demo:
+    """A manifest of a few prompts, one beyond the model's window, and its two caches."""
+
+    def __init__(self, folder: Path, share: Path) -> None:
+        prompts.link_audio(share / "asterisk" / "sounds", folder / "audio")
+        parsed = {p.id: p for p in prompts.read_transcript(share, "en")}
+        long = [parsed["demo-congrats"]]
+        short = [p for p in parsed.values() if p.family == "vm"][: UTTERANCES - 1]
+        rows = []
+        for i, prompt in enumerate([*long, *short]):
+            path = f"audio/{prompts.VOICES['en']}/{prompt.id}.g722"
+            seconds = audio.probe(folder / path).duration
+            split = "test" if i % 4 == 0 else "dev" if i % 4 == 1 else "train"
+            rows.append(
+                manifest.Row(
+                    id=prompt.id,
+                    audio_filepath=path,
+                    duration=seconds,
+                    text=prompt.text,
+                    labels={"lang": "en", "split": split},
+                )  # fmt: skip
+            )
+        self.folder, self.rows = folder, rows
+        self.manifest, self.cache, self.mel = folder / "manifest.jsonl", folder / "cache", folder / "mel"
+        manifest.write(self.manifest, rows)
+        Job(
+            self.manifest,
+            self.cache,
+            Request(upstream=UpstreamConfig(id="package:whisper-tiny.en"), profile="fp16", calibration_seconds=20),
+        ).extract()
+
+    def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines", *map(str, arguments)],
+            capture_output=True, text=True, check=False, timeout=280, cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, speech_root: Path, whisper_tiny_package: PackagedModel) -> Demo:
+    return Demo(tmp_path_factory.mktemp("demo"), speech_root)
+
+
+@pytest.fixture(scope="module")
+def table(demo: Demo) -> list[dict[str, Any]]:
+    """`pipelines fusers` on two rows; leaves their runs."""
+    overrides = [part for override in TINY for part in ("--set", override)]
+    done = demo.command(
+        "fusers", "--cache", demo.cache, "--mel-cache", demo.mel, "--manifest", demo.manifest,
+        "--only", "mel,hff", "--seeds", "1,2", *overrides, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
+def test_fusers_table(demo: Demo, table: list[dict[str, Any]]) -> None:
+    assert [row["name"] for row in table] == ["mel", "hff"]
+    for row in table:
+        assert row["utterances"] == UTTERANCES // 4
+        assert row["wer_ci95"][0] <= row["wer"] <= row["wer_ci95"][1]
+        assert len(row["wer_by_seed"]) == 2
+    assert table[0]["decoder_parameters"] > table[1]["decoder_parameters"]  # 4 frames stacked, not 2
+    assert table[0]["wer_difference"][0] == pytest.approx(table[0]["wer"] - table[1]["wer"])
+    # Both heads say something 25 times a second.
+    made = Cache.open(demo.mel)
+    assert (made.upstream, len(made), made.frame_rate) == ("mel:80", UTTERANCES, 100.0)
+
+
+def test_features_of_raw_audio_are_those_of_the_cache(demo: Demo, table: list[dict[str, Any]]) -> None:
+    run = demo.folder / "runs" / "fusers" / "hff-seed1"
+    transcriber = Transcriber.load(run, device="cpu")
+    cache = Cache.open(demo.cache)
+    for row in demo.rows[:3]:
+        stored = cache.read(row.id)
+        fresh = transcriber.features(audio.load(demo.folder / row.audio_filepath))
+        assert fresh.shape == stored.shape
+        scale = stored.std(axis=0)
+        assert float(np.abs(fresh - stored).max() / scale.max()) < 0.01, row.id  # fp16 keeps 11 bits
+    assert demo.rows[0].duration > 30  # cut into windows, in both
+
+
+def test_transcribe(demo: Demo, table: list[dict[str, Any]]) -> None:
+    run = demo.folder / "runs" / "fusers" / "hff-seed1"
+    paths = [row.audio_filepath for row in demo.rows[:2]]
+    done = demo.command("transcribe", run, *paths, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [entry["audio_filepath"] for entry in found] == paths
+    transcriber = Transcriber.load(run, device="cpu")
+    for row, entry in zip(demo.rows, found, strict=False):
+        assert entry["duration"] == pytest.approx(row.duration, abs=1e-3)
+        features = transcriber.features(audio.load(demo.folder / row.audio_filepath))
+        assert entry["text"]
+        assert [entry["text"]] == transcriber.run.transcribe([features])
+
+
+def test_long_recordings_are_read_in_pieces(
+    demo: Demo, table: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcriber = Transcriber.load(demo.folder / "runs" / "fusers" / "hff-seed1", device="cpu")
+    pcm = audio.load(demo.folder / demo.rows[0].audio_filepath)
+    monkeypatch.setattr("pipelines.transcribe.HEAD_SECONDS", 29.0)
+    pieces = list(transcriber._pieces(pcm))
+    assert len(pieces) == 2
+    np.testing.assert_array_equal(np.concatenate(pieces), transcriber.features(pcm))
+
+
+def test_another_upstream_is_refused(demo: Demo, table: list[dict[str, Any]]) -> None:
+    run = demo.folder / "runs" / "fusers" / "hff-seed1"
+    with pytest.raises(MismatchError, match="was trained on"):
+        Transcriber.load(run, device="cpu", upstream="mel:80")
+
+
+def test_mistakes_are_one_line(demo: Demo) -> None:
+    done = demo.command("transcribe", "no-such-run", "x.wav")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("pipelines: ")
+    assert done.stderr.count("\n") == 1
+    done = demo.command("fusers", "--cache", demo.cache, "--only", "hff", "--seeds", "one")
+    assert done.returncode == 2
+    assert "not whole numbers" in done.stderr
+
+
+def test_mel_is_not_extracted_again(demo: Demo, table: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    console = Console(record=True, stderr=True)
+    fusers.prepare_mel(demo.manifest, demo.mel, console=console)
+    assert console.export_text() == ""
