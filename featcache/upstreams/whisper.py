@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torchaudio
 from torch import Tensor
 from torch.nn.functional import gelu
 from torch.nn.functional import pad as pad_last
+from transformers.audio_utils import mel_filter_bank
 
 from featcache.geometry import SAMPLE_RATE, WHISPER_MEL_HOP, Geometry
 from featcache.upstreams.base import Upstream, UpstreamConfig, frame_mask, pad
@@ -34,13 +34,11 @@ class LogMel:
     def __init__(self, bins: int, window_samples: int, device: torch.device) -> None:
         self.window_samples = window_samples
         self.window = torch.hann_window(N_FFT, device=device)
-        self.filters = (
-            torchaudio.functional.melscale_fbanks(
-                N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, bins, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
-            )
-            .T.contiguous()
-            .to(device)
-        )  # (bins, frequencies)
+        # the original's filters, made in float64: torchaudio's, made in float32, move a mel value by 2e-5
+        filters = mel_filter_bank(
+            N_FFT // 2 + 1, bins, 0.0, SAMPLE_RATE / 2, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
+        )
+        self.filters = torch.from_numpy(filters.T).float().contiguous().to(device)  # (bins, frequencies)
 
     def __call__(self, waves_bs: Tensor, frames: Sequence[int]) -> Tensor:
         """Float32 `(batch, bins, max(frames))`; row i has `frames[i]` frames of its own, then zeros.
@@ -54,7 +52,7 @@ class LogMel:
             pad_last(waves_bs, (0, tail)), N_FFT, WHISPER_MEL_HOP, window=self.window, return_complex=True
         )
         longest = max(frames)
-        power = torch.view_as_real(spectrum[..., :longest]).square().sum(-1)
+        power = (spectrum[..., :longest].abs() ** 2).contiguous()
         log_bft = (self.filters @ power).clamp(min=1e-10).log10()
         own = frame_mask(frames, longest, log_bft.device).unsqueeze(1)
         peak = log_bft.masked_fill(~own, -torch.inf).amax((1, 2), keepdim=True)
