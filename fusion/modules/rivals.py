@@ -64,7 +64,9 @@ class WeightedSum(nn.Module):
         weights = self.mixture.softmax(0)
         moments = stored_moments(features, self.norm)
         if moments is None:
-            mixed = torch.matmul(weights, normalise(features, self.norm))
+            # One (1, taps) by (taps, channels) product a frame: a vector of weights makes torch copy the taps.
+            weights = weights.expand(*features.shape[:2], 1, -1)
+            mixed = torch.matmul(weights, normalise(features, self.norm)).squeeze(-2)
         else:
             # sum_l w_l (x_l - m_l) s_l, without a normalised copy of the taps.
             mean, scale = moments
