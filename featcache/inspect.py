@@ -55,7 +55,7 @@ def total_bytes(cache: Cache) -> int:
         size += seal.shard_bytes + seal.ledger_bytes + sum(proof.bytes for proof in seal.files.values())
         if number == 0:
             size += sum(proof.bytes for proof in seal.root.values())
-        size += sum(cache.storage.size(key) or 0 for key in cache.storage.keys(f"{segment.name}/labels"))
+        size += sum(cache.storage.size(key) or 0 for key in cache.storage.list_keys(f"{segment.name}/labels"))
         size += cache.storage.size(f"{segment.name}/seal.json") or 0
     return size
 
@@ -187,7 +187,7 @@ def status(place: str | Path) -> dict[str, Any]:
         records = read_records(storage, name, f"run `featcache verify {place}`")
         quarantined += [{"id": q.id, "reason": q.reason} for record in records.values() for q in record.quarantined]
         sealed = next((segment for segment in cache.segments if segment.name == name), None)
-        leases = [key for key in storage.keys(f"{name}/leases") if not key.endswith("/seal")]
+        leases = [key for key in storage.list_keys(f"{name}/leases") if not key.endswith("/seal")]
         segments.append(
             {
                 "segment": number,

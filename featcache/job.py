@@ -94,8 +94,12 @@ class Job:
             return self.spec
         if self.request.upstream is None:
             raise UsageError(f"there is no cache at {self.storage} yet: name the model with --upstream to make one")
-        if self.storage.folders("") or any(True for _ in self.storage.keys()):
-            raise UsageError(f"{self.storage} holds other files and no cache: give a new or an empty folder")
+        # What an init that was killed has left behind is no obstacle.
+        foreign = next((key for key in self.storage.list_keys() if not key.startswith(layout.OWN_FOLDERS)), None)
+        if foreign is not None:
+            raise UsageError(
+                f"{self.storage} holds other files ({foreign}) and no cache: give a new or an empty folder"
+            )
         upstream = self.upstream
         # The whole manifest is drawn from even under --limit, so that the rest can be added later.
         made = calibrate(

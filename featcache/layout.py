@@ -32,6 +32,7 @@ ROOT = "zarr.json"
 CALIBRATION = "calibration"
 SEGMENTS = "segments"
 LOG = "log"
+OWN_FOLDERS = (f"{CALIBRATION}/", f"{SEGMENTS}/", f"{LOG}/")
 SPEC_ATTRIBUTE = "featcache"
 # Rows of one chunk of an index array: ten million utterances are ten chunks.
 INDEX_CHUNK = 1 << 20
@@ -139,6 +140,7 @@ def _array(path: str, data: np.ndarray) -> Files:
 __all__ = [
     "CALIBRATION",
     "LOG",
+    "OWN_FOLDERS",
     "ROOT",
     "SEGMENTS",
     "SPEC_ATTRIBUTE",

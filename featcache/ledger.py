@@ -113,7 +113,7 @@ def record_key(segment: str, shard: int) -> str:
 def read_records(storage: Storage, segment: str, remedy: str) -> dict[int, ShardRecord]:
     """All records of a segment by shard number."""
     records: dict[int, ShardRecord] = {}
-    for key in storage.keys(f"{segment}/ledger"):
+    for key in storage.list_keys(f"{segment}/ledger"):
         data = storage.read(key)
         if data is not None:
             record = from_bytes(ShardRecord, data, f"{storage}/{key}", remedy)

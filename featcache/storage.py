@@ -57,7 +57,7 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def keys(self, prefix: str = "") -> Iterator[str]:
+    def list_keys(self, prefix: str = "") -> Iterator[str]:
         """All keys below a folder, sorted within each folder; files still being written are left out."""
         for folder, folders, files in os.walk(self.path(prefix)):
             folders.sort()

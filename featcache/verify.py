@@ -76,7 +76,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
             known.add(check.key)
     report.unknown = [
         key
-        for key in storage.keys()
+        for key in storage.list_keys()
         if key not in known and not key.startswith((f"{layout.LOG}/",)) and "/leases/" not in key
     ]
     report.problems += _run_checks(storage, checks, report, on_bytes)
@@ -92,7 +92,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
 def shard_bytes(place: str | Path) -> int:
     """Bytes that `verify` will read, for its progress."""
     storage = Storage(place)
-    return sum(storage.size(key) or 0 for key in storage.keys(layout.SEGMENTS))
+    return sum(storage.size(key) or 0 for key in storage.list_keys(layout.SEGMENTS))
 
 
 def _segment_checks(storage: Storage, name: str, report: Report) -> Iterator[_Check]:
@@ -135,7 +135,7 @@ def _read_seal(storage: Storage, name: str, report: Report) -> Seal | None:
 
 def _read_ledger(storage: Storage, name: str, report: Report) -> dict[int, ShardRecord]:
     records: dict[int, ShardRecord] = {}
-    for key in storage.keys(f"{name}/ledger"):
+    for key in storage.list_keys(f"{name}/ledger"):
         try:
             record = from_bytes(ShardRecord, storage.read(key) or b"", key, "")
         except CorruptCacheError:
@@ -149,7 +149,7 @@ def _labels_checks(storage: Storage, name: str, report: Report) -> Iterator[_Che
     key = f"{name}/labels/{LABELS_PROOF}"
     data = storage.read(key)
     if data is None:
-        if any(True for _ in storage.keys(f"{name}/labels")):
+        if any(True for _ in storage.list_keys(f"{name}/labels")):
             report.problems.append(Problem(key, "is missing"))
         return
     try:
@@ -202,7 +202,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
         for number in storage.folders(layout.SEGMENTS)
         if not storage.exists(f"{layout.SEGMENTS}/{number}/seal.json")
     ]
-    if any(True for name in unfinished for _ in storage.keys(f"{name}/leases")):
+    if any(True for name in unfinished for _ in storage.list_keys(f"{name}/leases")):
         raise CacheError(
             f"{place} has leases of a running or killed extraction: wait for it, or remove {unfinished[0]}/leases"
         )

@@ -174,14 +174,14 @@ def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[A
 
 def prove_root(storage: Storage) -> dict[str, FileProof]:
     """Proofs of a cache's own metadata and calibration."""
-    keys = [layout.ROOT, *storage.keys(layout.CALIBRATION)]
+    keys = [layout.ROOT, *storage.list_keys(layout.CALIBRATION)]
     return {key: proof(_read(storage, key)) for key in keys}
 
 
 def prove_segment(storage: Storage, segment: str) -> dict[str, FileProof]:
     """Proofs of a segment's files but the shards, the ledger, the labels and the seal."""
     proofs: dict[str, FileProof] = {}
-    for key in storage.keys(segment):
+    for key in storage.list_keys(segment):
         name = key.removeprefix(f"{segment}/")
         top, _, rest = name.partition("/")
         is_shard = rest.startswith("c/") and top not in ("index", "labels")

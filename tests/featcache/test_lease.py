@@ -1,0 +1,75 @@
+"""One writer a shard; the dead give way, the living do not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from featcache.errors import JobError
+from featcache.lease import Lease, Leases
+from featcache.storage import Storage
+
+
+def test_a_lease_is_held_once_and_free_after_release(tmp_path: Path) -> None:
+    a, b = Leases(Storage(tmp_path)), Leases(Storage(tmp_path))
+    assert a.acquire("x") and not b.acquire("x")
+    a.check("x")
+    with pytest.raises(JobError, match="was lost"):
+        b.check("x")
+    a.release("x")
+    assert b.acquire("x")
+    a.close()
+    b.close()
+    assert list(Storage(tmp_path).list_keys()) == []
+
+
+def test_a_running_process_renews_its_lease(tmp_path: Path) -> None:
+    a, b = Leases(Storage(tmp_path), ttl=0.3), Leases(Storage(tmp_path), ttl=0.3)
+    assert a.acquire("x")
+    time.sleep(0.8)
+    assert not b.acquire("x")
+    a.check("x")
+    a.close()
+    b.close()
+
+
+def test_exactly_one_takes_over_from_the_dead(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    for round_ in range(20):
+        key = f"x{round_}"
+        storage.write(key, Lease(key, "dead", time.time() - 1).to_bytes())
+        claimants = [Leases(storage) for _ in range(6)]
+        barrier = threading.Barrier(len(claimants))
+        won: list[bool] = []
+
+        def attempt(
+            leases: Leases, key: str = key, barrier: threading.Barrier = barrier, won: list[bool] = won
+        ) -> None:
+            barrier.wait()
+            won.append(leases.acquire(key))
+
+        threads = [threading.Thread(target=attempt, args=(leases,)) for leases in claimants]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(won) == 1
+        for leases in claimants:
+            leases.close()
+    assert list(storage.list_keys()) == []
+
+
+def test_a_takeover_that_died_half_way_is_taken_over_too(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    dead = Lease("x", "dead", time.time() - 1)
+    storage.write("x", dead.to_bytes())
+    from featcache.digest import sha256
+
+    marker = f"x.{sha256(dead.to_bytes())[:16]}"
+    storage.write(marker, Lease(marker, "also dead", time.time() - 1).to_bytes())
+    leases = Leases(storage)
+    assert leases.acquire("x")
+    leases.close()

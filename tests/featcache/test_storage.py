@@ -1,0 +1,83 @@
+"""Durable, whole or absent: what the ledger's promise rests on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from featcache.errors import JobError
+from featcache.storage import Storage
+
+
+def test_write_syncs_the_file_before_the_name_and_the_name_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    real_sync, real_replace = os.fsync, Path.replace
+
+    def sync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        log.append("sync folder" if os.path.isdir(path) else "sync file")
+        real_sync(descriptor)
+
+    def replace(self: Path, target: Path) -> Path:
+        log.append("rename")
+        return real_replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    Storage(tmp_path).write("a", b"1")
+    assert log == ["sync file", "rename", "sync folder"]
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(tmp_path)
+    storage.write("a/b", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JobError, match="no space left.*finished shards are safe"):
+        storage.write("a/b", b"new")
+    assert storage.read("a/b") == b"old"
+    assert os.listdir(tmp_path / "a") == ["b"]
+
+
+def test_create_is_exclusive(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    barrier = threading.Barrier(8)
+    won: list[bool] = []
+
+    def attempt(number: int) -> None:
+        barrier.wait()
+        won.append(storage.create("lease", str(number).encode()))
+
+    threads = [threading.Thread(target=attempt, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(won) == 1
+    assert os.listdir(tmp_path) == ["lease"]
+
+
+def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(JobError, match="cannot be written"):
+        Storage(tmp_path / "file").write("a", b"1")
+
+
+def test_listing_leaves_out_what_is_being_written(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write("b/2", b"")
+    storage.write("b/1", b"")
+    (tmp_path / "b" / ".tmp-x").write_bytes(b"half")
+    assert list(storage.list_keys()) == ["b/1", "b/2"]
+    storage.delete_temporary("")
+    assert sorted(os.listdir(tmp_path / "b")) == ["1", "2"]
+    assert storage.read("b/3") is None and storage.size("b/3") is None and storage.folders("c") == []
