@@ -31,6 +31,8 @@ class ContainerReader:
             raise AudioError("no audio stream")
         self._container = container
         self._stream = container.streams.audio[0]
+        if self._stream.codec_context is None:  # PyAV's types do not say so
+            raise AudioError("FFmpeg has no decoder for this audio")
         self.rate: int = self._stream.codec_context.sample_rate
         self.channels: int = self._stream.codec_context.channels
         self.slack = round(PROMISE_SLACK * self.rate)

@@ -9,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-BLOCK = 1 << 20  # samples a block: 4 MB a channel
+# A frame of these depends on those before it (MP3's bit reservoir: half a second at the
+# lowest bit rate), which libsndfile does not decode again after a seek: it gives silence or noise at first.
+LOSSY = ("MP3", "OGG")
+PREROLL = 2.0  # seconds decoded and dropped after a seek in them; measured: MP3 settles in 0.5 s, Opus in 2
+
+BLOCK = 1 << 22  # samples a block: 16 MB a channel
 UNKNOWN = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX: the header does not say how long
 MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
 
@@ -42,15 +47,18 @@ class SoundFileReader:
         """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
         if start >= self._there:
             return
-        self._sound.seek(start)
-        left = self._there - start if count is None else count
-        while left > 0:
-            block = self._read(min(left, BLOCK))
-            if not len(block):
+        stop = self._there if count is None else min(start + count, self._there)
+        for position in range(start, stop, BLOCK):
+            block = self._read(position, min(stop - position, BLOCK))
+            if len(block):
+                yield block
+            if len(block) < min(stop - position, BLOCK):
                 return
-            yield block
-            left -= len(block)
 
-    def _read(self, samples: int) -> npt.NDArray[np.float32]:
-        block: npt.NDArray[np.float32] = self._sound.read(samples, dtype="float32", always_2d=True)
-        return block
+    def _read(self, start: int, samples: int) -> npt.NDArray[np.float32]:
+        # One call of `read` a block: soundfile seeks after each, so that no block continues the one before.
+        preroll = min(start, round(PREROLL * self.rate)) if self._sound.format in LOSSY else 0
+        self._sound.seek(start - preroll)
+        block: npt.NDArray[np.float32]
+        block = self._sound.read(preroll + samples, dtype="float32", always_2d=True)
+        return block[preroll:]

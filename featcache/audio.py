@@ -46,6 +46,7 @@ AUDIO_RULES: dict[str, Any] = {
     "version": 1,
     "sample_rate": SAMPLE_RATE,
     "decode": "libsndfile to float32, full scale 1.0; what it does not know: FFmpeg, divided by full scale",
+    "seek": "2 s decoded and dropped before a block of 2^22 samples of MP3 or Ogg, 1 s before a slice of MP4",
     "downmix": "mean of all channels in float64, rounded to float32",
     "slice": "round(duration * rate) native samples from round(offset * rate), cut before resampling",
     "resample": "soxr HQ over the slice alone, silence beyond its ends; length floor(n * 16000 / rate + 1/2)",

@@ -154,7 +154,8 @@ def build(where: str, **fields: Any) -> Row:
     try:
         return Row(**fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        # A derived id fails for the path that it was derived from: the path is what to name.
+        first = min(error.errors(include_url=False), key=lambda e: e["loc"][0] == "id")
         message = first["msg"].removeprefix("Value error, ")
         raise ManifestError(f"{where}: field {str(first['loc'][0])!r} {message}") from None
 
