@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -47,8 +48,10 @@ class Upstream(ABC):
     and `can_pad` says that a padded batch gives each row the features it has alone; where it does not,
     inputs of unequal length are run in groups of equal length, so that the result is the same either way.
 
-    On a CPU (`rows_alone`) the model takes the rows of a batch one by one: measured as fast as a batch, and
-    bit for bit what each row is alone.
+    On a CPU (`rows_alone`) each row of a batch runs alone on one thread, as many rows at a time as torch had
+    threads when the upstream was made. The result is bit for bit what the row is alone, on any number of
+    cores (a matrix product over two threads rounds otherwise than over one), and a busy neighbour costs
+    its share of the time instead of stalling every operation.
     """
 
     config: UpstreamConfig
@@ -63,6 +66,9 @@ class Upstream(ABC):
         self.config = config
         self.device = torch.device(device)
         self.rows_alone = self.device.type == "cpu"
+        self._pool = ThreadPoolExecutor(
+            torch.get_num_threads(), thread_name_prefix="upstream", initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     @property
     def id(self) -> str:
@@ -108,16 +114,31 @@ class Upstream(ABC):
                 raise UpstreamError(
                     f"{self.id}: {len(waveform)} samples exceed the window of {window}; cut into windows first"
                 )
-        features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
-        for group in self._groups([len(waveform) for waveform in waveforms], frames):
+        groups = self._groups([len(waveform) for waveform in waveforms], frames)
+
+        def run(group: list[int]) -> Tensor:
             waves = [_tensor(waveforms[i]) for i in group]
             with torch.inference_mode(), _exact_convolutions(self.device):
-                batch_btlc = self._features(waves)
+                return self._features(waves)
+
+        features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
+        for group, batch_btlc in zip(groups, self._run(run, groups), strict=True):
             for row, i in enumerate(group):
                 features[i] = batch_btlc[row, : frames[i]]
                 if len(features[i]) != frames[i]:
                     raise RuntimeError(f"{self.id}: {len(features[i])} frames where {frames[i]} were computed")
         return features
+
+    def _run(self, run: Callable[[list[int]], Tensor], groups: list[list[int]]) -> list[Tensor]:
+        """The groups' results in order: in turn, or on the pool's threads where rows run alone."""
+        if not self.rows_alone:
+            return [run(group) for group in groups]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # also of the matrix library, which has one setting for all threads
+        try:
+            return list(self._pool.map(run, groups))
+        finally:
+            torch.set_num_threads(threads)
 
     @abstractmethod
     def _features(self, waves: list[Tensor]) -> Tensor:
@@ -151,6 +172,7 @@ class Upstream(ABC):
             "tap_convention": tap_rules.CONVENTION,
             "autocast": self.config.dtype,
             "device": self.device.type,
+            "rows": "alone, one thread" if self.device.type == "cpu" else "batched",
             "tf32": False,
         }
         return dict(sorted({**shared, **family}.items()))

