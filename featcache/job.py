@@ -15,7 +15,7 @@ from featcache.audio import AUDIO_RULES
 from featcache.calibrate import SECONDS, calibrate
 from featcache.errors import JobError, MismatchError, UsageError
 from featcache.extract import Done, run_shards
-from featcache.lease import Leases
+from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
@@ -284,8 +284,7 @@ class Job:
             return self.writer.seal(label_columns(self.new_rows))
         finally:
             leases.close()
-            if self.storage.exists(f"{name}/seal.json"):
-                self.storage.delete_folder(f"{name}/leases")
+            clear_dead(self.storage, f"{name}/leases")
             self.__dict__.pop("cache", None)
 
     def _rate(self) -> float | None:

@@ -1,16 +1,22 @@
-"""One writer a shard: leases with an expiry, made by an exclusive create, taken over from the dead."""
+"""One writer a shard: leases with an expiry, made by an exclusive create, taken over from the dead.
+
+A lease says which process holds it (a digest of the machine, the process's number and start), so that
+after a crash the next run on the same machine need not wait for the expiry.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from featcache.digest import canonical_json, sha256
 from featcache.errors import JobError
+from featcache.process import machine, may_run, started
 from featcache.storage import Storage
 
 TTL_SECONDS = 60.0
@@ -23,9 +29,20 @@ class Lease:
     key: str
     owner: str
     expires: float
+    machine: str = ""
+    pid: int = 0
+    started: str = ""
 
     def to_bytes(self) -> bytes:
-        return canonical_json({"owner": self.owner, "expires": self.expires})
+        content = {name: value for name, value in asdict(self).items() if name != "key"}
+        return canonical_json(content)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its owner may still be working: not expired, and not a dead process of this machine."""
+        if self.expires <= time.time():
+            return False
+        return may_run(self.machine, self.pid, self.started)
 
 
 class Leases:
@@ -87,16 +104,16 @@ class Leases:
                 self.release(key)
 
     def _take(self, key: str, depth: int) -> Lease | None:
-        lease = Lease(key, self.owner, time.time() + self.ttl)
+        lease = self._new(key)
         if self.storage.create(key, lease.to_bytes()):
             return lease
         data = self.storage.read(key)
         if data is None:
             return lease if self.storage.create(key, lease.to_bytes()) else None
         found = _parse(data)
-        if (found is not None and found.expires > time.time()) or depth > 8:
+        if (found is not None and found.alive) or depth > 8:
             return None
-        # Of all who see this expired lease, the one who leases its replacement may replace it.
+        # Of all who see this dead lease, the one who leases its replacement may replace it.
         marker = f"{key}.{sha256(data)[:16]}"
         if self._take(marker, depth + 1) is None:
             return None
@@ -108,6 +125,10 @@ class Leases:
         finally:
             self.storage.delete(marker)
 
+    def _new(self, key: str) -> Lease:
+        pid = os.getpid()
+        return Lease(key, self.owner, time.time() + self.ttl, machine(), pid, started(pid))
+
     def _renew_all(self) -> None:
         while not self._stop.wait(self.ttl / 3):
             with self._lock:
@@ -118,11 +139,19 @@ class Leases:
                     found = _parse(self.storage.read(key))
                     if found is None or found.owner != self.owner:
                         continue
-                    renewed = Lease(key, self.owner, time.time() + self.ttl)
+                    renewed = self._new(key)
                     with self._lock:
                         if key in self._held:
                             self.storage.write(key, renewed.to_bytes())
                             self._held[key] = renewed
+
+
+def clear_dead(storage: Storage, folder: str) -> None:
+    """Remove the leases that processes which are no more have left in a folder."""
+    for key in storage.list_keys(folder):
+        lease = _parse(storage.read(key))
+        if lease is None or not lease.alive:
+            storage.delete(key)
 
 
 def _parse(data: bytes | None) -> Lease | None:
@@ -130,6 +159,6 @@ def _parse(data: bytes | None) -> Lease | None:
         return None
     try:
         content = json.loads(data)
-        return Lease("", str(content["owner"]), float(content["expires"]))
+        return Lease(key="", **content)
     except (ValueError, KeyError, TypeError):
         return None

@@ -66,7 +66,6 @@ def _repair_segment(job: Job, name: str, problems: Sequence[Problem]) -> None:
         seconds = sum(float(plan.stop[r] - plan.start[r]) for s in missing for r in plan.shard_rows(s)) / 16_000
         with AudioProgress(f"repairing {len(missing)} of {plan.shards} shards", seconds) as progress:
             run_shards(writer, rows, job.manifest, job.upstream, missing, progress.advance)
-        storage.delete_folder(f"{name}/leases")
     if seal is not None:
         try:
             writer.seal(label_columns(rows))

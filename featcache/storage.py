@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
-import uuid
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +19,11 @@ import zarr.abc.store
 import zarr.storage
 
 from featcache.errors import CacheError, JobError
+from featcache.process import left_by_the_dead, own_name
 
 TEMPORARY = ".tmp-"
+# A temporary file of another machine is taken for abandoned after this time.
+TEMPORARY_SECONDS = 3600
 
 
 class Storage:
@@ -77,7 +80,7 @@ class Storage:
             JobError: the disk is full, or the place cannot be written to.
         """
         path = self.path(key)
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        temporary = path.with_name(TEMPORARY + own_name())
         with self._explained(path):
             self._make_folder(path.parent)
             try:
@@ -94,7 +97,7 @@ class Storage:
     def create(self, key: str, data: bytes) -> bool:
         """Write a key that must not be there yet; False where it is. Exclusive among all processes."""
         path = self.path(key)
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        temporary = path.with_name(TEMPORARY + own_name())
         with self._explained(path):
             self._make_folder(path.parent)
             try:
@@ -121,7 +124,10 @@ class Storage:
         """Remove what killed writers left half-written below a folder."""
         for folder, _, files in os.walk(self.path(prefix)):
             for name in files:
-                if name.startswith(TEMPORARY):
+                old = time.time() - TEMPORARY_SECONDS
+                if name.startswith(TEMPORARY) and (
+                    left_by_the_dead(name.removeprefix(TEMPORARY)) or (Path(folder) / name).stat().st_mtime < old
+                ):
                     (Path(folder) / name).unlink(missing_ok=True)
 
     def free_bytes(self) -> int:

@@ -58,6 +58,7 @@ def make_cache(
     *,
     quarantine: Mapping[str, str] | None = None,
     layout: Layout | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> Path:
     """A sealed cache of one segment.
 
@@ -67,7 +68,7 @@ def make_cache(
     rows = list(features.values())
     taps, channels = rows[0].shape[1:]
     calibration = codecs.profile_class(profile).fit(rows, {})
-    spec = make_spec(taps, channels, calibration, profile, layout)
+    spec = make_spec(taps, channels, calibration, profile, layout, identity)
     codec = codecs.build(profile, spec.profile_version, taps, channels, {}, calibration)
     storage = Storage(path)
     create_cache(storage, spec, calibration)
@@ -95,7 +96,13 @@ def make_cache(
         audio = ["" if plan.ids[plan.utterance[r]] in quarantine else f"{r:064x}" for r in span]
         writer.record(
             ShardRecord.model_validate(
-                {"shard": shard, "files": proofs, "first": span.start, "audio": audio, "quarantined": left_out}
+                {
+                    "shard": shard,
+                    "files": proofs,
+                    "first": span.start,
+                    "audio": audio,
+                    "quarantined": left_out,
+                }
             )
         )
     columns = sorted({name for row in (labels or {}).values() for name in row})

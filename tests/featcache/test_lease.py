@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from featcache.errors import JobError
-from featcache.lease import Lease, Leases
+from featcache.lease import Lease, Leases, clear_dead
 from featcache.storage import Storage
 
 
@@ -72,4 +74,28 @@ def test_a_takeover_that_died_half_way_is_taken_over_too(tmp_path: Path) -> None
     storage.write(marker, Lease(marker, "also dead", time.time() - 1).to_bytes())
     leases = Leases(storage)
     assert leases.acquire("x")
+    leases.close()
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    code = (
+        "import sys, os; from featcache.lease import Leases; from featcache.storage import Storage; "
+        "assert Leases(Storage(sys.argv[1]), ttl=600).acquire('x'); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
+    assert storage.exists("x")
+    leases = Leases(storage)
+    assert leases.acquire("x")
+    leases.close()
+
+
+def test_only_dead_leases_are_cleared(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    leases = Leases(storage)
+    assert leases.acquire("leases/mine")
+    storage.write("leases/other", Lease("", "x", time.time() + 60, "another machine", 1, "0").to_bytes())
+    storage.write("leases/old", Lease("", "x", time.time() - 1, "another machine", 1, "0").to_bytes())
+    clear_dead(storage, "leases")
+    assert list(storage.list_keys()) == ["leases/mine", "leases/other"]
     leases.close()

@@ -35,7 +35,7 @@ def test_windows_cover_every_frame_once(geometry: Geometry, samples: int) -> Non
         assert window.start % geometry.hop == 0
         # Kept frames of consecutive windows are consecutive frames of the utterance.
         assert window.start // geometry.hop + window.keep == position
-        assert 0 <= window.keep and window.keep + window.frames <= geometry.frames(window.stop - window.start)
+        assert window.keep >= 0 and window.keep + window.frames <= geometry.frames(window.stop - window.start)
         position += window.frames
     assert cut[0].start == 0 and cut[-1].stop == samples
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from featcache.errors import JobError
+from featcache.process import own_name
 from featcache.storage import Storage
 
 
@@ -78,6 +81,16 @@ def test_listing_leaves_out_what_is_being_written(tmp_path: Path) -> None:
     storage.write("b/1", b"")
     (tmp_path / "b" / ".tmp-x").write_bytes(b"half")
     assert list(storage.list_keys()) == ["b/1", "b/2"]
+    half = subprocess.run(
+        [sys.executable, "-c", "from featcache.process import own_name; print(own_name())"],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    ).stdout.strip()  # fmt: skip
+    (tmp_path / "b" / f".tmp-{half}").write_bytes(b"half")
+    (tmp_path / "b" / f".tmp-{own_name()}").write_bytes(b"still being written")
+    os.utime(tmp_path / "b" / ".tmp-x", (0, 0))
     storage.delete_temporary("")
-    assert sorted(os.listdir(tmp_path / "b")) == ["1", "2"]
+    assert [name for name in os.listdir(tmp_path / "b") if name.startswith(".tmp-")][0].split("-")[2] == str(
+        os.getpid()
+    )
+    assert len(os.listdir(tmp_path / "b")) == 3
     assert storage.read("b/3") is None and storage.size("b/3") is None and storage.folders("c") == []
