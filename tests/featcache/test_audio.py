@@ -167,6 +167,14 @@ def test_slices_of_containers_lie_where_they_should(
         assert np.array_equal(part, load(path, offset=offset, duration=1.0))
 
 
+def test_a_slice_of_mp4_is_right_from_its_first_sample(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", "mp4", "aac", 16000, tone(9, 16000))
+    whole = load(path)
+    for start in range(17000, 120000, 7777):
+        part = load(path, offset=start / 16000, duration=0.5)
+        assert np.allclose(part, whole[start : start + 8000], atol=1e-5), start
+
+
 def test_seeking_decodes_little_of_a_long_recording(tmp_path: Path) -> None:
     mp4 = encode(tmp_path / "a.mp4", "mp4", "aac", 16000, tone(120, 16000))
     decoded = []
@@ -318,6 +326,14 @@ def test_not_a_recording(tmp_path: Path) -> None:
     assert reason(tmp_path / "fifo.wav") == "not a regular file"
     (tmp_path / "dangling.wav").symlink_to(tmp_path / "none.wav")
     assert reason(tmp_path / "dangling.wav") == "no such file"
+
+
+def test_a_codec_that_nobody_knows(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(1, 16000), 16000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[20:22] = b"\x34\x12"  # the format tag
+    (tmp_path / "a.wav").write_bytes(content)
+    assert "no decoder" in reason(tmp_path / "a.wav")
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
