@@ -106,7 +106,7 @@ class TrainRecipe(_Section):
     eval_every: Positive = 100
     """Steps between two looks at dev; the state is saved then."""
     patience: Annotated[int, Field(ge=0)] = 10
-    """Looks at dev without a better one before training stops; 0 never stops early."""
+    """Looks at dev with neither a better score nor less loss before training stops; 0 never stops early."""
     metric: str = ""
     """What the best checkpoint is best in on dev; empty is the task's own."""
     mask_time: Share = 0.0

@@ -28,20 +28,33 @@ class State:
     best_dev: dict[str, float] = field(default_factory=dict)
     dev: dict[str, float] = field(default_factory=dict)
     """The last scores on dev."""
+    least_loss: float = math.inf
+    """The least loss on dev so far."""
     looks_without_better: int = 0
+    """Looks at dev since the score or the loss was last better: on the plateau on which CTC starts, the score
+    wanders while the loss falls."""
     finished: bool = False
     data: str = ""
     """Digest of the utterances and targets of train and dev."""
 
     def to_json(self) -> dict[str, Any]:
         values = dict(vars(self))
-        values["best"] = [None if math.isinf(value) else value for value in self.best]
+        values["best"] = [_finite(value) for value in self.best]
+        values["least_loss"] = _finite(self.least_loss)
         return values
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> State:
-        best = tuple(math.inf if part is None else float(part) for part in value["best"])
-        return cls(**(value | {"best": best}))
+        score, loss = (_number(part) for part in value["best"])
+        return cls(**(value | {"best": (score, loss), "least_loss": _number(value["least_loss"])}))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None  # JSON has no infinity
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def digest(*splits: Split) -> str:

@@ -275,9 +275,10 @@ class Trainer:
         scores = self.task.measure(dev.references, found.texts)
         now = (scores[self.metric], found.loss)
         better = now < state.best
-        looks = 0 if better else state.looks_without_better + 1
+        looks = 0 if better or found.loss < state.least_loss else state.looks_without_better + 1
         finished = state.step >= settings.steps or (settings.patience > 0 and looks >= settings.patience)
-        state = replace(state, dev=scores, looks_without_better=looks, finished=finished)
+        least = min(state.least_loss, found.loss)
+        state = replace(state, dev=scores, least_loss=least, looks_without_better=looks, finished=finished)
         if better:
             state = replace(state, best=now, best_step=state.step, best_dev=scores)
             if self.here.first:

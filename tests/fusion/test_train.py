@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 from rich.console import Console
 
 from featcache.errors import JobError, MismatchError, UsageError
-from fusion import Run, checkpoint, evaluate, optimiser, recipe
+from fusion import Run, checkpoint, evaluate, optimiser, recipe, tasks
 from fusion import train as training
+from fusion.predict import Predictions, predict
 from fusion.recipe import Recipe, TrainRecipe
 from tests.fusion.speech import toy_cache, toy_recipe, utterances
 from tests.helpers import make_cache
@@ -133,14 +135,26 @@ def test_a_killed_process_leaves_a_state_that_loads(cache: Path, tmp_path: Path)
     assert facts["step"] % 10 == 0 and any(name.startswith("optimiser.") for name in tensors)
 
 
-def test_training_stops_when_dev_gets_no_better_and_the_best_is_kept(cache: Path, tmp_path: Path) -> None:
-    # a learning rate that ruins the head after its first looks at dev
-    made = toy(cache, "train.patience=2", "train.eval_every=5", "train.lr=3.0", "train.decay=none", steps=500)
+def test_patience_ends_when_neither_score_nor_loss_is_better_and_the_best_score_is_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([(1.0, 5.0), (0.9, 4.0), (1.0, 3.0), (0.95, 3.5), (0.95, 3.1), (0.1, 0.1)])
+    scores: list[float] = []
+
+    def scripted(*arguments: object, **keywords: object) -> Predictions:
+        found = predict(*arguments, **keywords)  # type: ignore[arg-type]
+        score, loss = next(looks)
+        scores.append(score)
+        return replace(found, loss=loss)
+
+    monkeypatch.setattr(training, "predict", scripted)
+    monkeypatch.setattr(tasks.CtcTask, "measure", lambda *_: {"cer": scores[-1], "wer": 1.0})
+    made = toy(cache, "train.patience=2", "train.eval_every=2", steps=40)
     run, log = fit(made, tmp_path / "runs")
     state = json.loads(run.files.state.read_text())
-    assert state["step"] < 500 and state["finished"] and state["looks_without_better"] == 2 and "stopping early" in log
-    assert state["best_step"] == state["step"] - 10 == run.metrics()["best_step"]
-    assert checkpoint.load(run.files.best)[1]["step"] == state["best_step"]
+    assert state["step"] == 10 and state["finished"] and "stopping early" in log
+    assert state["best_step"] == 4 == run.metrics()["best_step"] and state["best"] == [0.9, 4.0]
+    assert checkpoint.load(run.files.best)[1]["step"] == 4
 
 
 def test_a_finished_run_is_left_alone_and_restart_replaces_it(cache: Path, tmp_path: Path) -> None:
