@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from featcache.errors import FeatcacheError
 from fusion.labels import Split
 
 
@@ -45,8 +46,17 @@ class State:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> State:
-        score, loss = (_number(part) for part in value["best"])
-        return cls(**(value | {"best": (score, loss), "least_loss": _number(value["least_loss"])}))
+        """
+        Raises:
+            FeatcacheError: it is of another version.
+        """
+        try:
+            score, loss = (_number(part) for part in value["best"])
+            return cls(**(value | {"best": (score, loss), "least_loss": _number(value["least_loss"])}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FeatcacheError(
+                f"the checkpoint is of another version of this program ({error}); train again with --restart"
+            ) from error
 
 
 def _finite(value: float) -> float | None:
