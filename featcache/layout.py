@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from featcache.codec import Arrays, Codec, Plane
+from featcache.errors import UsageError
 from featcache.spec import CacheSpec, Layout
 
 ROOT = "zarr.json"
@@ -99,7 +100,11 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
         dtype=plane.dtype,
         chunks=(layout.chunk_frames, *plane.frame_shape),
         shards=(shard_frames, *plane.frame_shape),
-        compressors=_compressors(layout.zstd_level),
+        filters=(TransposeCodec(order=plane.order),) if plane.order else None,
+        serializer=_pcodec(plane) if plane.coder == "pcodec" else "auto",
+        compressors=(Crc32cCodec(),)
+        if plane.coder == "pcodec"
+        else _compressors(layout.zstd_level if plane.level is None else plane.level),
         fill_value=0,
         dimension_names=_dimension_names(plane),
         # Otherwise a shard of zeros is not written, and a valid cache looks torn.
@@ -108,7 +113,15 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
 
 
 def _dimension_names(plane: Plane) -> tuple[str, ...]:
-    return ("frame", "tap", "channel")[: 1 + len(plane.frame_shape)]
+    return ("frame", *plane.axes[: len(plane.frame_shape)])
+
+
+def _pcodec(plane: Plane) -> Any:
+    try:
+        from zarr.codecs.numcodecs import PCodec
+    except ImportError as error:
+        raise UsageError(f"PCodec cannot be used ({error}): run `pip install pcodec`") from error
+    return PCodec(level=plane.level, equal_pages_up_to=plane.page)
 
 
 def _compressors(level: int) -> tuple[Any, ...]:

@@ -118,6 +118,9 @@ class Segment:
         ranges = self.ranges(utterance)
         out: Arrays = {}
         for plane in self.codec.planes:
+            if not self.codec.reads(plane.name, out):
+                out[plane.name] = np.zeros((0, *plane.frame_shape), plane.dtype)
+                continue
             array = self._planes[plane.name]
             shard_frames = array.shards[0]
             pieces = []

@@ -7,10 +7,12 @@ from typing import Any
 
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
 from featcache.codec.direct import Fp16, Int8
+from featcache.codec.residual import Residual
+from featcache.codec.residual import parse as parse_residual
 from featcache.digest import digest, digest_arrays
 from featcache.errors import CacheError, UsageError
 
-PROFILES: dict[str, type[Codec]] = {codec.profile: codec for codec in (Fp16, Int8)}
+PROFILES: dict[str, type[Codec]] = {codec.profile: codec for codec in (Fp16, Int8, Residual)}
 DEFAULT_PROFILE = Int8.profile
 
 
@@ -23,6 +25,22 @@ def profile_class(name: str) -> type[Codec]:
     if name not in PROFILES:
         raise UsageError(f"there is no codec profile {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def parse_profile(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and parameters of a profile as users write it: `fp16`, `residual`, `residual:1.5`,
+    `residual:nmse=0.05`, `residual:step=1.0,packing=pcodec`.
+
+    Raises:
+        UsageError: there is no such profile or parameter.
+    """
+    name, colon, rest = text.partition(":")
+    profile_class(name)
+    if not colon:
+        return name, {}
+    if name != Residual.profile:
+        raise UsageError(f"profile {name} takes no parameters, but got {rest!r}: write --profile {name}")
+    return name, parse_residual(rest)
 
 
 def build(
@@ -57,5 +75,6 @@ __all__ = [
     "Plane",
     "build",
     "encoding_id",
+    "parse_profile",
     "profile_class",
 ]

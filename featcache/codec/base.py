@@ -15,11 +15,21 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Plane:
-    """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it."""
+    """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it.
+
+    `coder` is "zstd" or "pcodec", `level` its level where the layout's is not the best one, `page` PCodec's
+    page. `order` permutes the axes of a chunk (Zarr's core `transpose`) before it is coded. `axes` names the
+    axes of a frame where they are not taps and channels.
+    """
 
     name: str
     dtype: str
     frame_shape: tuple[int, ...]
+    order: tuple[int, ...] | None = None
+    coder: str = "zstd"
+    level: int | None = None
+    page: int = 1 << 18
+    axes: tuple[str, ...] = ("tap", "channel")
 
     @property
     def bytes_per_frame(self) -> int:
@@ -77,3 +87,10 @@ class Codec(ABC):
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         """Drop what `decode` does not need for these taps; returns the planes and the taps' new positions."""
         return planes, taps
+
+    def reads(self, plane: str, found: Arrays) -> bool:
+        """Whether a row's frames of this plane are needed, given those of the planes before it.
+
+        Where not, `decode` gets no frames of this row in it.
+        """
+        return True

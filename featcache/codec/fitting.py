@@ -1,0 +1,331 @@
+"""Calibration of the `residual` profile: scales, predictors, smoother, packing, and the step for a target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.codec import packing
+from featcache.codec.base import Arrays
+from featcache.errors import UsageError
+
+# Neighbours of the predictor and of the smoother: frames and taps away.
+PREDICTOR = ((-1, 0), (0, -1), (-1, -1))
+SMOOTHER = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+RIDGE = 1e-3
+# Values this many times the width of a channel's middle 90 % from its median are no part of its deviation.
+OUTLIER = 100.0
+ROUNDS = 2
+# Frames that the step is searched on, and that the rest is fitted on.
+SEARCH_FRAMES = 4096
+FIT_FRAMES = 24_576
+# Steps are looked for between these many standard deviations.
+STEP_RANGE = (1 / 256, 12.0)
+TOLERANCE = 2e-3
+# Other recordings take this much more room than those of the calibration (measured: 0.3 to 0.8 %), and their
+# errors are this much larger on some rows. Asked bits and errors are reduced by it.
+SIZE_MARGIN = 0.985
+ERROR_MARGIN = 0.93
+CHUNK_FRAMES = 64
+ZSTD_LEVEL = 1
+PCODEC_LEVEL = 8
+PCODEC_PAGE = 1 << 15
+# Codes are int16; with steps of 64 units, larger ones would leave the range of reconstructions.
+ESCAPE_LIMIT = 511
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A calibration and how it does on the rows that it was fitted to.
+
+    `nmse` is `(taps,)`: mean squared error over variance, per tap.
+    """
+
+    arrays: Arrays
+    bits: float
+    nmse: np.ndarray
+
+
+def fit(rows: Sequence[np.ndarray], packing_name: str, target: str, value: float) -> Arrays:
+    """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
+
+    Raises:
+        UsageError: no step reaches the target on these rows.
+    """
+    mean, deviation = moments(rows)
+    if target == "step":
+        return fit_step(_some(rows, FIT_FRAMES), mean, deviation, value, packing_name).arrays
+    sample = _some(rows, SEARCH_FRAMES)
+
+    def measure(step: float) -> float:
+        fitted = fit_step(sample, mean, deviation, step, packing_name)
+        return fitted.bits if target == "bits" else float(fitted.nmse.max())
+
+    goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
+    step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, sum(map(len, sample)))
+    return fit_step(_some(rows, FIT_FRAMES), mean, deviation, step, packing_name).arrays
+
+
+def dead_zone(step: float) -> float:
+    """How much less than half a step of a residual still rounds up, in steps; measured to be best at equal size."""
+    return float(np.interp(step, (0.3, 1.0, 2.0), (0.10, 0.16, 0.20)))
+
+
+def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, float64 `(taps, channels)`.
+
+    A channel that does not vary here gets the typical deviation of its tap, or 1, so that it is stored
+    sensibly where it does.
+    """
+    low, middle, high = np.quantile(np.concatenate(_some(rows, SEARCH_FRAMES)), (0.05, 0.5, 0.95), axis=0)
+    # A stray value far outside what a channel does must not set its step.
+    reach = np.where(high > low, OUTLIER * (high - low), np.inf)
+    count, total, square = (np.zeros(middle.shape) for _ in range(3))
+    for row in rows:
+        centred = row - middle
+        usual = np.abs(centred) <= reach
+        centred[~usual] = 0
+        count += usual.sum(axis=0)
+        total += centred.sum(axis=0, dtype=np.float64)
+        square += np.square(centred, dtype=np.float64).sum(axis=0)
+    shift = total / count
+    mean = middle + shift
+    deviation = np.sqrt(np.maximum(square / count - np.square(shift), 0))
+    # Rounding of float32 is no variation.
+    varies = deviation > np.abs(mean) * 1e-6
+    for tap in range(len(deviation)):
+        typical = float(np.median(deviation[tap][varies[tap]])) if varies[tap].any() else 1.0
+        deviation[tap][~varies[tap]] = typical
+    return mean, np.clip(deviation, 2.0**-90, 2.0**120)
+
+
+def fit_step(
+    rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray, step: float, packing_name: str
+) -> Fitted:
+    """Everything but the choice of the step, which is `step` deviations in every tap and channel."""
+    from featcache.codec import kernels
+
+    taps, channels = mean.shape
+    arrays: Arrays = {
+        "mean": mean.astype(np.float32),
+        "deviation": deviation.astype(np.float32),
+        "step": (deviation * step).astype(np.float32),
+        "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * kernels.UNIT), np.int16),
+        "centroid": np.zeros((taps, channels), np.int16),
+    }
+    inverse = inverse_of(arrays["step"])
+    target = [kernels.targets(row, arrays["mean"], inverse) for row in rows]
+    source: list[np.ndarray] = target
+    codes: list[np.ndarray] = []
+    for last in range(ROUNDS + 1):
+        # The predictor sees reconstructions; from the second round on it is fitted to them.
+        if last < ROUNDS:
+            solution = _solve(target, source, PREDICTOR)
+            arrays["weights"] = _fixed(solution, kernels.WEIGHT_BITS, kernels.WEIGHT_LIMIT)
+        coded = [_encode(row, arrays) for row in target]
+        codes, source = [c for c, _ in coded], [r for _, r in coded]
+        if last == ROUNDS - 1:
+            arrays["centroid"] = _centroid(target, codes, source)
+    smoother = _solve(target, source, SMOOTHER)
+    arrays["smoother"] = _fixed(smoother, kernels.SMOOTH_BITS, kernels.SMOOTH_LIMIT)
+    flat = np.concatenate(codes).reshape(-1, taps * channels)
+    arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
+    arrays["coding"], bits = _choose(flat, arrays["order"], packing_name)
+    return Fitted(arrays, bits, _nmse(rows, source, arrays))
+
+
+def inverse_of(step: np.ndarray) -> np.ndarray:
+    """float32 units in one of value, for `kernels.targets`."""
+    from featcache.codec import kernels
+
+    return (np.float32(kernels.UNIT) / step).astype(np.float32)
+
+
+def _encode(target: np.ndarray, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    from featcache.codec import kernels
+
+    return kernels.encode(
+        target, arrays["weights"], arrays["rounding"], arrays["centroid"], ESCAPE_LIMIT, 0, ESCAPE_LIMIT
+    )
+
+
+def _solve(
+    target: Sequence[np.ndarray], source: Sequence[np.ndarray], neighbours: tuple[tuple[int, int], ...]
+) -> np.ndarray:
+    """Least squares of the target from neighbours in the source, float64 `(taps, neighbours, channels)`."""
+    from featcache.codec import kernels
+
+    taps, channels = target[0].shape[1:]
+    count = len(neighbours)
+    gram, cross = np.zeros((taps, count, count, channels)), np.zeros((taps, count, channels))
+    frames_off, taps_off = np.array(neighbours, np.int64).T.copy()
+    for row, around in zip(target, source, strict=True):
+        kernels.accumulate(row, around, frames_off, taps_off, gram, cross)
+    system = np.moveaxis(_symmetric(gram), 3, 1).copy()
+    diagonal = np.einsum("tckk->tck", system)
+    # Relative to the variances, and never singular.
+    diagonal *= 1 + RIDGE
+    diagonal += 1.0
+    return np.moveaxis(np.linalg.solve(system, np.moveaxis(cross, 2, 1)[..., None])[..., 0], 2, 1)
+
+
+def _symmetric(lower: np.ndarray) -> np.ndarray:
+    """The whole of matrices of which the lower triangles are given, `(taps, k, k, channels)`."""
+    upper = lower.transpose(0, 2, 1, 3)
+    index = np.arange(lower.shape[1])
+    below = (index[:, None] >= index[None, :])[None, :, :, None]
+    return np.where(below, lower, upper)
+
+
+def _fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
+    return np.clip(np.rint(weights * (1 << bits)), -limit, limit).astype(np.int16)
+
+
+def _centroid(target: Sequence[np.ndarray], codes: Sequence[np.ndarray], rec: Sequence[np.ndarray]) -> np.ndarray:
+    """By how many units values whose code is not 0 lie nearer to 0 than the middle of their step."""
+    from featcache.codec import kernels
+
+    total = np.zeros(target[0].shape[1:])
+    count = np.zeros_like(total)
+    for row, code, r in zip(target, codes, rec, strict=True):
+        used = (code != 0) & (np.abs(row) <= kernels.RANGE)
+        total -= np.where(used, np.sign(code) * (row - r), 0).sum(axis=0)
+        count += used.sum(axis=0)
+    # Channels with few such codes keep to the middle.
+    return np.clip(np.rint(total / (count + 20)), -kernels.UNIT // 2, kernels.UNIT // 2).astype(np.int16)
+
+
+def _entropy(codes: np.ndarray) -> np.ndarray:
+    """Bits per code of every column, float64 `(values,)`."""
+    limit = 15
+    total = np.zeros(codes.shape[1])
+    clipped = np.clip(codes, -limit, limit)
+    for k in range(-limit, limit + 1):
+        share = (clipped == k).mean(axis=0)
+        total -= share * np.log2(np.where(share > 0, share, 1))
+    return np.round(total, 9)
+
+
+def _choose(codes: np.ndarray, order: np.ndarray, packing_name: str) -> tuple[np.ndarray, float]:
+    """int32 `(radix, escapes a frame)` of the smallest packing, and its bits per value."""
+    if packing_name == "pcodec":
+        return np.zeros(2, np.int32), _size_pcodec(codes, order)
+    best: tuple[float, int, int] | None = None
+    for radix in packing.DIGITS:
+        limit = packing.limit_of(radix)
+        beyond = (np.abs(codes) > limit).sum(axis=1)
+        if beyond.max(initial=0) > 16 * packing.MAX_ESCAPES or np.mean(beyond) > packing.MAX_ESCAPES / 2:
+            continue
+        escapes = int(min(packing.MAX_ESCAPES, max(4, 4 * math.ceil(np.quantile(beyond, 0.999) / 4))))
+        kept = np.where((beyond > escapes)[:, None], np.clip(codes, -limit, limit), codes)
+        size = _size_zstd(packing.assemble(kept, order, radix, escapes))
+        if best is None or size < best[0]:
+            best = (size, radix, escapes)
+    if best is None:
+        clipped = np.clip(codes, -127, 127).astype(np.int16)
+        best = (_size_zstd(packing.assemble(clipped, order, 255, packing.MAX_ESCAPES)), 255, packing.MAX_ESCAPES)
+    overhead = _chunk_overhead(codes.shape[1]) / min(CHUNK_FRAMES, len(codes))
+    return np.array(best[1:], np.int32), 8 * (best[0] + overhead) / codes.shape[1]
+
+
+def _size_zstd(frames: np.ndarray) -> float:
+    """Bytes a frame as zstd leaves them, chunk by chunk."""
+    from numcodecs.zstd import Zstd
+
+    coder = Zstd(level=ZSTD_LEVEL, checksum=True)
+    chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
+    sizes = [len(coder.encode(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]))) for at in chunks]
+    return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
+
+
+def _size_pcodec(codes: np.ndarray, order: np.ndarray) -> float:
+    """Bits per value as PCodec leaves them, chunk by chunk, channel by channel."""
+    from featcache.codec.pcodec import coder
+
+    pcodec = coder(PCODEC_LEVEL, PCODEC_PAGE)
+    chunks = range(0, max(len(codes) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
+    blocks = (np.ascontiguousarray(codes[at : at + CHUNK_FRAMES, order].T) for at in chunks)
+    size = sum(len(pcodec.encode(block)) for block in blocks)
+    size += len(chunks) * _chunk_overhead(codes.shape[1])
+    return 8 * size / min(len(codes), len(chunks) * CHUNK_FRAMES) / codes.shape[1]
+
+
+def _chunk_overhead(values: int) -> int:
+    """Bytes of a chunk beyond its codes: two checksums and index entries, and an empty chunk of plane `exact`."""
+    from numcodecs.zstd import Zstd
+
+    empty = len(Zstd(level=ZSTD_LEVEL, checksum=True).encode(np.zeros(CHUNK_FRAMES * values, np.float32)))
+    return empty + 2 * (4 + 16)
+
+
+def _nmse(rows: Sequence[np.ndarray], rec: Sequence[np.ndarray], arrays: Arrays) -> np.ndarray:
+    total = np.zeros(len(arrays["mean"]))
+    for row, r in zip(rows, rec, strict=True):
+        error = (row - smoothed(r, arrays)) / arrays["deviation"]
+        total += np.where(np.abs(error) < 100, np.square(error, dtype=np.float64), 0).sum(axis=(0, 2))
+    return total / (sum(len(row) for row in rows) * arrays["mean"].shape[1])
+
+
+def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
+    """The float32 estimate of one row from its reconstructions."""
+    from featcache.codec import kernels
+
+    first = np.zeros(len(rec), np.bool_)
+    first[:1] = True
+    out = np.empty(rec.shape, np.float32)
+    scale = (arrays["step"] * np.float32(kernels.SMOOTHED_UNIT)).astype(np.float32)
+    kernels.smooth(rec, first, arrays["smoother"], scale, arrays["mean"], np.arange(rec.shape[1]), out)
+    return out
+
+
+def _some(rows: Sequence[np.ndarray], frames: int) -> list[np.ndarray]:
+    """Whole rows, evenly spread, of about so many frames in all."""
+    total = sum(len(row) for row in rows)
+    usable = [np.ascontiguousarray(row, np.float32) for row in rows if len(row)]
+    if total <= frames:
+        return usable
+    stride = math.ceil(total / frames)
+    return usable[::stride]
+
+
+def _search(
+    measure: Callable[[float], float], goal: float, direction: float, asked: str, target: str, frames: int
+) -> float:
+    """The step whose measure is at the goal or just below it, by secants in the logarithm.
+
+    `direction` is 1 where the measure falls with the step (bits), -1 where it rises (errors).
+    """
+    low, high = STEP_RANGE
+    good: float | None = None
+    step = 1.0 if direction > 0 else math.sqrt(12 * goal)
+    for _ in range(12):
+        step = min(max(step, low), high)
+        value = measure(step)
+        within = value <= goal
+        if within:
+            good = step if good is None else (max(good, step) if direction < 0 else min(good, step))
+        if (within and value > goal * (1 - TOLERANCE)) or high / low < 1.002:
+            return step if within else (good or step)
+        if within == (direction > 0):
+            high = step
+        else:
+            low = step
+        # Close to straight lines: bits against the step's logarithm, the error's against it too.
+        shift = (
+            2.0 ** ((value - goal * (1 - TOLERANCE / 2)) / 0.9)
+            if direction > 0
+            else (goal * (1 - TOLERANCE / 2) / value) ** 0.6
+        )
+        proposed = step * shift
+        step = proposed if low < proposed < high else math.sqrt(low * high)
+    if good is None:
+        if frames < 1024:
+            # Too little speech to say: the finest or the coarsest step is the best answer.
+            return high if direction > 0 else low
+        raise UsageError(
+            f"profile residual cannot reach {target} = {asked} on this calibration: ask for a larger value"
+        )
+    return good

@@ -1,0 +1,240 @@
+"""Profile `residual`: prediction over time and taps, small codes, and a smoother that reads between them.
+
+A value is coded as the residual of an integer prediction from the frame before, the tap below and the tap
+below in the frame before, all as they are reconstructed (`featcache.codec.kernels`), in steps fixed per tap
+and channel by the calibration. What is returned is not the reconstruction itself but an estimate from it and
+its neighbours in time and taps, also in integers. Every value is within `BOUND` steps of the truth: what
+would not be is kept as float32 in the plane `exact`, which is read only where a frame's flags ask for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache.codec import fitting, packing
+from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
+from featcache.errors import UsageError
+
+FIRST, EXACT = 1, 2
+BOUND = 4.0
+TARGETS = ("bits", "nmse", "step")
+DEFAULT_BITS = 2.0
+PACKINGS = ("zstd", "pcodec")
+
+
+class Residual(Codec):
+    """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
+    standard deviations), and `packing`: `zstd` (the default; any Zarr v3 library reads the codes) or
+    `pcodec` (smaller, needs the package pcodec).
+
+    NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
+    """
+
+    profile = "residual"
+    version = 1
+
+    def __init__(self, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays) -> None:
+        super().__init__(taps, channels, parameters, calibration)
+        _target(parameters)
+        self.packing = _packing(parameters)
+        self.radix, self.escapes = (int(n) for n in calibration["coding"])
+        step = calibration["step"]
+        self._inverse = fitting.inverse_of(step)
+        self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
+        self._bound = (step * np.float32(BOUND)).astype(np.float32)
+        self._order = calibration["order"].astype(np.uint32)
+        if self.packing == "zstd":
+            self._order = packing.padded_order(self._order, self.radix)
+        self._on_device: dict[torch.device, Any] = {}
+
+    @classmethod
+    def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
+        target, value = _target(parameters)
+        return fitting.fit(rows, _packing(parameters), target, value)
+
+    @cached_property
+    def planes(self) -> tuple[Plane, ...]:
+        values = self.taps * self.channels
+        if self.packing == "pcodec":
+            # Channel by channel, so that codes of one distribution stand together.
+            codes = Plane(
+                "codes", "<i2", (1 + values,), order=(1, 0), coder="pcodec",
+                level=fitting.PCODEC_LEVEL, page=fitting.PCODEC_PAGE, axes=("code",),
+            )  # fmt: skip
+        else:
+            width = packing.HEADER + packing.packed_bytes(values, self.radix) + packing.ESCAPE * self.escapes
+            codes = Plane("codes", "|u1", (width,), level=fitting.ZSTD_LEVEL, axes=("byte",))
+        return codes, Plane("exact", "<f4", (self.taps, self.channels), level=fitting.ZSTD_LEVEL)
+
+    def reads(self, plane: str, found: Arrays) -> bool:
+        return plane != "exact" or bool((self._flags(found["codes"]) & EXACT).any())
+
+    def encode(self, features: np.ndarray) -> EncodedRow:
+        from featcache.codec import kernels
+
+        arrays = self.calibration
+        features = np.ascontiguousarray(features, np.float32)
+        target = kernels.targets(features, arrays["mean"], self._inverse)
+        limit = fitting.ESCAPE_LIMIT if self.packing == "pcodec" else packing.limit_of(self.radix)
+        codes, rec = kernels.encode(
+            target, arrays["weights"], arrays["rounding"], arrays["centroid"], limit, self.escapes, fitting.ESCAPE_LIMIT
+        )
+        exact = self._exact(features, fitting.smoothed(rec, arrays))
+        flat = codes.reshape(len(codes), -1)
+        if self.packing == "pcodec":
+            block = np.concatenate([np.zeros((len(flat), 1), np.int16), flat[:, arrays["order"]]], axis=1)
+        else:
+            block = packing.assemble(flat, arrays["order"], self.radix, self.escapes)
+        block[:1, 0] |= FIRST
+        if exact.any() or np.signbit(exact).any():
+            block[(exact.view(np.int32) != 0).any(axis=(1, 2)), 0] |= EXACT
+        return EncodedRow({"codes": block, "exact": exact}, 0)
+
+    def _exact(self, features: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """What is kept as it is: float32 of the features' shape, all bits zero elsewhere."""
+        from featcache.codec import kernels
+
+        if "nmse" not in self.parameters and not kernels.misses(features, decoded, self._bound):
+            return np.zeros(features.shape, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = np.abs(features - decoded)
+            keep = ~(error <= self._bound)
+            if "nmse" in self.parameters:
+                relative = np.where(keep, 0, error) / self.calibration["deviation"]
+                self._keep_worst(np.square(relative, dtype=np.float64).mean(axis=2), keep)
+        out = np.where(keep, features, np.float32(0))
+        # Zero marks what is not here, so a zero that is has its sign bit set.
+        out[keep & (features == 0)] = np.float32(-0.0)
+        return out
+
+    def _keep_worst(self, squares: np.ndarray, keep: np.ndarray) -> None:
+        """Mark frames of a tap, the worst first, until what is left is within the bound.
+
+        Args:
+            squares: mean squared relative errors, float64 `(frames, taps)`.
+        """
+        allowed = float(self.parameters["nmse"]) * len(squares)
+        for tap in range(squares.shape[1]):
+            worst = np.argsort(-squares[:, tap], kind="stable")
+            # Sums from the smallest up, so that what remains after n frames is the n-th from the end.
+            remaining = np.cumsum(squares[worst[::-1], tap])[::-1]
+            keep[worst[: int((remaining > allowed).sum())], tap] = True
+
+    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+        codes = planes["codes"]
+        # The smoother looks one tap up, the prediction down to the first.
+        depth = min(max(taps, default=0) + 2, self.taps)
+        if codes.device.type == "cpu":
+            out = self._decode_cpu(codes.numpy(), depth, taps)
+        else:
+            out = self._decode_device(codes, depth, taps)
+        flags = self._flags(codes)
+        if len(planes["exact"]) and bool(((flags & EXACT) != 0).any()):
+            self._overlay(out, planes["exact"], flags, lengths, taps)
+        return out
+
+    def _decode_cpu(self, block: np.ndarray, depth: int, taps: Sequence[int]) -> torch.Tensor:
+        from featcache.codec import kernels
+
+        arrays = self.calibration
+        first = (self._flags(block) & FIRST) != 0
+        values = self.taps * self.channels
+        if self.packing == "pcodec":
+            body, table, digits = block[:, 1:], np.zeros((1, 1), np.int8), 0
+            escapes = np.zeros((0, 3), np.int32)
+        else:
+            body = block[:, packing.HEADER :]
+            table, digits = packing.table(self.radix), packing.DIGITS[self.radix]
+            escapes = packing.escaped(block, values, self.radix)
+        rec = kernels.reconstruct(
+            body, table, digits, self._order, escapes, first, arrays["weights"][:depth], arrays["centroid"][:depth]
+        )
+        wanted = np.asarray(taps, np.int64)
+        out = np.empty((len(block), len(wanted), self.channels), np.float32)
+        kernels.smooth(rec, first, arrays["smoother"], self._scale, arrays["mean"], wanted, out)
+        return torch.from_numpy(out)
+
+    def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
+        from featcache.codec.device import Decoder
+
+        if codes.device not in self._on_device:
+            self._on_device[codes.device] = Decoder(
+                self.calibration, self._scale, self.radix, self.packing == "pcodec", codes.device
+            )
+        out: torch.Tensor = self._on_device[codes.device].decode(codes, depth, taps)
+        return out
+
+    def _overlay(
+        self, out: torch.Tensor, exact: torch.Tensor, flags: Any, lengths: Sequence[int], taps: Sequence[int]
+    ) -> None:
+        """Put exact values in their places. `exact` has the frames of those utterances only that need it."""
+        if len(exact) != len(out):
+            needs = torch.as_tensor((flags & EXACT) != 0)
+            pieces = needs.split(list(lengths))
+            kept = torch.cat([piece.any().expand(len(piece)) for piece in pieces])
+            places = kept.nonzero()[:, 0].to(out.device)
+        else:
+            places = torch.arange(len(out), device=out.device)
+        chosen = exact[:, list(taps)]
+        frame, tap, channel = torch.nonzero(chosen.view(torch.int32), as_tuple=True)
+        out[places[frame], tap, channel] = chosen[frame, tap, channel]
+
+    def _flags(self, codes: Any) -> Any:
+        return codes[:, 0]
+
+
+# Steps in one unit of a smoothed value; `kernels` has the arithmetic, and takes a second to import.
+SMOOTHED_UNIT = 2.0**-9
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05,packing=pcodec`.
+
+    A bare number is bits per value.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.rpartition("=")
+        name = name.strip() or "bits"
+        try:
+            found[name] = value.strip() if name == "packing" else float(value.removesuffix("bit"))
+        except ValueError:
+            raise UsageError(
+                f"residual:{text}: {part!r} is no parameter; write residual:1.5, residual:nmse=0.05 or residual:step=1"
+            ) from None
+    _target(found)
+    _packing(found)
+    return found
+
+
+def _target(parameters: Mapping[str, Any]) -> tuple[str, float]:
+    unknown = sorted(set(parameters) - {*TARGETS, "packing"})
+    if unknown:
+        raise UsageError(
+            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, and packing"
+        )
+    given = [name for name in TARGETS if name in parameters]
+    if len(given) > 1:
+        raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")
+    if not given:
+        return "bits", DEFAULT_BITS
+    value = parameters[given[0]]
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise UsageError(f"profile residual: {given[0]} = {value!r} is not a positive number")
+    return given[0], float(value)
+
+
+def _packing(parameters: Mapping[str, Any]) -> str:
+    name = parameters.get("packing", PACKINGS[0])
+    if name not in PACKINGS:
+        raise UsageError(f"profile residual has no packing {name!r}: choose one of {', '.join(PACKINGS)}")
+    return str(name)

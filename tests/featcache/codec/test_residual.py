@@ -1,0 +1,333 @@
+"""Profile `residual`: bounds for any finite input, the same integers everywhere, the bytes of the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays as hypothesis_arrays
+
+from featcache import Cache, layout
+from featcache import codec as codecs
+from featcache.codec import packing
+from featcache.codec.device import Decoder
+from featcache.codec.residual import BOUND, Residual
+from featcache.digest import sha256
+from featcache.errors import CacheError, UsageError
+from featcache.spec import Layout
+from tests.helpers import make_cache
+
+TAPS, CHANNELS = 3, 20
+needs_pcodec = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('pcodec')")
+
+
+def speech_like(frames: int, seed: int, taps: int = TAPS, channels: int = CHANNELS) -> np.ndarray:
+    """Values that follow one another in time and over taps, float32 `(frames, taps, channels)`."""
+    rng = np.random.default_rng(seed)
+    x = np.zeros((frames + 1, taps, channels))
+    noise = rng.standard_normal(x.shape)
+    for t in range(1, frames + 1):
+        x[t] = 0.8 * x[t - 1] + noise[t]
+        for tap in range(1, taps):
+            x[t, tap] += 0.5 * x[t, tap - 1]
+    return (x[1:] * np.linspace(0.01, 30, channels) + np.linspace(-5, 5, channels)).astype(np.float32)
+
+
+def build(parameters: dict[str, Any], rows: list[np.ndarray] | None = None) -> Residual:
+    rows = rows or [speech_like(400, seed) for seed in range(3)]
+    taps, channels = rows[0].shape[1:]
+    calibration = Residual.fit(rows, parameters)
+    made = codecs.build("residual", Residual.version, taps, channels, parameters, calibration)
+    assert isinstance(made, Residual)
+    return made
+
+
+@pytest.fixture(scope="module")
+def codec() -> Residual:
+    return build({"step": 0.5})
+
+
+def decode(codec: codecs.Codec, rows: list[np.ndarray], taps: list[int] | None = None, thin: bool = True) -> np.ndarray:
+    """Rows through the codec, as the store passes them on: `exact` only where it is asked for."""
+    encoded = [codec.encode(row).planes for row in rows]
+    planes: dict[str, torch.Tensor] = {}
+    for plane in codec.planes:
+        pieces = [row[plane.name] for row in encoded if not thin or codec.reads(plane.name, row)]
+        empty = np.zeros((0, *plane.frame_shape), plane.dtype)
+        planes[plane.name] = torch.from_numpy(np.concatenate([empty, *pieces]))
+    wanted = list(range(codec.taps)) if taps is None else taps
+    return codec.decode(planes, [len(row) for row in rows], wanted).numpy()
+
+
+def error_in_steps(codec: codecs.Codec, row: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+    return np.abs(row.astype(np.float64) - decoded) / codec.calibration["step"]
+
+
+# The bound
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_finite_input_is_within_the_bound(codec: Residual, data: st.DataObject) -> None:
+    frames = data.draw(st.integers(1, 12))
+    row = data.draw(
+        hypothesis_arrays(
+            np.float32,
+            (frames, TAPS, CHANNELS),
+            elements=st.one_of(
+                st.floats(-50, 50, width=32),
+                st.floats(allow_nan=False, allow_infinity=False, width=32),
+                st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 3.4e38, -3.4e38]),
+            ),
+            fill=st.just(np.float32(0)),
+        )
+    )
+    assert error_in_steps(codec, row, decode(codec, [row])).max() <= BOUND
+
+
+@pytest.mark.parametrize(
+    "frames, taps, channels", [(1, 1, 1), (1, 3, 20), (70, 1, 1), (70, 1, 7), (70, 4, 1), (2, 2, 513)]
+)
+@pytest.mark.parametrize("parameters", [{"step": 0.3}, {"step": 1.5}, {"step": 4.0}, {"bits": 1.0}, {"nmse": 0.1}])
+def test_all_shapes(frames: int, taps: int, channels: int, parameters: dict[str, Any]) -> None:
+    rows = [speech_like(frames, seed, taps, channels) for seed in range(2)]
+    codec = build(parameters, rows)
+    assert error_in_steps(codec, rows[0], decode(codec, rows)[:frames]).max() <= BOUND
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -7.25, 1e30, 1e-40])
+def test_a_constant_calibration(value: float) -> None:
+    constant = np.full((50, TAPS, CHANNELS), value, np.float32)
+    codec = build({"step": 1.0}, [constant])
+    assert np.abs(decode(codec, [constant]) - constant).max() <= np.abs(value) * 1e-6
+    other = speech_like(50, 1)
+    assert error_in_steps(codec, other, decode(codec, [other])).max() <= BOUND
+
+
+def test_a_channel_that_wakes_up_after_calibration_is_coded_with_the_typical_step() -> None:
+    rows = [speech_like(200, seed) for seed in range(2)]
+    silent = [row.copy() for row in rows]
+    for row in silent:
+        row[:, :, 4] = 0
+    codec = build({"step": 0.5}, silent)
+    typical = np.median(codec.calibration["deviation"], axis=1)
+    np.testing.assert_allclose(codec.calibration["deviation"][:, 4], typical, rtol=0.2)
+
+
+def test_an_outlier_in_the_calibration_does_not_set_a_step(codec: Residual) -> None:
+    rows = [speech_like(400, seed) for seed in range(3)]
+    rows[1][50, 1, 5] = 1e20
+    found = build({"step": 0.5}, rows)
+    np.testing.assert_allclose(found.calibration["step"], codec.calibration["step"], rtol=0.01)
+
+
+def test_outliers_leave_their_neighbours_as_they_were(codec: Residual) -> None:
+    """500 deviations, and more than any step counts."""
+    row = speech_like(60, 9)
+    clean = decode(codec, [row])
+    for size in (500.0, 1e6, 1e37):
+        loud = row.copy()
+        loud[30, 1, 5] = size * codec.calibration["deviation"][1, 5]
+        found = decode(codec, [loud])
+        assert error_in_steps(codec, loud, found).max() <= BOUND
+        elsewhere = np.ones(CHANNELS, bool)
+        elsewhere[5] = False
+        np.testing.assert_array_equal(found[:, :, elsewhere], clean[:, :, elsewhere])
+        # In the outlier's own channel all other errors stay what they usually are.
+        rest = error_in_steps(codec, loud, found)[:, :, 5]
+        rest[30, 1] = 0
+        assert rest.max() < 2.0
+
+
+def test_many_outliers_in_a_frame_exceed_the_escapes_and_are_exact(codec: Residual) -> None:
+    row = speech_like(40, 3)
+    row[20] = codec.calibration["mean"] + 300 * codec.calibration["deviation"]
+    assert error_in_steps(codec, row, decode(codec, [row])).max() <= BOUND
+
+
+# Targets
+
+
+@pytest.mark.parametrize("bits", [0.8, 1.0, 1.5, 2.0, 3.0])
+def test_asked_bits_are_kept_on_other_rows(bits: float) -> None:
+    calibration = [speech_like(640, seed, 4, 64) for seed in range(8)]
+    codec = build({"bits": bits}, calibration)
+    size = stored_bits(codec, [speech_like(640, seed, 4, 64) for seed in range(20, 26)])
+    assert 0.85 * bits < size <= bits * 1.02
+
+
+@pytest.mark.parametrize("nmse", [0.3, 0.03, 0.003])
+def test_asked_nmse_is_kept_by_every_row_and_tap(nmse: float) -> None:
+    codec = build({"nmse": nmse})
+    ordinary = [speech_like(100, seed) for seed in range(30, 34)]
+    # One that is much livelier than the calibration was.
+    lively = speech_like(100, 40) * 4
+    found = []
+    for row in [*ordinary, lively]:
+        error = (row - decode(codec, [row])) / codec.calibration["deviation"]
+        per_tap = np.square(error.astype(np.float64)).mean(axis=(0, 2))
+        assert per_tap.max() <= nmse
+        found.append(per_tap.mean())
+    assert np.mean(found[:-1]) > nmse / 3  # and not by being much finer than asked
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"bits": 0}, {"bits": float("nan")}, {"bits": "2"}, {"bits": 1, "step": 1}, {"rate": 1}, {"packing": "zip"}],
+)
+def test_wrong_parameters_are_refused(parameters: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="residual"):
+        Residual.fit([speech_like(10, 0)], parameters)
+
+
+def test_profiles_as_users_write_them() -> None:
+    assert codecs.parse_profile("fp16") == ("fp16", {})
+    assert codecs.parse_profile("residual") == ("residual", {})
+    assert codecs.parse_profile("residual:1.5") == ("residual", {"bits": 1.5})
+    assert codecs.parse_profile("residual:1.5bit") == ("residual", {"bits": 1.5})
+    assert codecs.parse_profile("residual:nmse=0.05,packing=pcodec") == (
+        "residual", {"nmse": 0.05, "packing": "pcodec"},
+    )  # fmt: skip
+    for wrong in ("residual:much", "residual:bits=1,step=2", "int8:1", "none", "residual:packing=zip"):
+        with pytest.raises(UsageError):
+            codecs.parse_profile(wrong)
+
+
+# The same integers everywhere
+
+
+@pytest.mark.parametrize("step", [0.05, 0.5, 1.0, 2.0])
+def test_torch_gives_the_integers_of_the_kernels(step: float) -> None:
+    codec = build({"step": step})
+    rows = [speech_like(n, n) for n in (1, 2, 37, 80)]
+    rows[2][5, 1, 3] = 1e4
+    block = np.concatenate([codec.encode(row).planes["codes"] for row in rows])
+    decoder = Decoder(codec.calibration, codec._scale, codec.radix, codec.packing == "pcodec", torch.device("cpu"))
+    for taps in ([0, 1, 2], [1], [2, 0]):
+        depth = min(max(taps) + 2, TAPS)
+        ours = codec._decode_cpu(block, depth, taps)
+        torchs = decoder.decode(torch.from_numpy(block), depth, taps)
+        assert torch.equal(ours, torchs)
+
+
+def test_rows_decoded_together_are_rows_decoded_alone(codec: Residual) -> None:
+    rows = [speech_like(n, n) for n in (3, 50, 1, 20)]
+    rows[1][10, 2, 4] = 1e30
+    together = decode(codec, rows)
+    np.testing.assert_array_equal(together, np.concatenate([decode(codec, [row]) for row in rows]))
+    np.testing.assert_array_equal(together, decode(codec, rows, thin=False))
+
+
+def test_some_taps_are_those_of_all(codec: Residual) -> None:
+    rows = [speech_like(30, 1), speech_like(9, 2)]
+    rows[0][3, 1, 2] = -1e35
+    everything = decode(codec, rows)
+    for taps in ([0], [1], [2, 1], [2]):
+        np.testing.assert_array_equal(decode(codec, rows, taps), everything[:, taps])
+
+
+def test_encoding_again_gives_the_same_bytes() -> None:
+    rows = [speech_like(100, seed) for seed in range(3)]
+    first, second = (build({"bits": 1.5}, [row.copy() for row in rows]) for _ in range(2))
+    for name, array in first.calibration.items():
+        np.testing.assert_array_equal(array, second.calibration[name])
+    for a, b in zip(first.encode(rows[0]).planes.values(), second.encode(rows[0]).planes.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# Packing
+
+
+@pytest.mark.parametrize("radix", sorted(packing.DIGITS))
+@pytest.mark.parametrize("values", [1, 4, 15, 64])
+def test_packing_round_trip(radix: int, values: int) -> None:
+    rng = np.random.default_rng(values)
+    limit = packing.limit_of(radix)
+    codes = rng.integers(-limit, limit + 1, (50, values)).astype(np.int16)
+    codes[7, 0] = 300
+    codes[8, values - 1] = -limit - 1
+    order = rng.permutation(values).astype(np.int32)
+    block = packing.assemble(codes, order, radix, 4)
+    unpacked = packing.table(radix)[block[:, 2 : 2 + packing.packed_bytes(values, radix)]].reshape(50, -1)[:, :values]
+    back = np.zeros_like(codes)
+    back[:, order] = unpacked
+    escapes = packing.escaped(block, values, radix)
+    back[escapes[:, 0], escapes[:, 1]] = escapes[:, 2]
+    np.testing.assert_array_equal(back, codes)
+
+
+def stored_bits(codec: codecs.Codec, rows: list[np.ndarray]) -> float:
+    encoded = [codec.encode(row).planes for row in rows]
+    size = sum(
+        len(layout.render_shard(plane, Layout(), np.concatenate([e[plane.name] for e in encoded])))
+        for plane in codec.planes
+    )
+    return 8 * size / (sum(map(len, rows)) * codec.taps * codec.channels)
+
+
+# In a cache
+
+
+def test_through_the_store(tmp_path: Path) -> None:
+    features = {f"u{n}": speech_like(n, n) for n in (5, 33, 64, 100)}
+    features["u33"][4, 1, 1] = 1e20
+    cache = Cache.open(make_cache(tmp_path / "cache", features, profile="residual"))
+    for name, row in features.items():
+        assert error_in_steps(cache.codec, row, cache.read(name)).max() <= BOUND
+        np.testing.assert_array_equal(cache.read(name, ["1"]), cache.read(name)[:, [1]])
+    batch, lengths = cache.decode(cache.read_encoded([0, 1, 3]))
+    assert lengths.tolist() == [5, 33, 100]
+    np.testing.assert_array_equal(batch[1, :33].numpy(), cache.read("u33"))
+    # Values in plane `exact` are read where they are needed, and nowhere else.
+    assert len(cache.read_encoded([0, 1, 3]).planes["exact"]) == 33
+
+
+def test_a_newer_version_is_a_clear_error(codec: Residual) -> None:
+    with pytest.raises(CacheError, match=r"residual version 99.*install the version of speech-featcache"):
+        codecs.build("residual", 99, TAPS, CHANNELS, {}, codec.calibration)
+
+
+# The format
+
+
+def golden() -> tuple[Residual, np.ndarray]:
+    """A codec whose calibration needs no fitting, and a row of whole numbers: exact on every machine."""
+    taps, channels = 2, 11
+    n = np.arange(taps * channels).reshape(taps, channels)
+    calibration = {
+        "mean": (n % 5 - 2).astype(np.float32),
+        "deviation": np.ones((taps, channels), np.float32),
+        "step": (1 + n % 3).astype(np.float32) / 2,
+        "rounding": np.full((taps, channels), 24, np.int16),
+        "centroid": (n % 7 - 3).astype(np.int16),
+        "weights": np.stack([n * 150, n * 90 - 500, 300 - n * 20], axis=1).astype(np.int16),
+        "smoother": np.stack([1900 - n, n * 9, n * 5, n * 2, 60 - n], axis=1).astype(np.int16),
+        "order": ((np.arange(taps * channels) * 7) % (taps * channels)).astype(np.int32),
+        "coding": np.array([5, 4], np.int32),
+    }
+    t = np.arange(40 * taps * channels).reshape(40, taps, channels)
+    row = ((t * t * 31 + t * 17) % 23 - 11).astype(np.float32) / 4
+    row[3, 1, 2], row[9, 0, 10], row[12, 0, 0] = 40, -1e30, 700
+    made = codecs.build("residual", 1, taps, channels, {"step": 0.5}, calibration)
+    assert isinstance(made, Residual)
+    return made, row
+
+
+def test_golden_bytes_of_version_1() -> None:
+    """A change of these is a change of the format: give it a new version, and keep reading the old one."""
+    codec, row = golden()
+    planes = codec.encode(row).planes
+    assert {name: sha256(np.ascontiguousarray(p).tobytes()) for name, p in planes.items()} == GOLDEN_PLANES
+    assert sha256(decode(codec, [row]).tobytes()) == GOLDEN_VALUES
+
+
+GOLDEN_PLANES = {
+    "codes": "da8d422f4afe4323615f0cfc84478cdcf5388072ab973205e37ecad42f3c5d49",
+    "exact": "a6aeeba24f5065ba00c2019e3c2c91d78e67f3c0df2942835f39205093b425ce",
+}
+GOLDEN_VALUES = "7ba326ed1f492f358ff8c55ec66dadcd590e4b2ec752a35ac59dad78aecf5a68"
