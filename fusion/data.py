@@ -225,3 +225,24 @@ class Loader:
         self.watch.frames += frames
         targets = tuple(self.split.targets[position] for position in positions)
         return Batch(slot, features, lengths, targets, frames)
+
+
+# Frames over which the features' moments are estimated.
+MOMENT_FRAMES = 30_000
+
+
+def moments(cache: Cache, split: Split, taps: Sequence[str], seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, both float32 (taps, channels), over a seeded draw of utterances."""
+    order = np.random.default_rng(seed).permutation(len(split))
+    enough = int(np.searchsorted(np.cumsum(split.frames[order]), MOMENT_FRAMES)) + 1
+    total = squares = torch.zeros((), dtype=torch.float64)
+    frames = 0
+    for position in np.sort(order[:enough]):
+        features, _ = cache.decode(cache.read_encoded([int(split.rows[position])], tuple(taps)))
+        values = features[0].double()
+        total = total + values.sum(0)
+        squares = squares + values.square().sum(0)
+        frames += len(values)
+    mean = total / max(frames, 1)
+    variance = (squares / max(frames, 1) - mean.square()).clamp_min(0)
+    return mean.float(), variance.sqrt().float()

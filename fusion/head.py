@@ -51,15 +51,29 @@ class Head(nn.Module):
     """A fuser, then a decoder.
 
     Features (batch, frames, taps, channels) and lengths (batch,) give logits (batch, frames', outputs) and
-    their lengths.
+    their lengths. Features are first standardised by `centre` and `deviation`, (taps, channels), which
+    `standardise_by` sets: some channels of a foundation model are hundreds of times louder than the rest,
+    and a head that has to find that out learns ten times more slowly (docs/decisions/0004-standardised-input.md).
     """
 
-    def __init__(self, fuser: nn.Module, decoder: nn.Module) -> None:
+    centre: Tensor
+    deviation: Tensor
+
+    def __init__(self, fuser: nn.Module, decoder: nn.Module, taps: int, channels: int) -> None:
         super().__init__()
         self.fuser = fuser
         self.decoder = decoder
+        self.register_buffer("centre", torch.zeros(taps, channels))
+        self.register_buffer("deviation", torch.ones(taps, channels))
+
+    def standardise_by(self, centre: Tensor, deviation: Tensor) -> None:
+        """Set mean and deviation, (taps, channels); a channel that does not vary is left at its own scale."""
+        self.centre.copy_(centre)
+        self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.deviation.reciprocal()
+        features = torch.addcmul(-self.centre * scale, features, scale)
         logits, out_lengths = self.decoder(self.fuser(features, lengths), lengths)
         return logits, out_lengths
 
@@ -114,7 +128,7 @@ def build(spec: HeadSpec) -> Head:
     decoder_parameters = {key: value for key, value in spec.decoder.items() if key != "kind"}
     fuser: Any = modules.build_fuser(spec.fuser["kind"], len(spec.taps), spec.channels, **fuser_parameters)
     decoder = modules.build_decoder(spec.decoder["kind"], fuser.width, spec.outputs, **decoder_parameters)
-    return Head(fuser, decoder)
+    return Head(fuser, decoder, len(spec.taps), spec.channels)
 
 
 def _taps(recipe: Recipe, cache: Cache) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -113,6 +113,8 @@ class TrainRecipe(_Section):
     """Share of the frames that are masked in training."""
     mask_channels: Share = 0.0
     mask_taps: Share = 0.0
+    threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads of the arithmetic on a CPU; 0 is one less than the cores, which leaves one to the readers."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Threads that read ahead; 0 reads in the training thread."""
 

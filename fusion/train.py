@@ -20,8 +20,8 @@ from rich.console import Console
 
 from featcache.errors import JobError, MismatchError, UsageError
 from fusion import checkpoint, head, labels, modules, optimiser, tasks
-from fusion.data import Batch, Loader, Sampler, Stopwatch
-from fusion.distributed import World, autocast, world
+from fusion.data import Batch, Loader, Sampler, Stopwatch, moments
+from fusion.distributed import World, autocast, use_threads, world
 from fusion.predict import predict
 from fusion.progress import TrainingProgress, line
 from fusion.recipe import Recipe, differences
@@ -62,6 +62,7 @@ def fit(recipe: Recipe, *, runs: str | Path = "runs", mode: str = "auto", consol
     recipe = head.resolve(recipe)
     files = Files(Path(runs) / recipe.name)
     with world(recipe.train.device) as here:
+        use_threads(recipe.train.threads, here.device)
         begun = _begin(files, recipe, mode, here)
         if begun and files.metrics.exists():
             if here.first:
@@ -122,6 +123,7 @@ class Trainer:
                 listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
                 raise UsageError(f"{name} has no usable row left: {listed}")
         self.notes = selection.notes
+        self.head.standardise_by(*moments(cache, self.splits["train"], self.spec.taps, recipe.seed))
         self.model = here.wrap(self.head)
         self.optimiser = optimiser.build(self.head, recipe.train)
         self.state = State(data=digest(self.splits["train"], self.splits["dev"]))
@@ -241,7 +243,7 @@ class Trainer:
         torch.manual_seed(seed)
         features = modules.mask_features(
             batch.features, batch.lengths, time=settings.mask_time,
-            channels=settings.mask_channels, taps=settings.mask_taps,
+            channels=settings.mask_channels, taps=settings.mask_taps, fill=self.head.centre,
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         optimiser.set_rate(self.optimiser, optimiser.rate(settings, step))
