@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from featcache.cli_manifest import manifest_app
 from featcache.errors import FeatcacheError, JobError, UsageError
 
 # Everything that loads a model or opens audio is imported in the command that needs it.
@@ -18,6 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(manifest_app, name="manifest")
 
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]

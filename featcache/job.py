@@ -92,6 +92,7 @@ class Job:
         if self.exists:
             self._check_request()
             return self.spec
+        everything = read_manifest(self.manifest)
         if self.request.upstream is None:
             raise UsageError(f"there is no cache at {self.storage} yet: name the model with --upstream to make one")
         # What an init that was killed has left behind is no obstacle.
@@ -103,7 +104,7 @@ class Job:
         upstream = self.upstream
         # The whole manifest is drawn from even under --limit, so that the rest can be added later.
         made = calibrate(
-            read_manifest(self.manifest),
+            everything,
             self.manifest,
             upstream,
             self.request.profile or codecs.DEFAULT_PROFILE,

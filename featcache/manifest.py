@@ -176,6 +176,11 @@ def resolve(row: Row, manifest_path: str | Path) -> Path:
     return Path(os.path.abspath(Path(manifest_path).parent / row.audio_filepath))
 
 
+def absolute(rows: Iterable[Row], manifest_path: str | Path) -> list[Row]:
+    """The rows with their paths resolved from a manifest's folder, to be written to another one."""
+    return [row.model_copy(update={"audio_filepath": str(resolve(row, manifest_path))}) for row in rows]
+
+
 def relative(rows: Iterable[Row], manifest_path: str | Path) -> list[Row]:
     """The same rows, absolute paths below the manifest's folder made relative to it, so that both can move."""
     folder = Path(os.path.abspath(Path(manifest_path).parent))

@@ -41,3 +41,15 @@ def load_window(row: Row, manifest: Path, plan: Plan, planned: int) -> Pcm:
     except AudioError as error:
         return Pcm(None, reason=error.reason)
     return Pcm(pcm, digest=audio.content_hash(pcm).hex())
+
+
+def measured(row: Row, manifest: Path) -> Row:
+    """The row with the duration that its recording has; 0 where it cannot be read. Parts keep theirs."""
+    if row.is_part:
+        return row
+    try:
+        found = audio.probe(resolve(row, manifest))
+    except AudioError:
+        return row.model_copy(update={"duration": 0.0})
+    seconds = found.samples / found.sample_rate
+    return row if audio.samples_of(seconds) == row_samples(row) else row.model_copy(update={"duration": seconds})

@@ -1,0 +1,97 @@
+"""Commands `featcache manifest ...`: importers and the check."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.errors import UsageError
+
+manifest_app = typer.Typer(help="Write and check manifests.", no_args_is_help=True)
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Manifest to write.", show_default=False)]
+Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
+
+
+@manifest_app.command("librispeech")
+def manifest_librispeech(
+    root: Annotated[Path, typer.Argument(help="Folder of LibriSpeech subsets.")], out: Out
+) -> None:
+    """From a LibriSpeech tree, with speaker, chapter and subset as labels."""
+    from featcache.importers import librispeech
+
+    _write_manifest(librispeech(root), out)
+
+
+@manifest_app.command("kaldi")
+def manifest_kaldi(
+    folder: Annotated[Path, typer.Argument(help="Kaldi data folder: wav.scp, text, ...")], out: Out
+) -> None:
+    """From a Kaldi data folder."""
+    from featcache.importers import kaldi
+
+    _write_manifest(kaldi(folder), out)
+
+
+@manifest_app.command("commonvoice")
+def manifest_commonvoice(
+    tsv: Annotated[Path, typer.Argument(help="A .tsv of Common Voice.")],
+    out: Out,
+    clips: Annotated[Path | None, typer.Option(help="Folder of the clips; beside the .tsv by default.")] = None,
+) -> None:
+    """From a Common Voice table."""
+    from featcache.importers import commonvoice
+
+    _write_manifest(commonvoice(tsv, clips), out)
+
+
+@manifest_app.command("lhotse")
+def manifest_lhotse(
+    cuts: Annotated[Path, typer.Argument(help="A lhotse CutSet, .jsonl or .jsonl.gz.")], out: Out
+) -> None:
+    """From lhotse cuts (needs the package lhotse)."""
+    from featcache.importers import lhotse
+
+    _write_manifest(lhotse(cuts), out)
+
+
+@manifest_app.command("check")
+def manifest_check(
+    manifest: Manifest,
+    measure: Annotated[bool, typer.Option("--measure", help="Compare every duration with its recording.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="With --measure: write the rows with measured durations.")
+    ] = None,
+) -> None:
+    """Say what is in a manifest, or which line is wrong and why; optionally measure its durations."""
+    from featcache import manifest as manifests
+
+    if out is not None and not measure:
+        raise UsageError("--out writes measured durations: say --measure too")
+    rows = manifests.read(manifest)
+    labels = sorted({label for row in rows for label in row.labels})
+    hours = sum(row.duration for row in rows) / 3600
+    print(f"{len(rows)} utterances, {hours:.2f} h, labels: {', '.join(labels) or 'none'}")
+    if measure:
+        from featcache.reading import measured
+
+        found = [measured(row, manifest) for row in rows]
+        changed = [(old, new) for old, new in zip(rows, found, strict=True) if old.duration != new.duration]
+        for old, new in changed[:20]:
+            print(f"  {old.id}: the manifest says {old.duration} s, the recording {new.duration} s", file=sys.stderr)
+        print(f"{len(changed)} durations differ")
+        if out is not None:
+            manifests.write(out, manifests.relative(manifests.absolute(found, manifest), out))
+            print(out)
+
+
+def _write_manifest(rows: Any, out: Path) -> None:
+    from featcache import manifest as manifests
+
+    found = list(rows)
+    manifests.write(out, manifests.relative(found, out))
+    print(f"{len(found)} utterances, {sum(row.duration for row in found) / 3600:.2f} h", file=sys.stderr)
+    print(out)
