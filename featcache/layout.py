@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
 from featcache.codec import Arrays, Codec, Plane
@@ -100,7 +100,6 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
         dtype=plane.dtype,
         chunks=(layout.chunk_frames, *plane.frame_shape),
         shards=(shard_frames, *plane.frame_shape),
-        filters=(TransposeCodec(order=plane.order),) if plane.order else None,
         serializer=_pcodec(plane) if plane.coder == "pcodec" else "auto",
         compressors=(Crc32cCodec(),)
         if plane.coder == "pcodec"

@@ -18,14 +18,12 @@ class Plane:
     """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it.
 
     `coder` is "zstd" or "pcodec", `level` its level where the layout's is not the best one, `page` PCodec's
-    page. `order` permutes the axes of a chunk (Zarr's core `transpose`) before it is coded. `axes` names the
-    axes of a frame where they are not taps and channels.
+    page. `axes` names the axes of a frame where they are not taps and channels.
     """
 
     name: str
     dtype: str
     frame_shape: tuple[int, ...]
-    order: tuple[int, ...] | None = None
     coder: str = "zstd"
     level: int | None = None
     page: int = 1 << 18

@@ -30,9 +30,11 @@ TOLERANCE = 2e-3
 SIZE_MARGIN = 0.985
 ERROR_MARGIN = 0.93
 CHUNK_FRAMES = 64
+# Bytes, measured.
+EXACT_COST = 6.0
 ZSTD_LEVEL = 1
 PCODEC_LEVEL = 8
-PCODEC_PAGE = 1 << 15
+PCODEC_PAGE = 1 << 18
 # Codes are int16; with steps of 64 units, larger ones would leave the range of reconstructions.
 ESCAPE_LIMIT = 511
 
@@ -71,7 +73,7 @@ def fit(rows: Sequence[np.ndarray], packing_name: str, target: str, value: float
 
 def dead_zone(step: float) -> float:
     """How much less than half a step of a residual still rounds up, in steps; measured to be best at equal size."""
-    return float(np.interp(step, (0.3, 1.0, 2.0), (0.10, 0.16, 0.20)))
+    return float(np.interp(step, (0.25, 0.5, 1.0, 1.5, 2.0), (0.04, 0.10, 0.18, 0.25, 0.30)))
 
 
 def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -110,9 +112,9 @@ def fit_step(
 
     taps, channels = mean.shape
     arrays: Arrays = {
-        "mean": mean.astype(np.float32),
-        "deviation": deviation.astype(np.float32),
-        "step": (deviation * step).astype(np.float32),
+        "mean": np.ascontiguousarray(mean, np.float32),
+        "deviation": np.ascontiguousarray(deviation, np.float32),
+        "step": np.ascontiguousarray(deviation * step, np.float32),
         "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * kernels.UNIT), np.int16),
         "centroid": np.zeros((taps, channels), np.int16),
     }
@@ -120,21 +122,25 @@ def fit_step(
     target = [kernels.targets(row, arrays["mean"], inverse) for row in rows]
     source: list[np.ndarray] = target
     codes: list[np.ndarray] = []
+    framed: list[np.ndarray] = []
     for last in range(ROUNDS + 1):
         # The predictor sees reconstructions; from the second round on it is fitted to them.
         if last < ROUNDS:
             solution = _solve(target, source, PREDICTOR)
             arrays["weights"] = _fixed(solution, kernels.WEIGHT_BITS, kernels.WEIGHT_LIMIT)
         coded = [_encode(row, arrays) for row in target]
-        codes, source = [c for c, _ in coded], [r for _, r in coded]
+        codes, framed = [c for c, _ in coded], [r for _, r in coded]
+        source = [np.ascontiguousarray(r[1:, 1:-1]) for r in framed]
         if last == ROUNDS - 1:
             arrays["centroid"] = _centroid(target, codes, source)
     smoother = _solve(target, source, SMOOTHER)
     arrays["smoother"] = _fixed(smoother, kernels.SMOOTH_BITS, kernels.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
-    arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
+    arrays["order"] = np.arange(taps * channels, dtype=np.int32)
+    if packing_name == "zstd":
+        arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
     arrays["coding"], bits = _choose(flat, arrays["order"], packing_name)
-    return Fitted(arrays, bits, _nmse(rows, source, arrays))
+    return Fitted(arrays, bits, _nmse(rows, framed, arrays))
 
 
 def inverse_of(step: np.ndarray) -> np.ndarray:
@@ -181,7 +187,8 @@ def _symmetric(lower: np.ndarray) -> np.ndarray:
 
 
 def _fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
-    return np.clip(np.rint(weights * (1 << bits)), -limit, limit).astype(np.int16)
+    # Kernels are fast on contiguous arrays only.
+    return np.ascontiguousarray(np.clip(np.rint(weights * (1 << bits)), -limit, limit), np.int16)
 
 
 def _centroid(target: Sequence[np.ndarray], codes: Sequence[np.ndarray], rec: Sequence[np.ndarray]) -> np.ndarray:
@@ -212,7 +219,7 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
 def _choose(codes: np.ndarray, order: np.ndarray, packing_name: str) -> tuple[np.ndarray, float]:
     """int32 `(radix, escapes a frame)` of the smallest packing, and its bits per value."""
     if packing_name == "pcodec":
-        return np.zeros(2, np.int32), _size_pcodec(codes, order)
+        return np.zeros(2, np.int32), _size_pcodec(codes)
     best: tuple[float, int, int] | None = None
     for radix in packing.DIGITS:
         limit = packing.limit_of(radix)
@@ -222,6 +229,8 @@ def _choose(codes: np.ndarray, order: np.ndarray, packing_name: str) -> tuple[np
         escapes = int(min(packing.MAX_ESCAPES, max(4, 4 * math.ceil(np.quantile(beyond, 0.999) / 4))))
         kept = np.where((beyond > escapes)[:, None], np.clip(codes, -limit, limit), codes)
         size = _size_zstd(packing.assemble(kept, order, radix, escapes))
+        # Codes that find no room among the escapes cost an exact value, and some after them do.
+        size += EXACT_COST * float(np.maximum(beyond - escapes, 0).mean())
         if best is None or size < best[0]:
             best = (size, radix, escapes)
     if best is None:
@@ -241,13 +250,13 @@ def _size_zstd(frames: np.ndarray) -> float:
     return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
 
 
-def _size_pcodec(codes: np.ndarray, order: np.ndarray) -> float:
-    """Bits per value as PCodec leaves them, chunk by chunk, channel by channel."""
+def _size_pcodec(codes: np.ndarray) -> float:
+    """Bits per value as PCodec leaves them, chunk by chunk."""
     from featcache.codec.pcodec import coder
 
     pcodec = coder(PCODEC_LEVEL, PCODEC_PAGE)
     chunks = range(0, max(len(codes) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
-    blocks = (np.ascontiguousarray(codes[at : at + CHUNK_FRAMES, order].T) for at in chunks)
+    blocks = (np.ascontiguousarray(codes[at : at + CHUNK_FRAMES]) for at in chunks)
     size = sum(len(pcodec.encode(block)) for block in blocks)
     size += len(chunks) * _chunk_overhead(codes.shape[1])
     return 8 * size / min(len(codes), len(chunks) * CHUNK_FRAMES) / codes.shape[1]
@@ -270,14 +279,11 @@ def _nmse(rows: Sequence[np.ndarray], rec: Sequence[np.ndarray], arrays: Arrays)
 
 
 def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
-    """The float32 estimate of one row from its reconstructions."""
+    """The float32 estimate of one row, `(frames, taps, channels)`, from its framed reconstructions."""
     from featcache.codec import kernels
 
-    first = np.zeros(len(rec), np.bool_)
-    first[:1] = True
-    out = np.empty(rec.shape, np.float32)
     scale = (arrays["step"] * np.float32(kernels.SMOOTHED_UNIT)).astype(np.float32)
-    kernels.smooth(rec, first, arrays["smoother"], scale, arrays["mean"], np.arange(rec.shape[1]), out)
+    out: np.ndarray = kernels.smooth(rec, arrays["smoother"], scale, arrays["mean"])
     return out
 
 

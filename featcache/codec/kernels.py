@@ -9,6 +9,9 @@ Reconstructions are int16 in units of `step / UNIT`. A prediction is
 
 in int32, where `before` is the frame before, `below` the tap below, and what does not exist is zero. With
 weights below 2^14 and reconstructions below 2^15, three products stay below 2^31.
+
+Framed reconstructions are `(1 + frames, 1 + taps + 1, channels)`: a frame of zeros before the first, a tap of
+zeros below and above.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.n
 # within their budget of checks, and leave the loop scalar (measured: 110 against 1,200 million values/s).
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(nogil=True, cache=True)
 def _predict(before: np.ndarray, below: np.ndarray, corner: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     w0, w1, w2 = weights[0], weights[1], weights[2]
     for c in range(len(out)):
@@ -69,7 +72,7 @@ def _predict(before: np.ndarray, below: np.ndarray, corner: np.ndarray, weights:
         ) >> np.int32(WEIGHT_BITS)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(nogil=True, cache=True)
 def _update(predicted: np.ndarray, code: np.ndarray, centroid: np.ndarray, out: np.ndarray) -> None:
     for c in range(len(out)):
         k = np.int32(code[c])
@@ -78,7 +81,7 @@ def _update(predicted: np.ndarray, code: np.ndarray, centroid: np.ndarray, out: 
         out[c] = np.int16(min(max(r, np.int32(-RANGE)), np.int32(RANGE)))
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(nogil=True, cache=True)
 def _quantise(target: np.ndarray, predicted: np.ndarray, rounding: np.ndarray, largest: int, out: np.ndarray) -> None:
     for c in range(len(out)):
         e = target[c] - predicted[c]
@@ -98,7 +101,7 @@ def encode(
     escapes: int,
     escape_limit: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int16 and reconstructions int16, both `(frames, taps, channels)`, of one row.
+    """Codes int16 `(frames, taps, channels)` and framed reconstructions of one row.
 
     Args:
         target: int32, from `targets`.
@@ -110,17 +113,13 @@ def encode(
     """
     frames, taps, channels = target.shape
     codes = np.zeros(target.shape, np.int16)
-    rec = np.zeros((frames, taps, channels), np.int16)
-    nothing = np.zeros(channels, np.int16)
+    rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
     predicted = np.zeros(channels, np.int32)
     for t in range(frames):
         escaped = 0
         for tap in range(taps):
-            before = rec[t - 1, tap] if t > 0 else nothing
-            below = rec[t, tap - 1] if tap > 0 else nothing
-            corner = rec[t - 1, tap - 1] if t > 0 and tap > 0 else nothing
             code = codes[t, tap]
-            _predict(before, below, corner, weights[tap], predicted)
+            _predict(rec[t, tap + 1], rec[t + 1, tap], rec[t, tap], weights[tap], predicted)
             _quantise(target[t, tap], predicted, rounding[tap], escape_limit, code)
             beyond = 0
             for c in range(channels):
@@ -133,11 +132,11 @@ def encode(
                             code[c] = np.int16(limit if code[c] > 0 else -limit)
             else:
                 escaped += beyond
-            _update(predicted, code, centroid[tap], rec[t, tap])
+            _update(predicted, code, centroid[tap], rec[t + 1, tap + 1])
     return codes, rec
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@numba.njit(nogil=True, cache=True)
 def _unpack(packed: np.ndarray, table: np.ndarray, digits: int, order: np.ndarray, out: np.ndarray) -> None:
     """Codes of one frame in their places; `order` is padded to whole bytes, `out` to the padding's places."""
     if digits == 0:
@@ -168,7 +167,59 @@ def _unpack(packed: np.ndarray, table: np.ndarray, digits: int, order: np.ndarra
 
 
 @numba.njit(nogil=True, cache=True)
-def reconstruct(
+def _smooth(
+    frame: np.ndarray,
+    past: np.ndarray,
+    future: np.ndarray,
+    smoother: np.ndarray,
+    scale: np.ndarray,
+    mean: np.ndarray,
+    taps: np.ndarray,
+    total: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Estimates of one frame, from it and those around it, `(1 + taps + 1, channels)` each."""
+    channels = len(total)
+    for i in range(len(taps)):
+        tap = taps[i]
+        here, before, after = frame[tap + 1], past[tap + 1], future[tap + 1]
+        below, above = frame[tap], frame[tap + 2]
+        a = smoother[tap]
+        a0, a1, a2, a3, a4 = a[0], a[1], a[2], a[3], a[4]
+        for c in range(channels):
+            total[c] = (
+                np.int32(a0[c]) * np.int32(here[c])
+                + np.int32(a1[c]) * np.int32(before[c])
+                + np.int32(a2[c]) * np.int32(after[c])
+            )
+        for c in range(channels):
+            total[c] += np.int32(a3[c]) * np.int32(below[c]) + np.int32(a4[c]) * np.int32(above[c])
+        target, s, m = out[i], scale[tap], mean[tap]
+        for c in range(channels):
+            y = (total[c] + np.int32(1 << (SMOOTH_SHIFT - 1))) >> np.int32(SMOOTH_SHIFT)
+            target[c] = np.float32(y) * s[c] + m[c]
+
+
+@numba.njit(nogil=True, cache=True)
+def smooth(rec: np.ndarray, smoother: np.ndarray, scale: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Estimates of the features of one row, float32 `(frames, taps, channels)`, from its framed reconstructions.
+
+    Args:
+        smoother: int16 `(taps, 5, channels)`: weights of here, before, after, below, above.
+        scale: float32 `(taps, channels)`, SMOOTHED_UNIT * step.
+        mean: float32 `(taps, channels)`.
+    """
+    frames = len(rec) - 1
+    out = np.empty((frames, *mean.shape), np.float32)
+    total = np.empty(mean.shape[1], np.int32)
+    taps = np.arange(len(mean))
+    for t in range(frames):
+        _smooth(rec[t + 1], rec[t], rec[t + 2 if t + 1 < frames else 0], smoother, scale, mean, taps, total, out[t])
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def decode(
     packed: np.ndarray,
     table: np.ndarray,
     digits: int,
@@ -177,8 +228,14 @@ def reconstruct(
     first: np.ndarray,
     weights: np.ndarray,
     centroid: np.ndarray,
+    smoother: np.ndarray,
+    scale: np.ndarray,
+    mean: np.ndarray,
+    taps: np.ndarray,
 ) -> np.ndarray:
-    """Reconstructions int16 `(frames, taps, channels)` from packed codes.
+    """Features float32 `(frames, len(taps), channels)` of rows laid end to end, from packed codes.
+
+    Three frames of reconstructions are held at a time, so that they stay in the cache nearest to the core.
 
     Args:
         packed: uint8 `(frames, bytes)`, or int16 `(frames, values)` where `digits` is 0.
@@ -187,102 +244,73 @@ def reconstruct(
             positions beyond all taps.
         escapes: int32 `(escapes, 3)`: frame, position, code; sorted by frame.
         first: bool `(frames,)`, whether a row begins here.
-        weights, centroid: as in `encode`, for the taps that are wanted: the lowest ones.
+        weights, centroid: as in `encode`, for the taps up to one above the highest wanted.
+        smoother, scale, mean: as in `smooth`.
+        taps: positions of the taps wanted.
     """
     frames = len(packed)
-    taps, _, channels = weights.shape
-    rec = np.zeros((frames, taps, channels), np.int16)
-    nothing = np.zeros(channels, np.int16)
+    depth, _, channels = weights.shape
+    out = np.empty((frames, len(taps), channels), np.float32)
+    # Frames t - 2, t - 1 and t in turns; the last one stays zero.
+    rec = np.zeros((4, depth + 2, channels), np.int16)
     codes = np.zeros(int(order.max()) + 1, np.int16)
-    predicted = np.zeros(channels, np.int32)
+    buffer = np.zeros(channels, np.int32)
     at = 0
     for t in range(frames):
         _unpack(packed[t], table, digits, order, codes)
         while at < len(escapes) and escapes[at, 0] == t:
             codes[escapes[at, 1]] = np.int16(escapes[at, 2])
             at += 1
-        begins = first[t] or t == 0
-        for tap in range(taps):
-            before = nothing if begins else rec[t - 1, tap]
-            below = rec[t, tap - 1] if tap > 0 else nothing
-            corner = nothing if begins or tap == 0 else rec[t - 1, tap - 1]
-            _predict(before, below, corner, weights[tap], predicted)
-            _update(predicted, codes[tap * channels : (tap + 1) * channels], centroid[tap], rec[t, tap])
-    return rec
+        past, now = rec[3 if first[t] else (t + 2) % 3], rec[t % 3]
+        for tap in range(depth):
+            _predict(past[tap + 1], now[tap], past[tap], weights[tap], buffer)
+            _update(buffer, codes[tap * channels : (tap + 1) * channels], centroid[tap], now[tap + 1])
+        if t > 0:
+            before = rec[3 if first[t - 1] else (t + 1) % 3]
+            after = rec[3 if first[t] else t % 3]
+            _smooth(rec[(t + 2) % 3], before, after, smoother, scale, mean, taps, buffer, out[t - 1])
+    if frames:
+        before = rec[3 if first[frames - 1] else (frames + 1) % 3]
+        _smooth(rec[(frames - 1) % 3], before, rec[3], smoother, scale, mean, taps, buffer, out[frames - 1])
+    return out
 
 
 @numba.njit(nogil=True, cache=True)
-def smooth(
-    rec: np.ndarray,
-    first: np.ndarray,
-    smoother: np.ndarray,
-    scale: np.ndarray,
-    mean: np.ndarray,
-    taps: np.ndarray,
-    out: np.ndarray,
+def assemble(
+    codes: np.ndarray, order: np.ndarray, radix: int, digits: int, header: int, body: int, out: np.ndarray
 ) -> None:
-    """Estimates of the features from reconstructions around them, into `out` float32 `(frames, len(taps), channels)`.
-
-    Args:
-        rec: int16 `(frames, taps or more, channels)`.
-        first: bool `(frames,)`, whether a row begins here.
-        smoother: int16 `(taps, 5, channels)`: weights of here, before, after, below, above.
-        scale: float32 `(taps, channels)`, SMOOTHED_UNIT * step.
-        mean: float32 `(taps, channels)`.
-        taps: positions of the taps wanted.
-    """
-    frames, known, channels = rec.shape
-    nothing = np.zeros(channels, np.int16)
-    total = np.zeros(channels, np.int32)
-    for t in range(frames):
-        for i in range(len(taps)):
-            tap = taps[i]
-            here = rec[t, tap]
-            before = nothing if first[t] or t == 0 else rec[t - 1, tap]
-            after = rec[t + 1, tap] if t + 1 < frames and not first[t + 1] else nothing
-            below = rec[t, tap - 1] if tap > 0 else nothing
-            above = rec[t, tap + 1] if tap + 1 < known else nothing
-            a0, a1, a2, a3, a4 = (
-                smoother[tap, 0],
-                smoother[tap, 1],
-                smoother[tap, 2],
-                smoother[tap, 3],
-                smoother[tap, 4],
-            )
-            for c in range(channels):
-                total[c] = (
-                    np.int32(a0[c]) * np.int32(here[c])
-                    + np.int32(a1[c]) * np.int32(before[c])
-                    + np.int32(a2[c]) * np.int32(after[c])
-                )
-            for c in range(channels):
-                total[c] += np.int32(a3[c]) * np.int32(below[c]) + np.int32(a4[c]) * np.int32(above[c])
-            target, s, m = out[t, i], scale[tap], mean[tap]
-            for c in range(channels):
-                y = (total[c] + np.int32(1 << (SMOOTH_SHIFT - 1))) >> np.int32(SMOOTH_SHIFT)
-                target[c] = np.float32(y) * s[c] + m[c]
-
-
-@numba.njit(nogil=True, cache=True)
-def pack(codes: np.ndarray, order: np.ndarray, radix: int, digits: int, out: np.ndarray) -> None:
-    """Packed codes into `out` uint8 `(frames, bytes)`; what lies beyond the radix's limit is cut to it.
+    """Whole frames into `out` uint8 `(frames, bytes)`, as `featcache.codec.packing` describes them.
 
     Args:
         codes: int16 `(frames, values)`.
-        order: int32, position of each packed value.
+        order: uint32, position of each packed value.
     """
-    limit = (radix - 1) // 2
-    symbols = np.zeros(out.shape[1] * digits, np.int32)
+    limit = np.int32((radix - 1) // 2)
+    symbols = np.zeros(body * digits, np.uint8)
     for t in range(len(codes)):
         row = codes[t]
+        beyond = 0
+        for i in range(len(row)):
+            beyond += int(abs(row[i]) > limit)
         for i in range(len(order)):
-            k = min(max(np.int32(row[order[i]]), np.int32(-limit)), np.int32(limit))
-            symbols[i] = 2 * k - 1 if k > 0 else -2 * k
-        for b in range(out.shape[1]):
-            group = np.int32(0)
-            for d in range(digits - 1, -1, -1):
-                group = group * np.int32(radix) + symbols[b * digits + d]
-            out[t, b] = np.uint8(group)
+            k = min(max(np.int32(row[order[i]]), -limit), limit)
+            symbols[i] = np.uint8(2 * k - 1 if k > 0 else -2 * k)
+        for b in range(body):
+            group = np.int32(symbols[b * digits + digits - 1])
+            for d in range(digits - 2, -1, -1):
+                group = group * np.int32(radix) + np.int32(symbols[b * digits + d])
+            out[t, header + b] = np.uint8(group)
+        out[t, 1] = np.uint8(beyond)
+        at = header + body
+        if beyond:
+            for i in range(len(row)):
+                if abs(row[i]) > limit:
+                    code = np.int32(row[i])
+                    for byte in range(4):
+                        out[t, at + byte] = np.uint8((i >> (8 * byte)) & 255)
+                    out[t, at + 4] = np.uint8(code & 255)
+                    out[t, at + 5] = np.uint8((code >> 8) & 255)
+                    at += 6
 
 
 @numba.njit(nogil=True, cache=True)

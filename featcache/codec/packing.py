@@ -65,15 +65,7 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, escapes: int) -> 
     frames, values = codes.shape
     body = packed_bytes(values, radix)
     out = np.zeros((frames, HEADER + body + ESCAPE * escapes), np.uint8)
-    kernels.pack(codes, order, radix, DIGITS[radix], out[:, HEADER : HEADER + body])
-    frame, position = np.nonzero(np.abs(codes) > limit_of(radix))
-    counts = np.bincount(frame, minlength=frames)
-    out[:, 1] = counts
-    entry = np.arange(len(frame)) - np.repeat(np.cumsum(counts) - counts, counts)
-    tail = np.zeros((frames, escapes, ESCAPE), np.uint8)
-    tail[frame, entry, :4] = position.astype("<u4")[:, None].view(np.uint8)
-    tail[frame, entry, 4:] = codes[frame, position].astype("<i2")[:, None].view(np.uint8)
-    out[:, HEADER + body :] = tail.reshape(frames, -1)
+    kernels.assemble(codes, order.astype(np.uint32), radix, DIGITS[radix], HEADER, body, out)
     return out
 
 

@@ -40,7 +40,9 @@ class Residual(Codec):
     version = 1
 
     def __init__(self, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays) -> None:
-        super().__init__(taps, channels, parameters, calibration)
+        # Kernels are fast on contiguous arrays only.
+        contiguous = {name: np.ascontiguousarray(array) for name, array in calibration.items()}
+        super().__init__(taps, channels, parameters, contiguous)
         _target(parameters)
         self.packing = _packing(parameters)
         self.radix, self.escapes = (int(n) for n in calibration["coding"])
@@ -62,10 +64,10 @@ class Residual(Codec):
     def planes(self) -> tuple[Plane, ...]:
         values = self.taps * self.channels
         if self.packing == "pcodec":
-            # Channel by channel, so that codes of one distribution stand together.
+            # In their natural order: zarr 3.1.6 loses the order of values that `transpose` hands to PCodec.
             codes = Plane(
-                "codes", "<i2", (1 + values,), order=(1, 0), coder="pcodec",
-                level=fitting.PCODEC_LEVEL, page=fitting.PCODEC_PAGE, axes=("code",),
+                "codes", "<i2", (1 + values,), coder="pcodec", level=fitting.PCODEC_LEVEL, page=fitting.PCODEC_PAGE,
+                axes=("code",),
             )  # fmt: skip
         else:
             width = packing.HEADER + packing.packed_bytes(values, self.radix) + packing.ESCAPE * self.escapes
@@ -152,12 +154,10 @@ class Residual(Codec):
             body = block[:, packing.HEADER :]
             table, digits = packing.table(self.radix), packing.DIGITS[self.radix]
             escapes = packing.escaped(block, values, self.radix)
-        rec = kernels.reconstruct(
-            body, table, digits, self._order, escapes, first, arrays["weights"][:depth], arrays["centroid"][:depth]
-        )
-        wanted = np.asarray(taps, np.int64)
-        out = np.empty((len(block), len(wanted), self.channels), np.float32)
-        kernels.smooth(rec, first, arrays["smoother"], self._scale, arrays["mean"], wanted, out)
+        out = kernels.decode(
+            body, table, digits, self._order, escapes, first, arrays["weights"][:depth], arrays["centroid"][:depth],
+            arrays["smoother"], self._scale, arrays["mean"], np.asarray(taps, np.int64),
+        )  # fmt: skip
         return torch.from_numpy(out)
 
     def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
@@ -174,14 +174,15 @@ class Residual(Codec):
         self, out: torch.Tensor, exact: torch.Tensor, flags: Any, lengths: Sequence[int], taps: Sequence[int]
     ) -> None:
         """Put exact values in their places. `exact` has the frames of those utterances only that need it."""
+        marked = torch.as_tensor((flags & EXACT) != 0)
+        places = marked.nonzero()[:, 0]
         if len(exact) != len(out):
-            needs = torch.as_tensor((flags & EXACT) != 0)
-            pieces = needs.split(list(lengths))
+            pieces = marked.split(list(lengths))
             kept = torch.cat([piece.any().expand(len(piece)) for piece in pieces])
-            places = kept.nonzero()[:, 0].to(out.device)
+            chosen = exact[torch.cumsum(kept, 0)[places] - 1]
         else:
-            places = torch.arange(len(out), device=out.device)
-        chosen = exact[:, list(taps)]
+            chosen = exact[places]
+        chosen = chosen[:, list(taps)]
         frame, tap, channel = torch.nonzero(chosen.view(torch.int32), as_tuple=True)
         out[places[frame], tap, channel] = chosen[frame, tap, channel]
 

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m pipelines.bench NAME --json`."""

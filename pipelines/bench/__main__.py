@@ -1,0 +1,50 @@
+"""`python -m pipelines.bench`: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcache.errors import FeatcacheError
+
+app = typer.Typer(name="pipelines.bench", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _benchmarks() -> None:
+    """Benchmarks of the parts that have to be small or fast."""
+
+
+@app.command()
+def codec(
+    manifest: Annotated[Path, typer.Option(help="Speech to run the model on.")] = Path("data/demo/manifest.jsonl"),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-base",
+    seconds: Annotated[float, typer.Option(min=10, help="Speech to measure on; twice as much calibrates.")] = 240.0,
+    only: Annotated[str, typer.Option(help="Names of rows that begin so, comma separated; all if empty.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Size, error and speed of every codec on the same activations, which no calibration has seen."""
+    from pipelines.bench.codec import compare, print_table
+
+    result = compare(manifest, upstream, seconds, [name.strip() for name in only.split(",") if name.strip()])
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        print_table(result)
+
+
+def main() -> None:
+    """A user's mistake is one line on standard error, and the exit status says whose it is."""
+    try:
+        app()
+    except FeatcacheError as error:
+        print(f"pipelines.bench: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

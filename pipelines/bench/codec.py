@@ -1,0 +1,186 @@
+"""Codecs side by side on the same real activations: bits, error per tap, speed.
+
+Speeds are of one core, in megabytes of float32 a second (a quarter of it are million values). Errors are
+NMSE per tap, each channel by its variance, on utterances that no calibration has seen.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zarr
+from rich.console import Console
+from rich.table import Table
+
+from featcache import layout
+from featcache.audio import load
+from featcache.errors import UsageError
+from featcache.index import id_hash
+from featcache.manifest import Row, read, resolve
+from featcache.spec import Layout
+from featcache.upstreams import UpstreamConfig
+from featcache.upstreams import load as load_upstream
+from pipelines.bench.methods import Method, Profile, Rows, methods
+
+READS = 200
+messages = Console(stderr=True)
+
+
+def compare(manifest: Path, upstream: str, seconds: float, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The comparison as JSON: `rows[]`, and `reading[]`, what a reader of whole utterances gets.
+
+    Raises:
+        UsageError: no row has such a name.
+    """
+    chosen = [m for m in methods() if not only or any(m.name.startswith(name) for name in only)]
+    if not chosen:
+        raise UsageError(f"no codec's name begins with {only[0]!r}: leave --only out to see all")
+    threads = torch.get_num_threads()
+    calibration, held_out = activations(manifest, upstream, seconds)
+    torch.set_num_threads(1)
+    try:
+        rows = [_measure(method, calibration, held_out) for method in chosen]
+        profiles = [m for m in chosen if isinstance(m, Profile) and not m.missing]
+        reading = _reading(profiles, held_out)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "upstream": upstream,
+        "values": sum(row.size for row in held_out),
+        "calibration_frames": sum(map(len, calibration)),
+        "rows": rows,
+        "reading": reading,
+    }
+
+
+def activations(manifest: Path, upstream: str, seconds: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Activations to calibrate on (twice `seconds`) and to measure on; no utterance is in both."""
+    rows = sorted((row for row in read(manifest) if row.duration > 0.3), key=lambda row: (id_hash(row.id), row.id))
+    model = load_upstream(UpstreamConfig(id=upstream))
+    messages.print(f"running {upstream} on {3 * seconds:.0f} s of speech")
+    sets: list[list[np.ndarray]] = []
+    at = 0
+    for wanted in (2 * seconds, seconds):
+        found: list[np.ndarray] = []
+        total = 0.0
+        while total < wanted and at < len(rows):
+            found.append(_forward(model, rows[at], manifest))
+            total += rows[at].duration
+            at += 1
+        sets.append(found)
+    if not sets[1]:
+        raise UsageError(f"{manifest} holds too little speech for {3 * seconds:.0f} s: lower --seconds")
+    return sets[0], sets[1]
+
+
+def _forward(model: Any, row: Row, manifest: Path) -> np.ndarray:
+    samples = load(resolve(row, manifest), offset=row.offset, duration=row.duration)
+    if model.window_samples is not None:
+        samples = samples[: model.window_samples]
+    return np.ascontiguousarray(model.forward([samples])[0], np.float32)
+
+
+def _measure(method: Method, calibration: Rows, rows: Rows) -> dict[str, Any]:
+    if method.missing:
+        messages.print(f"{method.name}: package {method.missing} is not installed")
+        return {"name": method.name, "absent": method.missing}
+    method.fit(calibration)
+    values = sum(row.size for row in rows)
+    method.decode(method.encode(rows[:1])[1])  # compiles kernels
+    (size, encoded), encoding = _timed(lambda: method.encode(rows))
+    decoded, decoding = _timed(lambda: method.decode(encoded))
+    variance = np.concatenate(rows).var(axis=0)
+    total = sum(np.square(a - b, dtype=np.float64).sum(axis=0) for a, b in zip(rows, decoded, strict=True))
+    nmse = (total / variance / sum(map(len, rows))).mean(axis=1)
+    row = {
+        "name": method.name,
+        "bits_per_value": round(8 * size / values, 4),
+        "snr_db": round(-10 * float(np.log10(nmse.mean())), 2),
+        "worst_tap_snr_db": round(-10 * float(np.log10(nmse.max())), 2),
+        "nmse_per_tap": [round(float(n), 6) for n in nmse],
+        "encode_mb_s": round(4e-6 * values / encoding, 1),
+        "decode_mb_s": round(4e-6 * values / decoding, 1),
+    }
+    messages.print(f"{method.name}: {row['bits_per_value']} bits, {row['snr_db']} dB")
+    return row
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """Seconds of this process's CPU, which other work on the machine does not stretch."""
+    began = time.process_time()
+    result = work()
+    return result, max(time.process_time() - began, 1e-9)
+
+
+def _reading(profiles: Sequence[Profile], rows: Rows) -> list[dict[str, Any]]:
+    """zarr-python reading the codes of utterances, one after the other, and decoding them to float32."""
+    lengths = [len(row) for row in rows]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    order = np.random.default_rng(0).integers(0, len(rows), READS)
+    values = sum(rows[i].size for i in order)
+    out = []
+    with tempfile.TemporaryDirectory() as folder, zarr.config.set({"threading.max_workers": 1}):
+        opened = [(p, _write(p, Path(folder) / str(n), int(starts[-1]))) for n, p in enumerate(profiles)]
+        spent = {p.name: [0.0, 0.0] for p in profiles}
+        # In turns, so that whatever else the machine does meets all of them alike.
+        for i in order:
+            for profile, arrays in opened:
+                codec = profile.codec
+                found: dict[str, np.ndarray] = {}
+
+                def fetch(arrays: Any = arrays, codec: Any = codec, found: Any = found, i: int = i) -> None:
+                    for plane in codec.planes:
+                        wanted = codec.reads(plane.name, found)
+                        found[plane.name] = (
+                            np.asarray(arrays[plane.name][starts[i] : starts[i + 1]])
+                            if wanted
+                            else np.zeros((0, *plane.frame_shape), plane.dtype)
+                        )
+
+                def decode(codec: Any = codec, found: Any = found, i: int = i) -> None:
+                    planes = {name: torch.from_numpy(p) for name, p in found.items()}
+                    codec.decode(planes, [lengths[i]], range(codec.taps))
+
+                spent[profile.name][0] += _timed(fetch)[1]
+                spent[profile.name][1] += _timed(decode)[1]
+    for name, (fetching, decoding) in spent.items():
+        out.append(
+            {
+                "name": name,
+                "read_mb_s": round(4e-6 * values / fetching, 1),
+                "read_and_decode_mb_s": round(4e-6 * values / (fetching + decoding), 1),
+            }
+        )
+    return out
+
+
+def _write(profile: Profile, folder: Path, frames: int) -> Any:
+    """The planes of a profile as a segment on disk; returns the open arrays."""
+    padded = frames + -frames % Layout().chunk_frames
+    files = layout.render_segment("s", profile.codec, Layout(), 1, padded)
+    for plane in profile.codec.planes:
+        files[layout.shard_key("s", plane, 0)] = profile.shards[plane.name]
+    for key, data in files.items():
+        (folder / key).parent.mkdir(parents=True, exist_ok=True)
+        (folder / key).write_bytes(data)
+    return zarr.open_group(folder / "s", mode="r")
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The comparison for people, on standard output."""
+    table = Table("codec", "bits/value", "SNR dB", "worst tap dB", "encode MB/s", "decode MB/s", "read + decode MB/s")
+    reading = {row["name"]: row for row in result["reading"]}
+    for row in result["rows"]:
+        if "absent" in row:
+            table.add_row(row["name"], f"absent: {row['absent']}", *[""] * 5)
+            continue
+        keys = ("bits_per_value", "snr_db", "worst_tap_snr_db", "encode_mb_s", "decode_mb_s")
+        read_speed = reading.get(row["name"], {}).get("read_and_decode_mb_s", "")
+        table.add_row(row["name"], *(str(row[key]) for key in keys), str(read_speed))
+    Console().print(table)
