@@ -112,9 +112,27 @@ class HFF(nn.Module):
             )
             nodes = whole + (rest > 0)
         self.levels = nn.ModuleList(nn.ModuleList(stacks) for stacks in levels)
+        if residual:
+            self._start_as_mean()
         self.norm: nn.Module = nn.Identity()
         if residual and norm != "none":
             self.norm = nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-5)
+
+    def _start_as_mean(self) -> None:
+        """Start as a gated mean of taps in one common space.
+
+        The taps of a residual stream share their coordinates, so one projection serves all of them at first,
+        and what the nodes add begins at zero. From independent projections, whose means blur what the taps
+        have in common, CTC leaves its all-blank start several times later
+        (docs/decisions/0005-start-of-the-tree.md).
+        """
+        with torch.no_grad():
+            self.leaves.weight.copy_(self.leaves.weight[:1].expand_as(self.leaves.weight))
+            self.leaves.bias.copy_(self.leaves.bias[:1].expand_as(self.leaves.bias))
+            for level in self.levels:
+                for stack in cast(Iterable[NodeStack], level):
+                    stack.out.weight.zero_()
+                    stack.out.bias.zero_()
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, frames, taps, channels) -> (batch, frames, width).

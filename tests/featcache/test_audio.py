@@ -458,11 +458,8 @@ def test_rules_are_json() -> None:
 
 
 @pytest.mark.real
-def test_real_g722_prompts() -> None:
-    root = Path(os.environ.get("FEATCACHE_SPEECH_ROOT", "/nowhere")) / "usr/share/asterisk/sounds"
-    prompts = sorted(root.rglob("*.g722"))
-    if not prompts:
-        pytest.skip("set FEATCACHE_SPEECH_ROOT to where the packages of asterisk's prompts are unpacked")
+def test_real_g722_prompts(speech_root: Path) -> None:
+    prompts = sorted((speech_root / "asterisk" / "sounds").rglob("*.g722"))
     loudness = []
     for path in prompts[:: max(1, len(prompts) // 40)]:
         info, pcm = probe(path), load(path)
@@ -472,5 +469,5 @@ def test_real_g722_prompts() -> None:
         loudness.append(float(np.sqrt(np.mean(pcm**2))))
         assert np.array_equal(load(path, offset=0.1, duration=0.2), pcm[1600:4800])
     assert 0.02 < np.median(loudness) < 0.3  # some prompts are silence
-    for path in root.rglob("ru_RU_f_IvrvoiceRU/is.g722"):
+    for path in speech_root.rglob("ru_RU_f_IvrvoiceRU/is.g722"):
         assert reason(path) == "empty file (0 bytes)"

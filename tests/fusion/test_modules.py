@@ -251,8 +251,13 @@ def test_every_parameter_learns(name: str, decoder_name: str) -> None:
     torch.manual_seed(0)
     fuser = build_fuser(name, 5, 12, width=6)
     decoder = build_decoder(decoder_name, fuser.width, 4, **DECODER_PARAMS[decoder_name])
-    logits, _ = decoder(fuser(features_of()), torch.tensor([9, 5, 7]))
-    (logits * torch.randn(logits.shape)).sum().backward()
+    # What starts at zero (the nodes of the tree) hides what comes before it until the first step.
+    optimiser = torch.optim.SGD([*fuser.parameters(), *decoder.parameters()], lr=1e-2)
+    for _ in range(2):
+        optimiser.step()
+        optimiser.zero_grad()
+        logits, _ = decoder(fuser(features_of()), torch.tensor([9, 5, 7]))
+        (logits * torch.randn(logits.shape)).sum().backward()
     for module in (fuser, decoder):
         for key, parameter in module.named_parameters():
             assert parameter.grad is not None, key
