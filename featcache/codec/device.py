@@ -50,8 +50,9 @@ class Decoder:
             return block[:, 1:][:, self.place].int().view(-1, self.taps, self.channels)
         body = packing.packed_bytes(values, self.radix)
         packed = block[:, packing.HEADER : packing.HEADER + body].int()
-        codes = self.table[packed].reshape(len(block), -1)[:, self.place].int()
-        tail = block[:, packing.HEADER + body :].reshape(len(block), -1, packing.ESCAPE).int()
+        codes = self.table[packed].flatten(1)[:, self.place].int()
+        tail = block[:, packing.HEADER + body :].int()
+        tail = tail.view(len(block), tail.shape[1] // packing.ESCAPE, packing.ESCAPE)
         if tail.shape[1]:
             used = torch.arange(tail.shape[1], device=block.device) < block[:, 1, None]
             frame, entry = used.nonzero(as_tuple=True)

@@ -19,6 +19,8 @@ from functools import cache
 
 import numpy as np
 
+from featcache.errors import CorruptCacheError
+
 DIGITS = {3: 5, 5: 3, 15: 2, 255: 1}
 HEADER = 2
 ESCAPE = 6
@@ -70,12 +72,22 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, escapes: int) -> 
 
 
 def escaped(block: np.ndarray, values: int, radix: int) -> np.ndarray:
-    """int32 `(escapes, 3)`: frame, position and code of every escape in these frames, in order."""
+    """int32 `(escapes, 3)`: frame, position and code of every escape in these frames, in order.
+
+    Raises:
+        CorruptCacheError: a frame says what no encoder writes.
+    """
+    start = HEADER + packed_bytes(values, radix)
+    entries = (block.shape[1] - start) // ESCAPE
+    tail = block[:, start:].reshape(len(block), entries, ESCAPE)
     counts = block[:, 1]
+    if counts.max(initial=0) > entries:
+        raise CorruptCacheError(f"a frame has {counts.max()} escapes where {entries} fit: run `featcache verify CACHE`")
     frame = np.repeat(np.arange(len(block)), counts)
     entry = np.arange(len(frame)) - np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
-    tail = block[:, HEADER + packed_bytes(values, radix) :].reshape(len(block), -1, ESCAPE)
     raw = np.ascontiguousarray(tail[frame, entry])
     position = np.ascontiguousarray(raw[:, :4]).view("<u4")[:, 0]
     code = np.ascontiguousarray(raw[:, 4:]).view("<i2")[:, 0]
+    if position.max(initial=0) >= values:
+        raise CorruptCacheError(f"a frame has a code at {position.max()} of {values}: run `featcache verify CACHE`")
     return np.stack([frame, position, code], axis=1).astype(np.int32)

@@ -88,7 +88,7 @@ class Residual(Codec):
             target, arrays["weights"], arrays["rounding"], arrays["centroid"], limit, self.escapes, fitting.ESCAPE_LIMIT
         )
         exact = self._exact(features, fitting.smoothed(rec, arrays))
-        flat = codes.reshape(len(codes), -1)
+        flat = codes.reshape(len(codes), self.taps * self.channels)
         if self.packing == "pcodec":
             block = np.concatenate([np.zeros((len(flat), 1), np.int16), flat[:, arrays["order"]]], axis=1)
         else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as hypothesis_arrays
@@ -18,7 +19,7 @@ from featcache.codec import packing
 from featcache.codec.device import Decoder
 from featcache.codec.residual import BOUND, Residual
 from featcache.digest import sha256
-from featcache.errors import CacheError, UsageError
+from featcache.errors import CacheError, CorruptCacheError, UsageError
 from featcache.spec import Layout
 from tests.helpers import make_cache
 
@@ -215,6 +216,25 @@ def test_torch_gives_the_integers_of_the_kernels(step: float) -> None:
         assert torch.equal(ours, torchs)
 
 
+def test_no_frames_at_all(codec: Residual) -> None:
+    nothing = np.zeros((0, TAPS, CHANNELS), np.float32)
+    assert decode(codec, [nothing]).shape == nothing.shape
+    block = torch.from_numpy(codec.encode(nothing).planes["codes"])
+    decoder = Decoder(codec.calibration, codec._scale, codec.radix, False, torch.device("cpu"))
+    assert decoder.decode(block, TAPS, [0, 1, 2]).shape == nothing.shape
+
+
+def test_frames_that_no_encoder_writes_are_an_error(codec: Residual) -> None:
+    block = codec.encode(speech_like(20, 1)).planes["codes"]
+    too_many, outside = block.copy(), block.copy()
+    too_many[3, 1] = 255
+    outside[3, 1] = 1
+    outside[3, -packing.ESCAPE * codec.escapes :] = 255
+    for wrong in (too_many, outside):
+        with pytest.raises(CorruptCacheError):
+            codec._decode_cpu(wrong, TAPS, [0])
+
+
 def test_rows_decoded_together_are_rows_decoded_alone(codec: Residual) -> None:
     rows = [speech_like(n, n) for n in (3, 50, 1, 20)]
     rows[1][10, 2, 4] = 1e30
@@ -285,6 +305,26 @@ def test_through_the_store(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch[1, :33].numpy(), cache.read("u33"))
     # Values in plane `exact` are read where they are needed, and nowhere else.
     assert len(cache.read_encoded([0, 1, 3]).planes["exact"]) == 33
+
+
+@needs_pcodec
+def test_pcodec_through_the_store(tmp_path: Path) -> None:
+    """Also guards against zarr-python handing PCodec an array in another order than it reads it back."""
+    codec = build({"step": 0.5, "packing": "pcodec"})
+    rows = [speech_like(64, 1), speech_like(64, 2)]
+    encoded = [codec.encode(row).planes for row in rows]
+    files = layout.render_segment("s", codec, Layout(), 1, 128)
+    for plane in codec.planes:
+        block = np.concatenate([e[plane.name] for e in encoded])
+        files[layout.shard_key("s", plane, 0)] = layout.render_shard(plane, Layout(), block)
+    for key, data in files.items():
+        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / key).write_bytes(data)
+    opened = zarr.open_group(tmp_path / "s", mode="r")
+    planes = {plane.name: torch.from_numpy(np.asarray(opened[plane.name][:])) for plane in codec.planes}
+    found = codec.decode(planes, [64, 64], [0, 1, 2]).numpy()
+    np.testing.assert_array_equal(found, decode(codec, rows))
+    assert error_in_steps(codec, np.concatenate(rows), found).max() <= BOUND
 
 
 def test_a_newer_version_is_a_clear_error(codec: Residual) -> None:

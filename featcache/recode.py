@@ -1,0 +1,231 @@
+"""Turn a cache of one profile into one of another, without the model: only downwards in quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache import codec as codecs
+from featcache import layout
+from featcache.errors import CacheError, JobError, MismatchError, UsageError
+from featcache.index import id_hash
+from featcache.lease import Leases
+from featcache.ledger import Quarantined, ShardRecord, read_records
+from featcache.plan import make_plan
+from featcache.segment import Segment
+from featcache.spec import CacheSpec
+from featcache.storage import Storage, open_storage
+from featcache.store import Cache, read_spec
+from featcache.writer import SegmentWriter, create_cache
+
+CALIBRATION_SECONDS = 600.0
+# Decoded activations of the calibration are held in memory at once.
+CALIBRATION_BYTES = 768 * 1024 * 1024
+
+
+@dataclass
+class Recoded:
+    """What a run did."""
+
+    shards: int = 0
+    bytes: int = 0
+    bits_before: float = 0.0
+    bits_after: float = 0.0
+
+
+def recode(
+    source: str | Path,
+    target: str | Path,
+    profile: str,
+    on_progress: Callable[[float, int], None] = lambda seconds, written: None,
+) -> Recoded:
+    """Write `target` as `source` in another profile. Finished shards of an earlier run are kept.
+
+    Args:
+        profile: as `featcache.codec.parse_profile` takes it, for example `residual:1.5`.
+        on_progress: called with the seconds of audio done and the bytes written since the last call.
+
+    Raises:
+        UsageError: the profile does not make the cache smaller, or `target` holds something else.
+        CacheError: the source is not complete, or its shards do not fit its index.
+        MismatchError: `target` was begun from another source or for another profile.
+    """
+    cache = Cache.open(source)
+    if not cache.complete:
+        raise CacheError(f"{source} is not complete: finish it with `featcache extract` before it is recoded")
+    storage = open_storage(target)
+    name, parameters = codecs.parse_profile(profile)
+    spec, codec = _prepare(cache, storage, name, parameters)
+    done = Recoded(bits_before=cache.spec.bits_per_value, bits_after=spec.bits_per_value)
+    for segment in cache.segments:
+        _segment(cache, segment, storage, spec, codec, done, on_progress)
+    return done
+
+
+def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, Any]) -> tuple[CacheSpec, codecs.Codec]:
+    """The description and the codec of the target: those that are there, or new ones."""
+    kind = codecs.profile_class(name)
+    shape = len(cache.taps), cache.channels
+    if storage.exists(layout.ROOT):
+        opened = Cache.open(storage.root)
+        spec = opened.spec
+        same = (spec.profile, spec.parameters, spec.values_id, spec.parent) == (
+            name, parameters, cache.values_id, cache.encoding_id,
+        )  # fmt: skip
+        if not same:
+            raise MismatchError(
+                f"{storage} holds a cache of another source or profile ({spec.profile}): give another path for {name}"
+            )
+        return spec, opened.codec
+    if any(True for _ in storage.folders("")):
+        raise UsageError(f"{storage} holds other files and no cache: give a new or an empty folder")
+    from featcache.calibrate import bits_per_value
+
+    rows = _calibration(cache)
+    calibration = kind.fit(rows, parameters)
+    codec = codecs.build(name, kind.version, *shape, parameters, calibration)
+    bits = round(bits_per_value(codec, cache.spec.layout, rows), 4)
+    if bits >= cache.spec.bits_per_value:
+        raise UsageError(
+            f"profile {name} takes {bits:.2f} bits per value and {cache.path} has {cache.spec.bits_per_value:.2f}: "
+            "recoding only goes downwards; extract again for a finer one"
+        )
+    spec = cache.spec.model_copy(
+        update={
+            "profile": name,
+            "profile_version": kind.version,
+            "parameters": parameters,
+            "bits_per_value": bits,
+            "encoding_id": codecs.encoding_id(name, kind.version, parameters, calibration),
+            "parent": cache.encoding_id,
+        }
+    )
+    create_cache(storage, spec, calibration)
+    # As it will be read: parameters and arrays that went through the store.
+    return read_spec(storage)[0], codec
+
+
+def _calibration(cache: Cache) -> list[np.ndarray]:
+    """Activations of the utterances with the smallest id hashes, as a calibration with the model would draw."""
+    lengths, seconds, ids = cache.lengths, cache.seconds, cache.ids
+    limit = CALIBRATION_BYTES // (4 * len(cache.taps) * cache.channels)
+    rows: list[np.ndarray] = []
+    frames, total = 0, 0.0
+    for row in sorted(np.flatnonzero(lengths).tolist(), key=lambda row: (id_hash(ids[row]), ids[row])):
+        if rows and (total + seconds[row] > CALIBRATION_SECONDS or frames + lengths[row] > limit):
+            break
+        rows.append(cache.read(row))
+        frames += int(lengths[row])
+        total += float(seconds[row])
+    if not rows:
+        raise JobError(f"{cache.path} holds no usable utterance to calibrate on: extract some first")
+    return rows
+
+
+def _segment(
+    cache: Cache,
+    segment: Segment,
+    storage: Storage,
+    spec: CacheSpec,
+    codec: codecs.Codec,
+    done: Recoded,
+    on_progress: Callable[[float, int], None],
+) -> None:
+    ids = list(segment.ids)
+    widest = max(plane.bytes_per_frame for plane in codec.planes)
+    plan = make_plan(ids, segment.column("samples"), spec, widest)
+    if not np.array_equal(plan.first_row, segment.column("first_row")):
+        raise CacheError(
+            f"{cache.path}/{segment.name} was planned by other rules than this version's: extract it again"
+        )
+    if storage.exists(f"{segment.name}/seal.json"):
+        return
+    writer = SegmentWriter(storage, spec, codec, segment.name, plan)
+    writer.begin()
+    kept = read_records(cache.storage, segment.name, segment.remedy)
+    audio = [digest for shard in sorted(kept) for digest in kept[shard].audio]
+    reasons = {q.row: q for record in kept.values() for q in record.quarantined}
+    leases = Leases(storage)
+    try:
+        for shard in _free_shards(writer, leases):
+            block = _encode(cache, segment, writer, shard)
+            files = writer.render(block, shard)
+            lease = f"{writer.name}/leases/{shard:06d}"
+            leases.check(lease)
+            proofs = writer.write_files(files)
+            leases.check(lease)
+            span = plan.shard_rows(shard)
+            writer.record(
+                ShardRecord(
+                    shard=shard,
+                    files=proofs,
+                    first=span.start,
+                    audio=tuple(audio[row] for row in span),
+                    quarantined=_quarantined(reasons, span),
+                )
+            )
+            leases.release(lease)
+            written = sum(map(len, files.values()))
+            done.shards += 1
+            done.bytes += written
+            on_progress(sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000, written)
+        if not storage.exists(f"{segment.name}/seal.json"):
+            writer.seal({label: segment.labels(label) for label in segment.label_names})
+    finally:
+        leases.close()
+    storage.delete_folder(f"{segment.name}/leases")
+
+
+def _quarantined(reasons: dict[int, Quarantined], span: range) -> tuple[Quarantined, ...]:
+    return tuple(reasons[row] for row in span if row in reasons)
+
+
+def _free_shards(writer: SegmentWriter, leases: Leases) -> Iterator[int]:
+    """Shards that are still to be written, each under a lease; waits for those that others write."""
+    while True:
+        records = writer.records()
+        left = [shard for shard in range(writer.plan.shards) if shard not in records]
+        if not left:
+            return
+        ours = 0
+        for shard in left:
+            if leases.acquire(f"{writer.name}/leases/{shard:06d}"):
+                ours += 1
+                if shard in writer.records():
+                    leases.release(f"{writer.name}/leases/{shard:06d}")
+                else:
+                    yield shard
+        if not ours:
+            leases.wait(1.0)
+
+
+def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> codecs.Arrays:
+    """All frames of one shard in the new profile."""
+    plan = writer.plan
+    block = writer.new_block()
+    utterance, features = -1, np.zeros((0, 0, 0), np.float32)
+    for row in plan.shard_rows(shard):
+        owner = int(plan.utterance[row])
+        if not segment.usable[owner]:
+            continue
+        if owner != utterance:
+            utterance, features = owner, _read(cache, segment, owner)
+        offset = int(plan.frames[plan.first_row[owner] : row].sum())
+        encoded = writer.codec.encode(features[offset : offset + int(plan.frames[row])])
+        at = int(plan.position[row]) - shard * plan.shard_frames
+        for name, codes in encoded.planes.items():
+            block[name][at : at + len(codes)] = codes
+    return block
+
+
+def _read(cache: Cache, segment: Segment, utterance: int) -> np.ndarray:
+    taps: Sequence[int] = range(len(cache.taps))
+    planes, selected = cache.codec.select(segment.read(utterance), taps)
+    lengths = [int(segment.frames[utterance])]
+    decoded = cache.codec.decode({name: torch.from_numpy(p) for name, p in planes.items()}, lengths, selected)
+    return decoded.numpy()

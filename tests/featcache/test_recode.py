@@ -1,0 +1,87 @@
+"""Recoding: another profile from a cache, without the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache import Cache
+from featcache.errors import CacheError, MismatchError, UsageError
+from featcache.recode import recode
+from featcache.verify import verify
+from featcache.writer import SegmentWriter
+from tests.featcache.codec.test_residual import speech_like
+from tests.helpers import make_cache
+
+# The longest is more than one window of the upstream.
+FRAMES = {"a": 40, "b": 1, "c": 120, "long": 3500, "bad": 30, "d": 64}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    features = {name: speech_like(frames, frames) for name, frames in FRAMES.items()}
+    labels = {name: {"text": name.upper(), "lang": None if name == "a" else "en"} for name in features}
+    return make_cache(tmp_path / "source", features, labels, quarantine={"bad": "broken"})
+
+
+def test_a_recoded_cache_holds_the_same_utterances(source: Path, tmp_path: Path) -> None:
+    done = recode(source, tmp_path / "small", "residual:step=0.5")
+    before, after = Cache.open(source), Cache.open(tmp_path / "small")
+    assert verify(tmp_path / "small").whole and after.complete
+    assert done.shards == after.segments[0].seal.shards > 1
+    assert done.bits_after < done.bits_before
+    assert after.spec.parent == before.encoding_id and after.values_id == before.values_id
+    assert list(after.ids) == list(before.ids)
+    assert after.lengths.tolist() == before.lengths.tolist()
+    assert after.labels("text") == before.labels("text") and after.labels("lang") == before.labels("lang")
+    for column in ("audio_sha256", "samples", "state"):
+        np.testing.assert_array_equal(after.segments[0].column(column), before.segments[0].column(column))
+    for name in FRAMES:
+        error = np.abs(after.read(name) - before.read(name)) / after.codec.calibration["step"]
+        assert error.max(initial=0) <= 4.0
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recode(source, tmp_path / "whole", "residual:step=0.5")
+    record = SegmentWriter.record
+    calls: list[int] = []
+
+    def stop_at_the_third(self: SegmentWriter, shard: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        record(self, shard)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentWriter, "record", stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        recode(source, tmp_path / "cut", "residual:step=0.5")
+    monkeypatch.setattr(SegmentWriter, "record", record)
+    resumed = recode(source, tmp_path / "cut", "residual:step=0.5")
+    assert resumed.shards == Cache.open(tmp_path / "whole").segments[0].seal.shards - 2
+    seals = [(tmp_path / name / "segments/000000/seal.json").read_bytes() for name in ("whole", "cut")]
+    assert seals[0] == seals[1]
+    assert recode(source, tmp_path / "cut", "residual:step=0.5").shards == 0
+
+
+def test_only_downwards(source: Path, tmp_path: Path) -> None:
+    recode(source, tmp_path / "int8", "int8")
+    recode(tmp_path / "int8", tmp_path / "residual", "residual:step=1.0")
+    for wrong in ("fp16", "int8", "residual:step=0.1"):
+        with pytest.raises(UsageError, match="downwards"):
+            recode(tmp_path / "residual", tmp_path / "larger", wrong)
+    assert not (tmp_path / "larger").exists()
+
+
+def test_a_target_of_another_profile_or_source_is_refused(source: Path, tmp_path: Path) -> None:
+    recode(source, tmp_path / "small", "residual:step=0.5")
+    with pytest.raises(MismatchError, match="another source or profile"):
+        recode(source, tmp_path / "small", "residual:step=1.0")
+    with pytest.raises(UsageError, match="other files"):
+        (tmp_path / "full" / "things").mkdir(parents=True)
+        recode(source, tmp_path / "full", "int8")
+    with pytest.raises(CacheError, match="no cache"):
+        recode(tmp_path / "nothing", tmp_path / "x", "int8")
