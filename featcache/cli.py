@@ -46,7 +46,7 @@ WindowPolicy = Annotated[
     Literal["crop", "pad"] | None,
     typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False),
 ]
-Profile = Annotated[str | None, typer.Option(help="Codec profile: fp16 or int8.", show_default=False)]
+Profile = Annotated[str | None, typer.Option(help="Codec profile: fp16, int8 or residual:BITS.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one.", show_default=False)]
 BatchSeconds = Annotated[
     float | None, typer.Option(min=1, help="Audio of one forward pass; part of a new cache's plan.", show_default=False)
@@ -235,6 +235,24 @@ def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) 
         print("nothing to repair")
 
 
+@app.command("recode")
+def recode_command(
+    source: Annotated[str, typer.Argument(metavar="CACHE", help="Folder of a complete cache.", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder of the smaller one.", show_default=False)],
+    profile: Annotated[str, typer.Option(help="int8, or residual:BITS as in residual:1.5.", show_default=False)],
+) -> None:
+    """Write a cache in a smaller profile, without the model. Goes on where an earlier run stopped."""
+    from featcache.cli_views import print_info
+    from featcache.progress import AudioProgress
+    from featcache.recode import recode
+    from featcache.store import Cache
+
+    with AudioProgress("recoding", float(Cache.open(source).seconds.sum())) as progress:
+        recode(source, target, profile, progress.advance)
+    print_info(Cache.open(target), as_json=False)
+    print(target)
+
+
 @app.command("gc")
 def gc_command(
     cache: CachePath,
@@ -269,7 +287,7 @@ def _request(
     calibration_seconds: float,
 ) -> Any:
     """The options of `init` and `extract` as a request; what is not given stays unset."""
-    from featcache.codec import profile_class
+    from featcache.codec import parse_profile
     from featcache.job import Request
     from featcache.spec import Layout
     from featcache.upstreams import UpstreamConfig
@@ -280,11 +298,13 @@ def _request(
     given = {name: value for name, value in given.items() if value is not None}
     if upstream is None and given:
         raise UsageError(f"--{next(iter(given))} describes a model: name it with --upstream")
+    parameters: dict[str, Any] | None = None
     if profile is not None:
-        profile_class(profile)
+        profile, parameters = parse_profile(profile)
     return Request(
         upstream=UpstreamConfig(id=upstream, **given) if upstream is not None else None,
         profile=profile,
+        parameters=parameters,
         layout=Layout() if batch_seconds is None else Layout(batch_seconds=batch_seconds),
         calibration_seconds=calibration_seconds,
     )
