@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def run_shards(
 
     def read() -> None:
         with ThreadPoolExecutor(READERS, "read") as pool:
-            for shard in _leased(writer, leases, shards, pipe, computed):
+            for shard in _leased(writer, leases, shards, pipe):
                 batches = list(plan.batches(shard))
                 if not batches:
                     pipe.put(loaded, _Read(shard, [], [], True))
@@ -186,9 +186,7 @@ def run_shards(
     return done
 
 
-def _leased(
-    writer: SegmentWriter, leases: Leases, shards: Sequence[int], pipe: _Pipe, computed: queue.Queue[Any]
-) -> Iterator[int]:
+def _leased(writer: SegmentWriter, leases: Leases, shards: Sequence[int], pipe: _Pipe) -> Iterator[int]:
     """The shards that are ours to write; comes back to those of others until they are recorded."""
     waiting = list(shards)
     while waiting and not pipe.stop.is_set():
