@@ -14,9 +14,15 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUM
     os.environ.setdefault(_name, "2")
 
 import pytest
+from hypothesis import settings
 
 from pipelines.demo.fetch import PROMPTS, share_root
 from pipelines.demo.model import MODELS, PackagedModel, is_installed
+
+# The same examples on every run; HYPOTHESIS_PROFILE=explore draws new ones, and many more.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 _ENGLISH = Path("asterisk") / "sounds" / "en_US_f_Allison"
 

@@ -69,8 +69,9 @@ class Int8(Codec):
         low = np.minimum.reduce([row.min(axis=0) for row in rows]).astype(np.float64)
         high = np.maximum.reduce([row.max(axis=0) for row in rows]).astype(np.float64)
         step = (high - low) * (INT8_HEADROOM / (2 * INT8_LIMIT))
-        # A constant channel is its offset; any step serves, and 1 keeps the division safe.
-        step[step < np.finfo(np.float32).tiny] = 1.0
+        # A constant channel is its offset; any step serves, and 1 keeps the division safe. A step below the
+        # smallest normal number would be flushed to zero by some processors.
+        step = np.where(step > 0, np.maximum(step, np.finfo(np.float32).tiny), 1.0)
         return {"offset": ((high + low) / 2).astype(np.float32), "step": step.astype(np.float32)}
 
     @property

@@ -70,10 +70,14 @@ class LinearDecoder(Decoder):
 
 
 class BLSTM(Decoder):
-    """Bidirectional LSTM over packed sequences, so that the backward direction starts at the true end.
+    """Bidirectional LSTM whose backward direction starts at each utterance's true end.
 
     Args:
         hidden: units a direction.  layers: how many.
+
+    Each direction is a layer of its own, the backward one over every utterance reversed within its length,
+    so that padding always comes last. A packed sequence would do the same, but on a CPU torch computes
+    packed sequences of unequal length step by step, without oneDNN (measured: three to four times slower).
     """
 
     def __init__(
@@ -86,14 +90,21 @@ class BLSTM(Decoder):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(width, outputs, stack, dropout)
-        between = dropout if layers > 1 else 0.0
-        self.lstm = nn.LSTM(self.inputs, hidden, layers, batch_first=True, bidirectional=True, dropout=between)
+        inputs = [self.inputs] + [2 * hidden] * (layers - 1)
+        self.onward = nn.ModuleList(nn.LSTM(n, hidden, batch_first=True) for n in inputs)
+        self.reverse = nn.ModuleList(nn.LSTM(n, hidden, batch_first=True) for n in inputs)
+        self.between = Dropout(dropout)
         self._finish(2 * hidden)
 
     def body(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        y, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])
-        return y
+        time = torch.arange(x.shape[1], device=x.device)
+        last = lengths.to(x.device).unsqueeze(1) - 1
+        mirrored = torch.where(time <= last, last - time, time)  # (batch, frames), its own inverse
+        rows = torch.arange(len(x), device=x.device).unsqueeze(1)
+        for i, (onward, reverse) in enumerate(zip(self.onward, self.reverse, strict=True)):
+            x = self.between(x) if i else x
+            x = torch.cat([onward(x)[0], reverse(x[rows, mirrored])[0][rows, mirrored]], -1)
+        return x
 
 
 class ConformerDecoder(Decoder):
