@@ -16,7 +16,8 @@ from fusion.modules.decoders import BLSTM, ConformerDecoder, Decoder, LinearDeco
 from fusion.modules.hff import HFF
 from fusion.modules.masking import mask_features
 from fusion.modules.parameters import count_parameters, parameter_groups
-from fusion.modules.rivals import Concat, LastTap, OneTap, WeightedSum
+from fusion.modules.pooling import AttentivePooling
+from fusion.modules.rivals import Concat, HConv, Ladder, LastTap, OneTap, WeightedSum
 
 FUSERS: dict[str, type[nn.Module]] = {
     "hff": HFF,
@@ -24,8 +25,15 @@ FUSERS: dict[str, type[nn.Module]] = {
     "tap": OneTap,
     "weighted_sum": WeightedSum,
     "concat": Concat,
+    "hconv": HConv,
+    "ladder": Ladder,
 }
-DECODERS: dict[str, type[Decoder]] = {"blstm": BLSTM, "conformer": ConformerDecoder, "linear": LinearDecoder}
+DECODERS: dict[str, type[Decoder]] = {
+    "blstm": BLSTM,
+    "conformer": ConformerDecoder,
+    "linear": LinearDecoder,
+    "attentive": AttentivePooling,
+}
 
 
 def build_fuser(name: str, taps: int, channels: int, **params: Any) -> nn.Module:

@@ -1,13 +1,14 @@
 """What turns fused frames into logits: a linear layer, a BLSTM or a Conformer, after time stacking.
 
 One interface: `forward(x (batch, frames, width), lengths (batch,) or None)` gives logits
-(batch, ceil(frames / stack), outputs) and their lengths. What lies behind an utterance's length never
+(batch, ceil(frames / stack), outputs) and their lengths; a decoder that pools over time (`fusion.modules.pooling`)
+gives one frame of them. What lies behind an utterance's length never
 changes its logits.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -26,6 +27,9 @@ class Decoder(nn.Module):
         dropout: before the body and before the linear layer.
     """
 
+    per_frame: ClassVar[bool] = True
+    """Whether the logits run in time: one frame of them for `stack` frames of the input."""
+
     def __init__(self, width: int, outputs: int, stack: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
         if stack < 1:
@@ -36,9 +40,13 @@ class Decoder(nn.Module):
         self.hidden = self.inputs
         self.outputs = outputs
 
-    def output_lengths(self, lengths: Lengths) -> Lengths:
-        """Frames of the logits for frames of the features: ceil(frames / stack)."""
+    def stacked_lengths(self, lengths: Lengths) -> Lengths:
+        """Stacked frames for frames of the features: ceil(frames / stack)."""
         return (lengths + self.stack - 1) // self.stack
+
+    def output_lengths(self, lengths: Lengths) -> Lengths:
+        """Frames of the logits for frames of the features."""
+        return self.stacked_lengths(lengths)
 
     def body(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """(batch, frames', width * stack) -> (batch, frames', hidden); lengths are at least 1."""
@@ -50,11 +58,10 @@ class Decoder(nn.Module):
             lengths = torch.full((batch,), frames, dtype=torch.int64, device=x.device)
         x = x.masked_fill(padding(lengths, frames, x.device).unsqueeze(-1), 0.0)
         x = nn.functional.pad(x, (0, 0, 0, -frames % self.stack)).reshape(batch, -1, width * self.stack)
-        stacked = self.output_lengths(lengths)
         # An utterance without frames would be an all-masked row (NaN in attention, an error when packed).
-        y = self.body(self.dropout(x), stacked.clamp(min=1))
+        y = self.body(self.dropout(x), self.stacked_lengths(lengths).clamp(min=1))
         logits: torch.Tensor = self.linear(self.dropout(y))
-        return logits, stacked
+        return logits, self.output_lengths(lengths)
 
     def _finish(self, hidden: int) -> None:
         self.hidden = hidden

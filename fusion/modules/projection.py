@@ -42,6 +42,14 @@ def normalise(x: torch.Tensor, norm: str) -> torch.Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=EPS) if norm == "rms" else x
 
 
+def norm_layer(norm: str, width: int) -> nn.Module:
+    """The norm as a module with scale and shift of its own; nothing for "none"."""
+    check_norm(norm)
+    if norm == "none":
+        return nn.Identity()
+    return nn.LayerNorm(width, eps=EPS) if norm == "layer" else nn.RMSNorm(width, eps=EPS)
+
+
 def fast_moments(x: torch.Tensor, norm: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Mean and 1 / deviation over the last dimension in two vectorised passes, or None.
 

@@ -179,6 +179,53 @@ def test_rivals_are_what_they_say() -> None:
         torch.testing.assert_close(concat(features), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("taps", [1, 2, 5, 8])
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_ladder_is_the_ladder_by_loops(taps: int, norm: str) -> None:
+    features = features_of(taps=taps)
+    ladder = build_fuser("ladder", taps, 12, width=6, hidden=4, norm=norm).eval()
+    shake(ladder)
+    leaves = [
+        norm_of(features[:, :, i], norm, *affine(ladder.projection, i)) @ ladder.projection.weight[i]
+        + ladder.projection.bias[i]
+        for i in range(taps)
+    ]
+    state = leaves[0]
+    for i, tap in enumerate(leaves[1:]):
+        gate = ladder.mixture[i].sigmoid()
+        mixed = gate * tap + (1 - gate) * state
+        hidden = F.gelu(norm_of(mixed, norm, *affine(ladder.up, i)) @ ladder.up.weight[i] + ladder.up.bias[i])
+        state = mixed + hidden @ ladder.down.weight[i] + ladder.down.bias[i]
+    torch.testing.assert_close(ladder(features), ladder.norm(state), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("taps", "kernel", "stride"), [(8, 3, 2), (5, 3, 2), (13, 5, 3), (2, 2, 2), (9, 3, 3)])
+def test_the_convolution_over_taps_is_torchs(taps: int, kernel: int, stride: int) -> None:
+    features = features_of(taps=taps)
+    fuser = build_fuser("hconv", taps, 12, width=6, kernel=kernel, stride=stride).eval()
+    shake(fuser)
+    leaves = norm_of(features, "layer", *affine(fuser.projection, 0)) @ fuser.projection.weight[0]
+    x = (leaves + fuser.projection.bias[0]).flatten(0, 1).transpose(1, 2)  # (rows, width, taps)
+    for i, level in enumerate(fuser.levels):
+        x = F.gelu(x) if i else x
+        missing = (-(-x.shape[-1] // stride) - 1) * stride + kernel - x.shape[-1]
+        weight = level.weight.unflatten(1, (kernel, 6)).transpose(1, 2)  # (outputs, inputs, kernel)
+        x = F.conv1d(F.pad(x, (missing // 2, missing - missing // 2)), weight, level.bias, stride)
+    assert x.shape[-1] == 1
+    torch.testing.assert_close(fuser(features).flatten(0, 1), fuser.norm(x[..., 0]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_rivals_parameters_are_those_of_the_formulas() -> None:
+    taps, channels, width, hidden = 8, 512, 128, 96
+    leaves = taps * (channels * width + width + 2 * channels)
+    rungs = (taps - 1) * (2 * width + width * hidden + hidden + hidden * width + width + 1)
+    assert count_parameters(build_fuser("ladder", taps, channels, hidden=hidden)) == leaves + rungs + 2 * width
+    levels = 3 * (3 * width * width + width)
+    assert count_parameters(build_fuser("hconv", taps, channels)) == leaves // taps + levels + 2 * width
+    one = build_fuser("hconv", 1, 12, width=6)
+    assert len(one.levels) == 0 and one(features_of(taps=1)).shape == (3, 9, 6)
+
+
 @pytest.mark.parametrize("name", sorted(FUSERS))
 @pytest.mark.parametrize("norm", NORMS)
 def test_padding_does_not_change_a_fuser(name: str, norm: str) -> None:
@@ -197,6 +244,7 @@ DECODER_PARAMS = {
     "linear": {},
     "blstm": {"hidden": 7, "layers": 2},
     "conformer": {"hidden": 8, "layers": 2, "heads": 2, "feedforward": 12, "kernel": 7},
+    "attentive": {"hidden": 7, "attention": 3},
 }
 
 
@@ -213,14 +261,15 @@ def test_padding_does_not_change_a_decoder(name: str, stack: int, grad: bool) ->
         x[row, length:] = 50.0  # what lies behind the end must not be seen
     with torch.set_grad_enabled(grad):
         logits, out = decoder(x, lengths)
-        assert logits.shape == (4, -(-31 // stack), 5)
-        assert out.tolist() == [-(-int(n) // stack) for n in lengths] == decoder.output_lengths(lengths).tolist()
+        frames = [-(-int(n) // stack) if decoder.per_frame else min(int(n), 1) for n in lengths]
+        assert logits.shape == (4, max(frames), 5)
+        assert out.tolist() == frames == decoder.output_lengths(lengths).tolist()
         assert torch.isfinite(logits).all()
         for row in (0, 1, 3):
             n = int(lengths[row])
-            alone, frames = decoder(x[row : row + 1, :n])
-            assert int(frames) == alone.shape[1] == decoder.output_lengths(n)
-            torch.testing.assert_close(logits[row : row + 1, : int(frames)], alone, rtol=1e-4, atol=1e-5)
+            alone, length = decoder(x[row : row + 1, :n])
+            assert int(length) == alone.shape[1] == decoder.output_lengths(n)
+            torch.testing.assert_close(logits[row : row + 1, : int(length)], alone, rtol=1e-4, atol=1e-5)
         wider, _ = decoder(F.pad(x, (0, 0, 0, 20)), lengths)  # padded beyond its longest
         torch.testing.assert_close(wider[0, : int(out[0])], logits[0, : int(out[0])], rtol=1e-4, atol=1e-5)
 
@@ -232,6 +281,20 @@ def test_padding_does_not_change_the_conformer_in_training_either() -> None:
     logits, _ = decoder(x, torch.tensor([10, 30]))
     alone, _ = decoder(x[:1, :10])
     torch.testing.assert_close(logits[:1, :5], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_is_mean_and_deviation_under_the_attention() -> None:
+    torch.manual_seed(0)
+    decoder = build_decoder("attentive", 4, 3, hidden=5, attention=2, dropout=0.0)
+    x = torch.randn(1, 9, 4)
+    frames = decoder.entry(x[0]).relu()
+    alpha = (decoder.attention(frames).tanh() @ decoder.score.weight[0]).softmax(0)
+    mean = alpha @ frames
+    deviation = (alpha @ (frames - mean).square() + 1e-5).sqrt()
+    torch.testing.assert_close(decoder(x)[0][0, 0], decoder.linear(torch.cat([mean, deviation])))
+    still = x[:, :1].expand(1, 9, 4).clone().requires_grad_()  # no deviation at all: the gradient stays finite
+    decoder(still)[0].sum().backward()
+    assert torch.isfinite(still.grad).all()
 
 
 def test_stacking_keeps_the_order_of_frames() -> None:
@@ -280,7 +343,7 @@ def test_decay_is_for_matrices_only() -> None:
 
 
 def test_wrong_requests_say_what_is_right() -> None:
-    with pytest.raises(UsageError, match="'nope' is not known; use one of concat, hff, last, tap, weighted_sum"):
+    with pytest.raises(UsageError, match="'nope' is not known; use one of concat, hconv, hff, ladder, last, tap"):
         build_fuser("nope", 5, 12)
     with pytest.raises(UsageError, match="no parameter depth; it has width, group, activation"):
         build_fuser("hff", 5, 12, depth=3)
@@ -291,6 +354,9 @@ def test_wrong_requests_say_what_is_right() -> None:
         build_fuser("hff", 5, 12, activation="sin")
     with pytest.raises(UsageError, match="tap = 5 is not one of the cache's 5 taps; use 0 to 4"):
         build_fuser("tap", 5, 12, tap=5)
+    for bad in ({"stride": 1}, {"kernel": 1}):
+        with pytest.raises(UsageError, match="use a stride of 2 or more"):
+            build_fuser("hconv", 5, 12, **bad)
     with pytest.raises(UsageError, match="stack = 0"):
         build_decoder("linear", 6, 4, stack=0)
     with pytest.raises(UsageError, match="must be odd"):

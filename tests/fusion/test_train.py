@@ -210,7 +210,7 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_good_state(
     assert checkpoint.load(tmp_path / "runs/toy/checkpoint.safetensors")[1]["step"] == 10
 
 
-@pytest.mark.parametrize("kind", ["last", "weighted_sum", "concat", "tap"])
+@pytest.mark.parametrize("kind", ["last", "weighted_sum", "concat", "tap", "hconv", "ladder"])
 def test_the_rivals_train_and_one_tap_reads_no_other(cache: Path, tmp_path: Path, kind: str) -> None:
     overrides = [f"fuser.kind={kind}"] + (["fuser.tap=1"] if kind == "tap" else [])
     run, _ = fit(toy(cache, *overrides, steps=10), tmp_path / "runs")
