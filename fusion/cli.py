@@ -121,6 +121,8 @@ def compare(
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     """The scores of a run as a table, with all that is needed to quote them."""
+    from fusion import comparison
+
     table = Table(
         "measure",
         "value",
@@ -128,12 +130,12 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         title=f"{metrics['name']} on {metrics['split']}",
         title_justify="left",
     )
-    for name, value in metrics.items():
-        if f"{name}_ci95" in metrics:
-            low, high = metrics[f"{name}_ci95"]
-            table.add_row(name.upper(), f"{value:.4f}", f"{low:.4f} to {high:.4f}")
+    for measure in comparison.measures_of(metrics):
+        low, high = metrics[f"{measure.name}_ci95"]
+        table.add_row(measure.title, f"{metrics[measure.name]:.4f}", f"{low:.4f} to {high:.4f}")
     for name in (
         "utterances",
+        "of_unseen_classes",
         "words",
         "characters",
         "hours",
@@ -150,6 +152,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 
 _LABELS = {
+    "of_unseen_classes": "of classes that train lacks",
     "normalise": "text normalisation",
     "fusion_parameters": "parameters of the fuser",
     "decoder_parameters": "parameters of the decoder",

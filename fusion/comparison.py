@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from featcache.errors import FeatcacheError, UsageError
-from fusion import evaluate
+from fusion import intervals, tasks
 from fusion.run import Run
+from fusion.tasks import Measure
 
-NOTE = "difference: error rate minus that of the first run, paired bootstrap over utterances, 95 % interval"
-MEASURES = {"wer": ("word_errors", "words"), "cer": ("character_errors", "characters")}
+NOTE = "difference: the value minus that of the first run, paired bootstrap over utterances, 95 % interval"
 
 
 def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """One JSON-able row a run: its metrics, and `wer_difference`, `cer_difference` as [value, low, high].
+    """One JSON-able row a run: its metrics, and for each measure `NAME_difference` as [value, low, high].
 
     The first run, with which the others are compared, has no differences.
 
     Raises:
-        UsageError: a run is not finished, or was scored on other utterances than the first.
+        UsageError: a run is not finished, has another task than the first, or was scored on other utterances.
     """
     if not paths:
         raise UsageError("nothing to compare; give the folders of two runs or more")
@@ -34,6 +34,10 @@ def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         row = {"run": str(path), **metrics}
         if not rows:
             first = table
+        elif metrics["task"] != rows[0]["task"]:
+            raise UsageError(
+                f"{path} is of task {metrics['task']}, {paths[0]} of task {rows[0]['task']}; compare one task"
+            )
         elif table.keys() != first.keys():
             missing = len(first.keys() ^ table.keys())
             raise UsageError(
@@ -41,31 +45,35 @@ def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
                 "`fusion eval` both on the same split of the same cache"
             )
         elif [table[id_]["reference"] for id_ in first] != [first[id_]["reference"] for id_ in first]:
-            raise UsageError(f"{path} and {paths[0]} have other references; use the same task.normalise in both")
+            raise UsageError(f"{path} and {paths[0]} have other references; use the same task and label in both")
         else:
-            for measure, (errors, units) in MEASURES.items():
-                difference = evaluate.paired_difference(
-                    [table[id_][errors] for id_ in first],
-                    [first[id_][errors] for id_ in first],
-                    [first[id_][units] for id_ in first],
-                )
-                row[f"{measure}_difference"] = list(difference)
+            here, there = [table[id_] for id_ in first], list(first.values())
+            for measure in measures_of(metrics):
+                difference = intervals.difference(measure.statistic(here), measure.statistic(there), len(first))
+                row[f"{measure.name}_difference"] = list(difference)
         rows.append(row)
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The rows of `compare` for a terminal."""
-    result = Table("run", "fuser", "parameters", "WER", "95 %", "difference", "CER", "95 %", "difference")
+def measures_of(metrics: Mapping[str, Any]) -> tuple[Measure, ...]:
+    """The measures of the task that metrics are of."""
+    return tasks.of_kind(metrics["task"]).measures
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Runs of one task, as the rows of `compare` or their metrics, for a terminal."""
+    compared = len(rows) > 1 and any(key.endswith("_difference") for key in rows[1])
+    result = Table("run", "fuser", "parameters")
+    measures = measures_of(rows[0])
+    for measure in measures:
+        for column in (measure.title, "95 %", *(["difference"] if compared else [])):
+            result.add_column(column)
     for row in rows:
         cells = [row["run"], row["fuser"], f"{row['fusion_parameters']:,} + {row['decoder_parameters']:,}"]
-        for measure in MEASURES:
-            low, high = row[f"{measure}_ci95"]
-            cells += [
-                f"{row[measure]:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                _difference(row.get(f"{measure}_difference")),
-            ]
+        for measure in measures:
+            low, high = row[f"{measure.name}_ci95"]
+            cells += [f"{row[measure.name]:.3f}", f"{low:.3f} to {high:.3f}"]
+            cells += [_difference(row.get(f"{measure.name}_difference"))] if compared else []
         result.add_row(*cells)
     return result
 

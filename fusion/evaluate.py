@@ -3,26 +3,24 @@
 Edits are counted by jiwer. jiwer refuses empty references; here every word of a hypothesis is an
 insertion against an empty one, which raises the errors and not the words.
 
-Intervals are percentiles of a bootstrap over utterances (Bisani and Ney, 2004, "Bootstrap estimates for
-confidence intervals in ASR performance evaluation"). They speak of the choice of test utterances, not of
-the training seed, nor of correlation between utterances of one speaker.
+Intervals are those of `fusion.intervals`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import jiwer
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featcache.errors import UsageError
+from fusion.intervals import RESAMPLES, Array, Difference, interval, ratio
 
-Array = NDArray[np.float64]
 _MARKS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 
 
@@ -140,13 +138,13 @@ class Scores:
         return {**asdict(self), "wer_ci95": list(self.wer_ci95), "cer_ci95": list(self.cer_ci95)}
 
 
-def score(references: Sequence[str], hypotheses: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Scores:
+def score(references: Sequence[str], hypotheses: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> Scores:
     """WER and CER of texts with bootstrap intervals; see `score_rows`."""
     ids = [str(i) for i in range(len(references))]
     return score_rows(utterance_table(ids, references, hypotheses), resamples=resamples, seed=seed)
 
 
-def score_rows(rows: Sequence[UtteranceRow], *, resamples: int = 2000, seed: int = 0) -> Scores:
+def score_rows(rows: Sequence[UtteranceRow], *, resamples: int = RESAMPLES, seed: int = 0) -> Scores:
     """WER and CER of a table: total errors by total reference length.
 
     Raises:
@@ -174,26 +172,16 @@ def score_rows(rows: Sequence[UtteranceRow], *, resamples: int = 2000, seed: int
     )
 
 
-def bootstrap(errors: Array, units: Array, *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap(errors: Array, units: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """95 % interval of sum(errors) / sum(units) over resampled utterances; both (utterances,).
 
     Also for differences of errors, which may be negative. Resamples without any unit are left out.
     """
-    rates = [chunk @ errors / (chunk @ units) for chunk in _resamples(units, resamples, seed)]
-    low, high = np.percentile(np.concatenate(rates), [2.5, 97.5])
-    return float(low), float(high)
-
-
-class Difference(NamedTuple):
-    """A minus B in error rate, with the ends of its 95 % interval. Negative means that A is better."""
-
-    diff: float
-    low: float
-    high: float
+    return interval(ratio(errors, units), len(units), resamples=resamples, seed=seed)
 
 
 def paired_difference(
-    errors_a: ArrayLike, errors_b: ArrayLike, words: ArrayLike, *, resamples: int = 2000, seed: int = 0
+    errors_a: ArrayLike, errors_b: ArrayLike, words: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
     """Difference in error rate of two systems on the same utterances, by paired bootstrap.
 
@@ -217,14 +205,3 @@ def paired_difference(
     difference = a.mean(0) - b.mean(0)
     low, high = bootstrap(difference, units, resamples=resamples, seed=seed)
     return Difference(float(difference.sum() / units.sum()), low, high)
-
-
-def _resamples(units: Array, resamples: int, seed: int) -> Iterator[Array]:
-    """How often each utterance is drawn, (some resamples, utterances), in chunks of bounded memory."""
-    generator = np.random.default_rng(seed)
-    count = len(units)
-    step = max(1, 4_000_000 // count)
-    for start in range(0, resamples, step):
-        draws = generator.multinomial(count, np.full(count, 1 / count), size=min(step, resamples - start))
-        weights = draws.astype(np.float64)
-        yield weights[weights @ units > 0]

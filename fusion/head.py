@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from featcache.errors import UsageError
-from fusion import modules
+from fusion import modules, tasks
 from fusion.recipe import Recipe
 
 if TYPE_CHECKING:
     from featcache.store import Cache
-    from fusion.tasks import Task
+    from fusion.labels import Example
+    from fusion.tasks.base import Task
 
 FORMAT = 1
 
@@ -77,10 +77,10 @@ class Head(nn.Module):
         logits, out_lengths = self.decoder(self.fuser(features, lengths), lengths)
         return logits, out_lengths
 
-    def output_frames(self, frames: np.ndarray) -> np.ndarray:
-        """Frames of logits for int64 (utterances,) frames of features."""
+    def output_frames(self, examples: Sequence[Example]) -> list[int]:
+        """Frames of logits that each example gets."""
         decoder: Any = self.decoder
-        return np.asarray(decoder.output_lengths(torch.from_numpy(np.asarray(frames, dtype=np.int64))))
+        return [decoder.output_lengths(example.frames) for example in examples]
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -91,6 +91,12 @@ def resolve(recipe: Recipe) -> Recipe:
     """
     fuser = _resolve("fuser", modules.FUSERS, recipe.fuser.kind, recipe.fuser.parameters)
     decoder = _resolve("decoder", modules.DECODERS, recipe.decoder.kind, recipe.decoder.parameters)
+    if tasks.of_kind(recipe.task.kind).per_frame and not modules.DECODERS[recipe.decoder.kind].per_frame:
+        suitable = " or ".join(kind for kind, decoder in modules.DECODERS.items() if decoder.per_frame)
+        raise UsageError(
+            f"key decoder.kind: {recipe.decoder.kind!r} pools over time, and task {recipe.task.kind!r} needs every "
+            f"frame; use {suitable}"
+        )
     return recipe.model_copy(
         update={
             "name": recipe.run_name,
@@ -120,6 +126,11 @@ def describe(recipe: Recipe, cache: Cache, task: Task) -> HeadSpec:
         encoding_id=cache.encoding_id,
         profile=cache.profile,
     )
+
+
+def logit_rate(recipe: Recipe, frame_rate: float) -> float:
+    """Logits a second of a resolved recipe's decoder over features of this frame rate."""
+    return frame_rate / int(recipe.decoder.parameters["stack"])
 
 
 def build(spec: HeadSpec) -> Head:

@@ -21,7 +21,7 @@ from fusion.recipe import Recipe, as_text
 
 if TYPE_CHECKING:
     from featcache.store import Cache
-    from fusion.tasks import Task
+    from fusion.tasks.base import Task
 
 SPLITS = ("train", "dev", "test")
 
@@ -177,22 +177,24 @@ def select(cache: Cache, recipe: Recipe) -> Selection:
     return Selection({name: tuple(rows) for name, rows in examples.items()}, tuple(skipped), tuple(columns.notes))
 
 
-def prepare(examples: Sequence[Example], name: str, task: Task, output_frames: Sequence[int] | None = None) -> Split:
+def prepare(
+    examples: Sequence[Example], name: str, task: Task, output_frames: Sequence[int], *, learn: bool = False
+) -> Split:
     """What a task makes of the rows of a split.
 
     Args:
-        output_frames: for training, the frames of logits that each example gets; an example that cannot be
-            learnt from so many (`task.check`) is skipped. In evaluation (None) a reference is enough, so that
-            a score is not flattered by leaving hard utterances out.
+        output_frames: the frames of logits that each example gets.
+        learn: leave out what cannot be learnt from so many frames (`task.check`). In evaluation a reference is
+            enough, so that a score is not flattered by leaving hard utterances out.
     """
     kept: list[tuple[Example, str, tuple[int, ...]]] = []
     skipped: list[Skipped] = []
-    for index, example in enumerate(examples):
+    for example, frames in zip(examples, output_frames, strict=True):
         try:
             reference = task.reference(example.label)
-            target = tuple(task.target(reference))
-            if output_frames is not None:
-                task.check(target, int(output_frames[index]))
+            target = tuple(task.target(reference, frames))
+            if learn:
+                task.check(target, frames)
         except Unusable as reason:
             skipped.append(Skipped(example.id, name, str(reason)))
         else:

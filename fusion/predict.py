@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,13 +14,13 @@ from fusion.labels import Split
 
 if TYPE_CHECKING:
     from featcache.store import Cache
-    from fusion.tasks import Task
+    from fusion.tasks.base import Task
 
 
 @dataclass(frozen=True)
 class Predictions:
-    texts: tuple[str, ...]
-    """One an utterance, in the order of the split."""
+    values: tuple[Any, ...]
+    """The task's predictions, one an utterance, in the order of the split."""
     loss: float
     """Mean over batches; infeasible rows count as zero."""
 
@@ -41,7 +41,7 @@ def predict(
     """What a head says of every utterance of a split; each process does its share, all get the whole."""
     training = head.training
     head.eval()
-    found: dict[int, str] = {}
+    found: dict[int, Any] = {}
     losses: list[float] = []
     slots = plan_evaluation(split.frames, round(batch_seconds * cache.frame_rate))[world.rank :: world.size]
     try:
@@ -50,13 +50,13 @@ def predict(
                 with autocast(precision, world.device):
                     logits, lengths = head(batch.features, batch.lengths)
                 losses.append(float(task.loss(logits, lengths, batch.targets)))
-                texts = task.predict(logits.float(), lengths)
-                found.update(zip((int(position) for position in batch.slot.positions), texts, strict=True))
+                values = task.predict(logits.float(), lengths)
+                found.update(zip((int(position) for position in batch.slot.positions), values, strict=True))
     finally:
         head.train(training)
-    everything: dict[int, str] = {}
+    everything: dict[int, Any] = {}
     all_losses: list[float] = []
-    for part in world.gather({"texts": list(found.items()), "losses": losses}):
-        everything.update((position, text) for position, text in part["texts"])
+    for part in world.gather({"values": list(found.items()), "losses": losses}):
+        everything.update((position, value) for position, value in part["values"])
         all_losses += part["losses"]
     return Predictions(tuple(everything[i] for i in range(len(split))), sum(all_losses) / max(len(all_losses), 1))

@@ -32,8 +32,11 @@ class TaskRecipe(_Section):
     """What is learned, from which label, and which rows take part."""
 
     kind: str = "ctc"
+    """`ctc` (transcription) or `classify` (one class an utterance)."""
     label: str = "text"
+    """The column of the label: text for `ctc`, anything for `classify`."""
     normalise: Literal["none", "basic"] = "basic"
+    """Of the text, for `ctc`; so are the next two."""
     tokens: Literal["char", "sentencepiece"] = "char"
     vocabulary: Annotated[int, Field(ge=8)] = 500
     """Pieces of a SentencePiece model; characters count themselves."""

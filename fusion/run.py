@@ -97,7 +97,7 @@ class Run:
         path: the run's folder.
         spec: what the head is and what it was trained on.
         head: in evaluation mode, on `device`.
-        task: turns logits into text.
+        task: reads the logits.
     """
 
     def __init__(self, files: Files, spec: head.HeadSpec, module: head.Head, device: torch.device) -> None:
@@ -186,7 +186,8 @@ class Run:
                 f"holds {opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
             )
         selection = labels.select(opened, settings)
-        chosen = labels.prepare(selection.splits[split], split, self.task)
+        examples = selection.splits[split]
+        chosen = labels.prepare(examples, split, self.task, self.head.output_frames(examples))
         if not len(chosen):
             raise UsageError(f"{split} has no usable row in {opened.path}")
         facts: dict[str, Any] = {}
@@ -210,7 +211,7 @@ class Run:
             batch_seconds=settings.train.batch_seconds, precision=settings.train.precision,
             workers=settings.train.workers,
         )  # fmt: skip
-        report, rows = self.task.report(split.ids, split.references, found.texts)
+        report, rows = self.task.report(split.ids, split.references, found.values)
         metrics = report | {
             "split": split.name,
             "task": self.task.kind,
@@ -237,7 +238,10 @@ class Run:
 
     @torch.no_grad()
     def transcribe(self, features: Sequence[np.ndarray]) -> list[str]:
-        """Predictions from features, each float32 (frames, taps, channels) with the taps of `spec`.
+        """Predictions as text (a class by its name) from features.
+
+        Args:
+            features: each float32 (frames, taps, channels), with the taps of `spec`.
 
         Raises:
             UsageError: another number of taps or channels.
@@ -263,7 +267,7 @@ class Run:
                     padded.to(self.device), torch.from_numpy(lengths[index]).to(self.device)
                 )
             for position, prediction in zip(index, self.task.predict(logits.float(), out_lengths), strict=True):
-                found[position] = prediction
+                found[position] = self.task.text(prediction)
         return found
 
 

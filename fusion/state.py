@@ -24,7 +24,8 @@ class State:
     epoch: int = 0
     step_of_epoch: int = 0
     best: tuple[float, float] = (math.inf, math.inf)
-    """Score and loss on dev of the best checkpoint: while the score stands still, less loss is better."""
+    """Cost (the score, with a sign that makes less better) and loss on dev of the best checkpoint: while the
+    score stands still, less loss is better."""
     best_step: int = 0
     best_dev: dict[str, float] = field(default_factory=dict)
     dev: dict[str, float] = field(default_factory=dict)

@@ -102,20 +102,21 @@ class Trainer:
     def __init__(self, recipe: Recipe, cache: Cache, files: Files, here: World, console: Console) -> None:
         self.recipe, self.cache, self.files, self.here, self.console = recipe, cache, files, here, console
         selection = labels.select(cache, recipe)
-        self.task = tasks.fit(recipe.task, selection.labels("train"))
-        metric = recipe.train.metric or self.task.metrics[0]
-        if metric not in self.task.metrics:
-            raise UsageError(f"key train.metric: {metric!r} is not allowed, use {' or '.join(self.task.metrics)}")
-        self.metric = metric
+        rate = head.logit_rate(recipe, cache.frame_rate)
+        self.task = tasks.fit(recipe.task, selection.labels("train"), rate)
+        measures = {measure.name: measure for measure in self.task.measures}
+        metric = recipe.train.metric or self.task.chosen_by
+        if metric not in measures:
+            raise UsageError(f"key train.metric: {metric!r} is not allowed, use {' or '.join(measures)}")
+        self.metric = measures[metric]
         self.spec = head.describe(recipe, cache, self.task)
         torch.manual_seed(recipe.seed)
         self.head = head.build(self.spec).to(here.device)
         self.splits = {}
         self.skipped = list(selection.skipped)
         for name, examples in selection.splits.items():
-            frames = np.array([example.frames for example in examples], dtype=np.int64)
-            feasible = self.head.output_frames(frames).tolist() if name == "train" else None
-            self.splits[name] = labels.prepare(examples, name, self.task, feasible)
+            frames = self.head.output_frames(examples)
+            self.splits[name] = labels.prepare(examples, name, self.task, frames, learn=name == "train")
             self.skipped += self.splits[name].skipped
         for name in ("train", "dev"):
             if not len(self.splits[name]):
@@ -274,8 +275,8 @@ class Trainer:
             self.head, self.task, self.cache, dev, self.here, taps=self.spec.taps,
             batch_seconds=settings.batch_seconds, precision=settings.precision, workers=settings.workers,
         )  # fmt: skip
-        scores = self.task.measure(dev.references, found.texts)
-        now = (scores[self.metric], found.loss)
+        scores = self.task.measure(dev.references, found.values)
+        now = (self.metric.cost(scores[self.metric.name]), found.loss)
         better = now < state.best
         looks = 0 if better or found.loss < state.least_loss else state.looks_without_better + 1
         finished = state.step >= settings.steps or (settings.patience > 0 and looks >= settings.patience)
@@ -291,7 +292,7 @@ class Trainer:
         mark = "  best so far" if better else ""
         self.progress.say(f"step {state.step}: loss {loss:.3f}  dev loss {found.loss:.3f}  dev {text}{mark}")
         if finished and state.step < settings.steps:
-            self.progress.say(f"no better dev {self.metric} in {looks} looks: stopping early")
+            self.progress.say(f"no better dev {self.metric.title} in {looks} looks: stopping early")
         if self.writer is not None:
             values = {
                 "train/loss": loss,

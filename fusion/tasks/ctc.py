@@ -1,16 +1,10 @@
-"""What is learned: one class a task, all behind one protocol.
-
-A task turns a label into a reference (what predictions are compared with) and a target (what the loss
-sees), says which rows it can learn from, and scores predictions. It owns what must be kept with the head to
-read its output (for CTC the tokeniser and the text normalisation) and writes it into `head.json`.
-A new task is a class here and a line in `TASKS`.
-"""
+"""Transcription: connectionist temporal classification over characters or subwords."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,64 +15,26 @@ from featcache.errors import UsageError
 from fusion import evaluate, text
 from fusion.labels import Unusable
 from fusion.recipe import TaskRecipe
+from fusion.tasks.base import Measure, Prediction, Task, ratio_of
 
 
-class Task(Protocol):
-    kind: ClassVar[str]
-    metrics: ClassVar[tuple[str, ...]]
-    """Measures of which less is better; the first one chooses the best checkpoint."""
-
-    @classmethod
-    def fit(cls, recipe: TaskRecipe, labels: Sequence[str]) -> Task:
-        """The task of a recipe, fitted to the labels of train."""
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Task:
-        """What `describe` described."""
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able, with `kind`; all that it takes to read the head's output."""
-
-    @property
-    def outputs(self) -> int:
-        """Width of the logits."""
-
-    def reference(self, label: str) -> str:
-        """A label as predictions are compared with it. Raises `Unusable` with the reason."""
-
-    def target(self, reference: str) -> Sequence[int]:
-        """What the loss sees of a reference. Raises `Unusable` with the reason."""
-
-    def check(self, target: Sequence[int], frames: int) -> None:
-        """Raises `Unusable` where this many frames of logits cannot be trained towards the target."""
-
-    def loss(self, logits: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
-        """Scalar from logits (batch, frames, outputs), any float dtype, and lengths int64 (batch,)."""
-
-    def predict(self, logits: Tensor, lengths: Tensor) -> list[str]:
-        """One prediction a row of the batch, comparable with a reference."""
-
-    def measure(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        """The values of `metrics`, quickly: this runs at every look at dev."""
-
-    def report(
-        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """All measures with intervals, and the per-utterance table, JSON-able: this runs once, on test."""
-
-
-class CtcTask:
+class CtcTask(Task):
     """Transcription by connectionist temporal classification (Graves et al., ICML 2006), greedily decoded."""
 
     kind: ClassVar[str] = "ctc"
-    metrics: ClassVar[tuple[str, ...]] = ("cer", "wer")
+    measures: ClassVar[tuple[Measure, ...]] = (
+        Measure("wer", "WER", ratio_of("word_errors", "words")),
+        Measure("cer", "CER", ratio_of("character_errors", "characters")),
+    )
+    chosen_by: ClassVar[str] = "cer"
+    per_frame: ClassVar[bool] = True
 
     def __init__(self, tokeniser: text.Tokeniser, normalise: str) -> None:
         self.tokeniser = tokeniser
         self.normalise = normalise
 
     @classmethod
-    def fit(cls, recipe: TaskRecipe, labels: Sequence[str]) -> CtcTask:
+    def fit(cls, recipe: TaskRecipe, labels: Sequence[str], frame_rate: float) -> CtcTask:
         """A task whose tokeniser is made from the training labels alone."""
         texts = [clean for label in labels if (clean := text.normalise(label, recipe.normalise))]
         if not texts:
@@ -103,7 +59,7 @@ class CtcTask:
             raise Unusable("empty text after normalisation")
         return reference
 
-    def target(self, reference: str) -> Sequence[int]:
+    def target(self, reference: str, frames: int) -> Sequence[int]:
         return self.tokeniser.encode(reference)
 
     def check(self, target: Sequence[int], frames: int) -> None:
@@ -123,47 +79,26 @@ class CtcTask:
         )  # fmt: skip
         return total / max(int(target_lengths.sum()), 1)
 
-    def predict(self, logits: Tensor, lengths: Tensor) -> list[str]:
+    def predict(self, logits: Tensor, lengths: Tensor) -> list[Prediction]:
         return [self.tokeniser.decode(tokens) for tokens in evaluate.greedy_ctc(logits, lengths)]
 
-    def measure(self, references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-        rows = evaluate.utterance_table(references, references, predictions)
-        words, characters = sum(row.words for row in rows), sum(row.characters for row in rows)
-        return {
-            "cer": sum(row.character_errors for row in rows) / max(characters, 1),
-            "wer": sum(row.word_errors for row in rows) / max(words, 1),
-        }
+    def text(self, prediction: Prediction) -> str:
+        return str(prediction)
+
+    def table(
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[Prediction]
+    ) -> list[dict[str, Any]]:
+        return [row.to_json() for row in evaluate.utterance_table(ids, references, predictions)]
 
     def report(
-        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[str]
+        self, ids: Sequence[str], references: Sequence[str], predictions: Sequence[Prediction]
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """With the counts of `evaluate.Scores`, and the rule under which the texts were compared."""
         rows = evaluate.utterance_table(ids, references, predictions)
-        scores = evaluate.score_rows(rows).to_json()
         rule = {"normalise": self.normalise, "normalise_rule": text.RULES[self.normalise]}
-        return scores | rule, [row.to_json() for row in rows]
+        return evaluate.score_rows(rows).to_json() | rule, [row.to_json() for row in rows]
 
 
 def frames_needed(target: Sequence[int]) -> int:
     """Frames that CTC needs: one a label, and a blank between two equal ones."""
     return len(target) + sum(a == b for a, b in pairwise(target))
-
-
-TASKS: dict[str, type[Task]] = {CtcTask.kind: CtcTask}
-
-
-def fit(recipe: TaskRecipe, labels: Sequence[str]) -> Task:
-    """The task of a recipe, fitted to the labels of train.
-
-    Raises:
-        UsageError: there is no such task.
-    """
-    if recipe.kind not in TASKS:
-        raise UsageError(f"key task.kind: {recipe.kind!r} is not allowed, use {' or '.join(TASKS)}")
-    return TASKS[recipe.kind].fit(recipe, labels)
-
-
-def from_json(value: dict[str, Any]) -> Task:
-    """The task that `describe` described."""
-    if value.get("kind") not in TASKS:
-        raise UsageError(f"head.json names the task {value.get('kind')!r}; this version knows {', '.join(TASKS)}")
-    return TASKS[value["kind"]].from_json(value)

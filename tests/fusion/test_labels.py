@@ -144,7 +144,7 @@ class Spelling:
             raise Unusable("empty text after normalisation")
         return label.upper()
 
-    def target(self, reference: str) -> list[int]:
+    def target(self, reference: str, frames: int) -> list[int]:
         return [ord(letter) for letter in reference]
 
     def check(self, target: list[int], frames: int) -> None:
@@ -154,7 +154,7 @@ class Spelling:
 
 def test_rows_that_a_task_cannot_use_are_listed_with_the_reason(cache: Cache) -> None:
     examples = select(cache).splits["train"]
-    learnt = labels.prepare(examples, "train", Spelling(), [2, 2])  # type: ignore[arg-type]
+    learnt = labels.prepare(examples, "train", Spelling(), [2, 2], learn=True)  # type: ignore[arg-type]
     assert len(learnt) == 0
     assert learnt.skipped == (
         Skipped("a", "train", "more labels than frames"),
@@ -164,6 +164,6 @@ def test_rows_that_a_task_cannot_use_are_listed_with_the_reason(cache: Cache) ->
         "more labels than frames": 1,
         "empty text after normalisation": 1,
     }
-    scored = labels.prepare(examples, "test", Spelling())  # type: ignore[arg-type]
+    scored = labels.prepare(examples, "test", Spelling(), [2, 2])  # type: ignore[arg-type]
     assert scored.ids == ("a",) and scored.references == ("ONE",) and scored.targets == ((79, 78, 69),)
     assert scored.rows.tolist() == [examples[0].row] and scored.frames.tolist() == [5]

@@ -1,0 +1,124 @@
+"""What is learned besides text: classes of utterances."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from featcache.errors import UsageError
+from fusion import Run, compare, comparison, recipe, tasks
+from fusion import train as training
+from fusion.recipe import TaskRecipe
+from fusion.tasks import ClassifyTask
+from tests.fusion.speech import toy_recipe
+from tests.helpers import make_cache
+
+CLASSIFY = ("task.kind=classify", "task.label=lang", "decoder.kind=attentive", "decoder.hidden=8")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three languages that differ in their mean, one in test that train lacks, one row without a label."""
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((4, 3, 8))
+    features, labels = {}, {}
+    for i in range(90):
+        lang = 3 if i == 9 else i % 3
+        noise = rng.standard_normal((rng.integers(4, 30), 3, 8))
+        features[f"u{i:02d}"] = (means[lang] + noise).astype(np.float32)
+        split = {8: "dev", 9: "test"}.get(i % 10, "train")
+        labels[f"u{i:02d}"] = {"lang": None if i == 5 else "xyzw"[lang], "split": split}
+    return make_cache(tmp_path_factory.mktemp("tasks") / "cache", features, labels)
+
+
+def train(cache: Path, runs: Path, *overrides: str, steps: int = 60) -> Run:
+    return training.fit(recipe.parse(toy_recipe(cache, steps, "linear"), [*CLASSIFY, *overrides]), runs=runs)
+
+
+def test_a_class_of_any_column_is_learnt_and_measured(cache: Path, tmp_path: Path) -> None:
+    run = train(cache, tmp_path)
+    metrics = run.metrics()
+    assert metrics["task"] == "classify" and metrics["classes"] == ["x", "y", "z"] and metrics["utterances"] == 9
+    assert metrics["of_unseen_classes"] == 1 and metrics["accuracy"] == pytest.approx(8 / 9)
+    assert metrics["macro_f1"] < 8 / 9  # the class that cannot be predicted has an F1 of zero
+    for name in ("accuracy", "macro_f1", "eer"):
+        low, high = metrics[f"{name}_ci95"]
+        assert low <= metrics[name] <= high
+    assert metrics["skipped"] == {"no label 'lang'": 1}
+    assert sum(metrics["confusion"]["w"].values()) == 1 and metrics["confusion"]["x"]["x"] == 2
+    rows = [json.loads(line) for line in run.files.utterances.read_text().splitlines()]
+    assert sum(row["correct"] for row in rows) == 8 and {row["id"] for row in rows} == {f"u{i}9" for i in range(9)}
+    for row in rows:
+        assert max(row["log_posteriors"], key=row["log_posteriors"].get) == row["hypothesis"]
+    again = Run.open(run.path)
+    assert again.evaluate().metrics["accuracy"] == metrics["accuracy"]
+    assert again.evaluate("dev").metrics["accuracy"] == run.metrics()["dev"]["accuracy"] == 1.0
+    assert again.transcribe([np.zeros((5, 3, 8), np.float32)])[0] in "xyz"
+
+
+def test_the_best_checkpoint_has_the_most_accuracy_or_the_least_error_rate(cache: Path, tmp_path: Path) -> None:
+    for metric in ("accuracy", "macro_f1", "eer"):
+        run = train(cache, tmp_path / metric, f"train.metric={metric}")
+        state = json.loads(run.files.state.read_text())
+        sign = 1 if metric == "eer" else -1
+        assert state["best"][0] == sign * state["best_dev"][metric]
+        assert state["best_dev"]["accuracy"] == 1.0
+
+
+def test_any_decoder_votes_frame_by_frame(cache: Path, tmp_path: Path) -> None:
+    run = training.fit(recipe.parse(toy_recipe(cache, 60, "linear"), CLASSIFY[:2]), runs=tmp_path)
+    assert run.metrics()["decoder"] == "linear" and run.metrics()["accuracy"] > 0.7
+
+
+def test_compare_shows_the_measures_of_the_task(cache: Path, tmp_path: Path) -> None:
+    a, b = train(cache, tmp_path, "name=a"), train(cache, tmp_path, "name=b", steps=1)
+    rows = compare([a.path, b.path])
+    for name in ("accuracy", "macro_f1", "eer"):
+        difference, low, high = rows[1][f"{name}_difference"]
+        assert difference == pytest.approx(rows[1][name] - rows[0][name]) and low <= difference <= high
+    assert [column.header for column in comparison.table(rows).columns][3] == "accuracy"
+
+
+def test_classification_pools_over_the_valid_frames_only() -> None:
+    task = ClassifyTask(["x", "y"])
+    logits = torch.tensor([[[1.0, 0.0], [3.0, 0.0], [-99.0, 9.0]], [[0.0, 1.0], [-99.0, 9.0], [-99.0, 9.0]]])
+    lengths = torch.tensor([2, 1])
+    [first, second] = task.predict(logits, lengths)
+    assert first == pytest.approx(torch.tensor([2.0, 0.0]).log_softmax(0).tolist(), abs=1e-5)
+    assert task.text(first) == "x" and task.text(second) == "y"
+    loss = task.loss(logits, lengths, [(0,), (1,)])
+    assert float(loss) == pytest.approx(-(first[0] + second[1]) / 2, abs=1e-5)
+    assert float(task.loss(logits, lengths, [(0,), ()])) == pytest.approx(-first[0], abs=1e-5)
+    assert float(task.loss(logits, lengths, [(), ()])) == 0.0
+
+
+def test_every_task_comes_back_from_json() -> None:
+    labels = {"ctc": ["ab", "b"], "classify": ["b", "a", "b"]}
+    assert labels.keys() == tasks.TASKS.keys()
+    for kind, values in labels.items():
+        task = tasks.fit(TaskRecipe(kind=kind), values, 25.0)
+        described = json.loads(json.dumps(task.describe()))
+        again = tasks.from_json(described)
+        assert again.describe() == described and again.outputs == task.outputs
+        assert task.chosen_by in {measure.name for measure in task.measures}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["task.kind=classify", "task.label=split"], "has 1 value .'train'. in train"),
+        (
+            ["task.label=lang", "decoder.kind=attentive"],
+            "'attentive' pools over time.*use blstm or conformer or linear",
+        ),
+        ([*CLASSIFY, "train.metric=wer"], "use accuracy or macro_f1 or eer"),
+    ],
+)
+def test_what_does_not_suit_a_task_is_said(cache: Path, tmp_path: Path, overrides: list[str], words: str) -> None:
+    made = recipe.parse(toy_recipe(cache, 1, "linear"), overrides)
+    with pytest.raises(UsageError, match=words):
+        training.fit(made, runs=tmp_path)
