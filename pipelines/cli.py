@@ -103,6 +103,7 @@ def fusers(
         list[str] | None, typer.Option("--set", help="Recipe override for every row, as in train.steps=100.")
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Train again what is there.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the rates too: a .png, .svg or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train every fuser with the same decoder and print one table; finished runs are not repeated."""
@@ -122,6 +123,10 @@ def fusers(
         restart=restart,
         console=messages,
     )
+    if plot:
+        from pipelines.figures import error_rates
+
+        error_rates(rows, plot)
     if as_json:
         print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
     else:

@@ -9,14 +9,13 @@ With x_i the projected taps, a node over the group i..j gives
     gated:  sum_k softmax(gate)_k x_k + W2 dropout(act(W1 norm(concat x) + b1)) + b2
     plain:  norm(dropout(act(W1 concat x + b1)))
 
-and levels of nodes follow each other until one node is left. The gated tree also norms every tap before
-its projection, and its output.
+and levels of nodes follow each other until one node is left. The gated tree also norms its output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,7 +29,16 @@ class NodeStack(nn.Module):
     """`count` nodes of one level over `size` neighbours each: (count * size, rows, width) -> (count, rows, width)."""
 
     def __init__(
-        self, count: int, size: int, width: int, *, act: str, norm: str, residual: bool, dropout: float
+        self,
+        count: int,
+        size: int,
+        width: int,
+        *,
+        act: str,
+        norm: str,
+        residual: bool,
+        dropout: float,
+        gate_start: float,
     ) -> None:
         super().__init__()
         self.count, self.size, self.norm, self.residual = count, size, norm, residual
@@ -39,8 +47,7 @@ class NodeStack(nn.Module):
         self.hidden = StackedLinear(count, size * width, width, norm if residual else "none")
         if residual:
             self.out = StackedLinear(count, width, width, "none")
-            # In favour of the higher taps of the group at the start.
-            self.gate = nn.Parameter(torch.linspace(0, 1, size).repeat(count, 1))
+            self.gate = nn.Parameter(torch.linspace(0, gate_start, size).repeat(count, 1))
         elif norm != "none":
             self.norm_weight = nn.Parameter(torch.ones(count, 1, width))
             self.norm_bias = nn.Parameter(torch.zeros(count, 1, width))
@@ -69,9 +76,13 @@ class HFF(nn.Module):
         group: how many neighbouring nodes one node of the next level fuses, at least 2. A level whose
             number of nodes is not a multiple of it ends in one smaller group.
         activation: "gelu", "relu", "silu" or "tanh".
-        norm: "layer", "rms" or "none".
+        norm: of the nodes and, in the gated tree, of the output: "layer", "rms" or "none".
         residual: the gated residual path; off is the plain tree.
         dropout: after the activation of every node.
+        gate_start: by how much the gate of a group's last node exceeds that of its first at the start. At 4 a
+            pair gives 0.98 to the higher one, so that the tree begins as little more than the last tap.
+        tap_norm: of every tap over its channels before its projection: "layer", "rms" or "none". A head
+            standardises each channel of each tap over the corpus already, and did worse with both.
 
     All nodes of one size in a level are computed together (batched products over stacked weights).
 
@@ -93,23 +104,27 @@ class HFF(nn.Module):
         norm: str = "layer",
         residual: bool = True,
         dropout: float = 0.1,
+        gate_start: float = 4.0,
+        tap_norm: str = "none",
     ) -> None:
         super().__init__()
         if group < 2:
             raise UsageError(f"group = {group} cannot fuse anything; use 2 or more")
         self.width = width
-        self.leaves = TapProjection(taps, channels, width, norm if residual else "none")
+        self.leaves = TapProjection(taps, channels, width, tap_norm)
+        node: dict[str, Any] = {
+            "act": activation,
+            "norm": norm,
+            "residual": residual,
+            "dropout": dropout,
+            "gate_start": gate_start,
+        }
         levels: list[list[NodeStack]] = []
         nodes = taps
         while nodes > 1:
             whole, rest = divmod(nodes, group)
             shapes = [(whole, group)] * (whole > 0) + [(1, rest)] * (rest > 0)
-            levels.append(
-                [
-                    NodeStack(n, size, width, act=activation, norm=norm, residual=residual, dropout=dropout)
-                    for n, size in shapes
-                ]
-            )
+            levels.append([NodeStack(count, size, width, **node) for count, size in shapes])
             nodes = whole + (rest > 0)
         self.levels = nn.ModuleList(nn.ModuleList(stacks) for stacks in levels)
         if residual:
@@ -119,7 +134,7 @@ class HFF(nn.Module):
             self.norm = nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-5)
 
     def _start_as_mean(self) -> None:
-        """Start as a gated mean of taps in one common space.
+        """Start as a gated mean of taps in one common space, which `gate_start` makes nearly the last tap.
 
         The taps of a residual stream share their coordinates, so one projection serves all of them at first,
         and what the nodes add begins at zero. From independent projections, whose means blur what the taps

@@ -93,6 +93,7 @@ TREES = [
         ((4, 2), "layer", True, "relu"),
     ]
 ]
+TREES += [{"taps": 8, "group": 2, "norm": "layer", "residual": True, "tap_norm": norm} for norm in ("layer", "rms")]
 
 
 @pytest.mark.parametrize("params", TREES, ids=lambda p: "-".join(map(str, p.values())))
@@ -112,8 +113,21 @@ def test_the_batched_tree_is_the_tree_by_loops(params: dict) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("taps", [8, 7])
+def test_the_tree_starts_as_nearly_the_last_tap(taps: int) -> None:
+    features = features_of(taps=taps)
+    hff = build_fuser("hff", taps=taps, channels=12, width=6, norm="none").eval()
+    last = build_fuser("last", taps=taps, channels=12, width=6).eval()
+    last.projection.load_state_dict({name: value[-1:] for name, value in hff.leaves.state_dict().items()})
+    near, far = hff(features), build_fuser("hff", taps=taps, channels=12, width=6, norm="none", gate_start=0.0)
+    far.load_state_dict({name: value for name, value in hff.state_dict().items() if "gate" not in name}, strict=False)
+    error = (near - last(features)).square().mean()
+    assert error < 0.02 * last(features).square().mean()
+    assert error < 0.1 * (far.eval()(features) - last(features)).square().mean()
+
+
 def test_the_tree_has_the_parameters_of_the_sketches() -> None:
-    assert count_parameters(build_fuser("hff", 8, 512)) == 883_214
+    assert count_parameters(build_fuser("hff", 8, 512, tap_norm="layer")) == 883_214
     assert count_parameters(build_fuser("hff", 8, 512, residual=False)) == 757_376
     assert count_parameters(build_fuser("last", 8, 512)) == 65_664
 

@@ -11,7 +11,7 @@ import pytest
 
 from featcache.errors import JobError, UsageError
 from fusion import recipe
-from pipelines import fusers
+from pipelines import figures, fusers
 from pipelines.fusers import ENTRIES, read_errors, row_of, select, settings_of
 
 
@@ -91,3 +91,13 @@ def test_table_is_printed_on_standard_output(tmp_path: Path, capsys: pytest.Capt
     assert "HFF" in out
     assert "0.125" in out
     assert "Test utterances: 2. Seeds: 3" in out
+
+
+def test_plot_draws_every_row_and_refuses_an_unknown_format(tmp_path: Path) -> None:
+    errors = read_errors([run_folder(tmp_path / "1", {"a": 1, "b": 0})])
+    rows = [row_of(entry, (1,), [tmp_path / "1"], errors, errors) for entry in ENTRIES]
+    figures.error_rates(rows, tmp_path / "plots" / "rates.svg")
+    drawn = (tmp_path / "plots" / "rates.svg").read_text()
+    assert all(f"<!-- {entry.title} -->" in drawn for entry in ENTRIES)
+    with pytest.raises(UsageError, match="rates.txt.*png"):
+        figures.error_rates(rows, tmp_path / "rates.txt")
