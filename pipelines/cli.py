@@ -107,8 +107,11 @@ def fusers(
     as_json: Json = False,
 ) -> None:
     """Train every fuser with the same decoder and print one table; finished runs are not repeated."""
+    from pipelines.figures import check_format, error_rates
     from pipelines.fusers import BASE_RECIPE, compare, prepare_mel, print_table, select
 
+    if plot:
+        check_format(plot)
     names = _split_list(only)
     if any(entry.features == "mel" for entry in select(names)):
         prepare_mel(manifest, mel_cache, console=messages)
@@ -124,13 +127,51 @@ def fusers(
         console=messages,
     )
     if plot:
-        from pipelines.figures import error_rates
-
         error_rates(rows, plot)
     if as_json:
         print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
     else:
         print_table(rows)
+
+
+@app.command()
+def rate(
+    reference: Annotated[Path, typer.Argument(help="The cache that the others are recoded from, best of fp16.")],
+    profiles: Annotated[
+        list[str] | None, typer.Option("--profile", help="A profile; may be repeated. A curve of eight if not given.")
+    ] = None,
+    recipes: Annotated[str, typer.Option(help="Recipes, comma separated.")] = "pipelines/recipes/asr.toml",
+    seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "1",
+    caches: Annotated[Path, typer.Option(help="Folder of the recoded caches.")] = Path("caches/rate"),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Recipe override for every run, as in train.steps=100.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the losses by rate: a .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train the same recipes from one cache in several profiles: task quality by bits per value."""
+    from pipelines.figures import check_format, losses_by_rate
+    from pipelines.rate import PROFILES, print_table, sweep
+
+    if plot:
+        check_format(plot)
+    points = sweep(
+        reference,
+        profiles or PROFILES,
+        [Path(path) for path in _split_list(recipes)],
+        seeds=_numbers(seeds),
+        caches=caches,
+        runs=runs,
+        overrides=overrides or [],
+        console=messages,
+    )
+    if plot:
+        losses_by_rate(points, plot)
+    if as_json:
+        print(json.dumps([point.as_json() for point in points], indent=2, ensure_ascii=False))
+    else:
+        print_table(points)
 
 
 @app.command()

@@ -29,6 +29,7 @@ from fusion.run import Run
 from fusion.tasks import Measure
 from fusion.train import fit
 
+PROFILES = ("int8", *(f"residual:{bits}" for bits in (3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6)))
 Rows = dict[str, dict[str, Any]]
 
 
@@ -88,7 +89,8 @@ def sweep(
     places = {Cache.open(str(reference)).profile: reference}
     for profile in profiles:
         places[profile] = recoded(reference, profile, caches, console)
-    points, base = [], {}
+    points: list[Point] = []
+    base: dict[str, list[Rows]] = {}
     for profile, cache in places.items():
         cells: dict[str, Cell] = {}
         for path in recipes:
