@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from featcache import codec as codecs
-from featcache import layout
 from featcache.audio import AUDIO_RULES
 from featcache.errors import JobError
+from featcache.forecast import bits_per_value, forecast
 from featcache.index import id_hash
 from featcache.manifest import Row
 from featcache.plan import SAMPLE_RATE, make_plan
@@ -91,23 +91,11 @@ def calibrate(
     spec = draft.model_copy(
         update={
             "bits_per_value": round(bits_per_value(codec, arrangement, features), 4),
+            "forecasts": forecast(features, arrangement),
             "encoding_id": codecs.encoding_id(profile, kind.version, parameters, calibration),
         }
     )
     return Calibrated(spec, calibration, realtime)
-
-
-def bits_per_value(codec: codecs.Codec, arrangement: Layout, features: Sequence[np.ndarray]) -> float:
-    """Size of these rows as the store would hold them, in bits per value, chunk by chunk."""
-    encoded = [codec.encode(row).planes for row in features]
-    frames = sum(len(row) for row in features)
-    padded = -(-frames // arrangement.chunk_frames) * arrangement.chunk_frames
-    size = 0
-    for plane in codec.planes:
-        block = np.zeros((padded, *plane.frame_shape), plane.dtype)
-        np.concatenate([row[plane.name] for row in encoded], out=block[:frames])
-        size += len(layout.render_shard(plane, arrangement, block))
-    return 8 * size / (frames * codec.taps * codec.channels)
 
 
 def _activations(

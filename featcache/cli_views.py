@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featcache.inspect import info
-from featcache.job import Job
+from featcache.job import Job, Outlook
 from featcache.progress import size_text, time_text
 from featcache.stats import Statistics
 from featcache.store import Cache
@@ -75,7 +76,7 @@ def print_outlook(job: Job, as_json: bool) -> None:
     rows = {
         "utterances": f"{view.utterances:,} in the manifest, {view.present:,} in the cache, {view.planned:,} to add",
         "speech": f"{view.hours:.2f} h, {view.frames:,} frames, {stored}",
-        "size": f"{size_text(view.bytes)} at {job.spec.bits_per_value:.2f} bits per value ({job.spec.profile}); "
+        "size": f"{size_text(view.bytes)} at {job.spec.bits_per_value:.2f} bits per value ({job.spec.profile_text}); "
         f"{size_text(view.free_bytes)} free",
         "shards": f"{view.shards} ({view.shards_done} done)",
         "forward passes": f"{view.batches} ({100 * view.padding_waste:.1f} % padding)",
@@ -83,9 +84,28 @@ def print_outlook(job: Job, as_json: bool) -> None:
         "unusable": f"{len(view.unusable)} known before reading the audio",
     }
     _pairs(rows, f"plan for {job.storage}")
+    if len(view.profiles) > 1:
+        _print_profiles(view, sum(row.duration for row in job.rows))
     for utterance_id, reason in view.unusable[:20]:
         note(f"  will be left out: {utterance_id}: {reason}")
     return None
+
+
+def _print_profiles(view: Outlook, seconds: float) -> None:
+    """What every profile would take for the whole manifest; the cache's own comes first."""
+    title = "the whole manifest, by profile (from the calibration)"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("profile", "bits per value", "size", "times 16-bit audio", "worst tap's error"):
+        table.add_column(column, justify="left" if column == "profile" else "right")
+    for found in view.profiles:
+        table.add_row(
+            found.profile,
+            f"{found.bits_per_value:.2f}",
+            size_text(found.bytes),
+            f"{found.bytes / (32_000 * seconds):.1f}" if seconds else "",
+            f"{10 * math.log10(found.nmse):.1f} dB" if found.nmse else "",
+        )
+    _console().print(table)
 
 
 def print_utterances(rows: Iterator[dict[str, Any]], limit: int | None, as_json: bool) -> None:

@@ -19,7 +19,7 @@ from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
-from featcache.plan import Plan, make_plan, predicted_bytes
+from featcache.plan import Plan, ProfileSize, make_plan, predicted_bytes, profile_sizes
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.spec import CacheSpec, Layout
@@ -46,7 +46,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What `plan` prints: what is there, what is missing, and what that will cost."""
+    """What `plan` prints: what is there, what is missing, and what that will cost.
+
+    `bytes` is of what is missing, in the cache's profile; `profiles` is of the whole manifest.
+    """
 
     utterances: int
     present: int
@@ -61,6 +64,7 @@ class Outlook:
     free_bytes: int
     seconds: float | None
     unusable: list[tuple[str, str]]
+    profiles: list[ProfileSize]
 
 
 class Job:
@@ -139,10 +143,11 @@ class Job:
             shards_done=plan.shards - len(left),
             batches=sum(1 for s in range(plan.shards) for _ in plan.batches(s)),
             padding_waste=plan.padding_waste(),
-            bytes=predicted_bytes(plan, spec, spec.bits_per_value),
+            bytes=predicted_bytes(plan.total_frames, len(plan.ids), spec, spec.bits_per_value),
             free_bytes=self.storage.free_bytes(),
             seconds=todo / rate if rate else None,
             unusable=unusable,
+            profiles=profile_sizes([row_samples(row) for row in self.rows], spec),
         )
 
     def extract(self, strict: bool = False, check_disk: bool = True) -> Done | None:
@@ -249,7 +254,8 @@ class Job:
             )
 
     def _check_disk(self, share: float) -> None:
-        need = int(predicted_bytes(self.plan, self.spec, self.spec.bits_per_value) * share * DISK_MARGIN)
+        whole = predicted_bytes(self.plan.total_frames, len(self.plan.ids), self.spec, self.spec.bits_per_value)
+        need = int(whole * share * DISK_MARGIN)
         free = self.storage.free_bytes()
         if need > free:
             raise JobError(

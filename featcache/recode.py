@@ -13,6 +13,7 @@ import torch
 from featcache import codec as codecs
 from featcache import layout
 from featcache.errors import CacheError, JobError, MismatchError, UsageError
+from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, ShardRecord, read_records
@@ -84,8 +85,6 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
         return spec, opened.codec
     if any(True for _ in storage.folders("")):
         raise UsageError(f"{storage} holds other files and no cache: give a new or an empty folder")
-    from featcache.calibrate import bits_per_value
-
     rows = _calibration(cache)
     calibration = kind.fit(rows, parameters)
     codec = codecs.build(name, kind.version, *shape, parameters, calibration)

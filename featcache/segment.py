@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -118,17 +118,17 @@ class Segment:
         ranges = self.ranges(utterance)
         out: Arrays = {}
         for plane in self.codec.planes:
-            if not self.codec.reads(plane.name, out):
-                out[plane.name] = np.zeros((0, *plane.frame_shape), plane.dtype)
-                continue
+            needed = self.codec.needed(plane.name, out, sum(end - first for first, end in ranges))
             array = self._planes[plane.name]
             shard_frames = array.shards[0]
             pieces = []
-            for first, end in ranges:
+            for first, end in _within(ranges, needed):
                 shard = first // shard_frames
                 self._check_shard(plane, shard)
                 key = layout.shard_key(self.name, plane, shard)
                 pieces.append(self._guard(key, lambda a=array, f=first, e=end: np.asarray(a[f:e])))  # type: ignore[misc]
+            if not pieces:
+                pieces = [np.zeros((0, *plane.frame_shape), plane.dtype)]
             out[plane.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return out
 
@@ -169,6 +169,17 @@ class Segment:
         except Exception as error:
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from error
+
+
+def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[int, int]]:
+    """The parts of an utterance's frame ranges that hold its frames `needed`."""
+    offset = 0
+    for first, end in ranges:
+        low = first + max(needed.start - offset, 0)
+        high = min(end, first + needed.stop - offset)
+        if low < high:
+            yield low, high
+        offset += end - first
 
 
 def open_segment(storage: Storage, name: str, codec: Codec, remedy: str) -> Segment | None:

@@ -34,11 +34,21 @@ class Layout(BaseModel):
         return max(1, chunks) * self.chunk_frames
 
 
+class Forecast(BaseModel):
+    """What a profile takes and loses on the calibration's activations: bits per value, the worst tap's NMSE."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bits_per_value: float
+    nmse: float
+
+
 class CacheSpec(BaseModel):
     """The description in the attributes of a cache's root group.
 
     `upstream` is the request (`featcache.upstreams.UpstreamConfig`), `identity` what the loaded model says
-    decides its values, `audio` the rules of decoding.
+    decides its values, `audio` the rules of decoding. `forecasts` are of profiles as users write them, for
+    `plan`; caches made before there were any have none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,9 +67,16 @@ class CacheSpec(BaseModel):
     profile_version: int
     parameters: dict[str, Any]
     bits_per_value: float
+    forecasts: dict[str, Forecast] = {}
     values_id: str
     encoding_id: str
     parent: str | None = None
+
+    @property
+    def profile_text(self) -> str:
+        """The profile as users write it, as in `residual:1.5` or `residual:nmse=0.02,packing=pcodec`."""
+        given = [str(value) if name == "bits" else f"{name}={value}" for name, value in sorted(self.parameters.items())]
+        return f"{self.profile}:{','.join(given)}" if given else self.profile
 
     @property
     def upstream_id(self) -> str:

@@ -86,9 +86,9 @@ class Codec(ABC):
         """Drop what `decode` does not need for these taps; returns the planes and the taps' new positions."""
         return planes, taps
 
-    def reads(self, plane: str, found: Arrays) -> bool:
-        """Whether a row's frames of this plane are needed, given those of the planes before it.
+    def needed(self, plane: str, found: Arrays, frames: int) -> range:
+        """The frames of an utterance of so many that `decode` needs in this plane, given the planes before it.
 
-        Where not, `decode` gets no frames of this row in it.
+        `decode` gets no others of this utterance in it.
         """
-        return True
+        return range(frames)

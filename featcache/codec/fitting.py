@@ -162,14 +162,14 @@ def _solve(
     target: Sequence[np.ndarray], source: Sequence[np.ndarray], neighbours: tuple[tuple[int, int], ...]
 ) -> np.ndarray:
     """Least squares of the target from neighbours in the source, float64 `(taps, neighbours, channels)`."""
-    from featcache.codec import kernels
+    from featcache.codec.kernels_fit import accumulate
 
     taps, channels = target[0].shape[1:]
     count = len(neighbours)
     gram, cross = np.zeros((taps, count, count, channels)), np.zeros((taps, count, channels))
     frames_off, taps_off = np.array(neighbours, np.int64).T.copy()
     for row, around in zip(target, source, strict=True):
-        kernels.accumulate(row, around, frames_off, taps_off, gram, cross)
+        accumulate(row, around, frames_off, taps_off, gram, cross)
     system = np.moveaxis(_symmetric(gram), 3, 1).copy()
     diagonal = np.einsum("tckk->tck", system)
     # Relative to the variances, and never singular.

@@ -62,12 +62,12 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, escapes: int) -> 
         codes: int16 `(frames, taps * channels)`; at most `escapes` a frame beyond the radix's limit.
         order: the position of each packed code.
     """
-    from featcache.codec import kernels
+    from featcache.codec import kernels_pack
 
     frames, values = codes.shape
     body = packed_bytes(values, radix)
     out = np.zeros((frames, HEADER + body + ESCAPE * escapes), np.uint8)
-    kernels.assemble(codes, order.astype(np.uint32), radix, DIGITS[radix], HEADER, body, out)
+    kernels_pack.assemble(codes, padded_order(order, radix), radix, DIGITS[radix], HEADER, body, out)
     return out
 
 

@@ -74,8 +74,11 @@ class Residual(Codec):
             codes = Plane("codes", "|u1", (width,), level=fitting.ZSTD_LEVEL, axes=("byte",))
         return codes, Plane("exact", "<f4", (self.taps, self.channels), level=fitting.ZSTD_LEVEL)
 
-    def reads(self, plane: str, found: Arrays) -> bool:
-        return plane != "exact" or bool((self._flags(found["codes"]) & EXACT).any())
+    def needed(self, plane: str, found: Arrays, frames: int) -> range:
+        if plane != "exact":
+            return range(frames)
+        marked = np.flatnonzero(self._flags(found["codes"]) & EXACT)
+        return range(int(marked[0]), int(marked[-1]) + 1) if len(marked) else range(0)
 
     def encode(self, features: np.ndarray) -> EncodedRow:
         from featcache.codec import kernels
@@ -87,39 +90,33 @@ class Residual(Codec):
         codes, rec = kernels.encode(
             target, arrays["weights"], arrays["rounding"], arrays["centroid"], limit, self.escapes, fitting.ESCAPE_LIMIT
         )
-        exact = self._exact(features, fitting.smoothed(rec, arrays))
+        exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
         flat = codes.reshape(len(codes), self.taps * self.channels)
         if self.packing == "pcodec":
             block = np.concatenate([np.zeros((len(flat), 1), np.int16), flat[:, arrays["order"]]], axis=1)
         else:
             block = packing.assemble(flat, arrays["order"], self.radix, self.escapes)
         block[:1, 0] |= FIRST
-        if exact.any() or np.signbit(exact).any():
-            block[(exact.view(np.int32) != 0).any(axis=(1, 2)), 0] |= EXACT
+        block[marked, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact}, 0)
 
-    def _exact(self, features: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-        """What is kept as it is: float32 of the features' shape, all bits zero elsewhere."""
-        from featcache.codec import kernels
+    def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is kept as it is: float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where."""
+        from featcache.codec import kernels_pack
 
-        if "nmse" not in self.parameters and not kernels.misses(features, decoded, self._bound):
-            return np.zeros(features.shape, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            error = np.abs(features - decoded)
-            keep = ~(error <= self._bound)
-            if "nmse" in self.parameters:
-                relative = np.where(keep, 0, error) / self.calibration["deviation"]
-                self._keep_worst(np.square(relative, dtype=np.float64).mean(axis=2), keep)
-        out = np.where(keep, features, np.float32(0))
-        # Zero marks what is not here, so a zero that is has its sign bit set.
-        out[keep & (features == 0)] = np.float32(-0.0)
-        return out
+        whole = np.zeros(features.shape[:2], np.bool_)
+        if "nmse" in self.parameters:
+            deviation = self.calibration["deviation"]
+            self._keep_worst(kernels_pack.squares(features, decoded, self._bound, deviation), whole)
+        out = np.zeros(features.shape, np.float32)
+        return out, kernels_pack.keep_exact(features, decoded, self._bound, whole, out)
 
     def _keep_worst(self, squares: np.ndarray, keep: np.ndarray) -> None:
         """Mark frames of a tap, the worst first, until what is left is within the bound.
 
         Args:
             squares: mean squared relative errors, float64 `(frames, taps)`.
+            keep: bool `(frames, taps)`, the marks.
         """
         allowed = float(self.parameters["nmse"]) * len(squares)
         for tap in range(squares.shape[1]):
@@ -173,12 +170,13 @@ class Residual(Codec):
     def _overlay(
         self, out: torch.Tensor, exact: torch.Tensor, flags: Any, lengths: Sequence[int], taps: Sequence[int]
     ) -> None:
-        """Put exact values in their places. `exact` has the frames of those utterances only that need it."""
+        """Put exact values in their places. `exact` has all frames, or of each utterance those `needed`."""
         marked = torch.as_tensor((flags & EXACT) != 0)
         places = marked.nonzero()[:, 0]
         if len(exact) != len(out):
+            # From the first to the last marked frame of each utterance.
             pieces = marked.split(list(lengths))
-            kept = torch.cat([piece.any().expand(len(piece)) for piece in pieces])
+            kept = torch.cat([(p.cumsum(0) > 0) & (p.flip(0).cumsum(0) > 0).flip(0) for p in pieces])
             chosen = exact[torch.cumsum(kept, 0)[places] - 1]
         else:
             chosen = exact[places]

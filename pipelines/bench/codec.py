@@ -136,10 +136,10 @@ def _reading(profiles: Sequence[Profile], rows: Rows) -> list[dict[str, Any]]:
 
                 def fetch(arrays: Any = arrays, codec: Any = codec, found: Any = found, i: int = i) -> None:
                     for plane in codec.planes:
-                        wanted = codec.reads(plane.name, found)
+                        part = codec.needed(plane.name, found, lengths[i])
                         found[plane.name] = (
-                            np.asarray(arrays[plane.name][starts[i] : starts[i + 1]])
-                            if wanted
+                            np.asarray(arrays[plane.name][starts[i] + part.start : starts[i] + part.stop])
+                            if part
                             else np.zeros((0, *plane.frame_shape), plane.dtype)
                         )
 

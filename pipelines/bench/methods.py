@@ -70,10 +70,10 @@ class Profile(Method):
         out = []
         taps = range(self.codec.taps)
         for row in encoded:
-            planes = {name: torch.from_numpy(p) for name, p in row.items() if self.codec.reads(name, row)}
-            for plane in self.codec.planes:
-                planes.setdefault(plane.name, torch.zeros((0, *plane.frame_shape)))
-            out.append(self.codec.decode(planes, [len(row["codes" if "codes" in row else "values"])], taps).numpy())
+            frames = len(row[self.codec.planes[0].name])
+            parts = {name: self.codec.needed(name, row, frames) for name in row}
+            planes = {name: torch.from_numpy(row[name][part.start : part.stop]) for name, part in parts.items()}
+            out.append(self.codec.decode(planes, [frames], taps).numpy())
         return out
 
 

@@ -151,6 +151,8 @@ def test_the_whole_of_stage_one_on_log_mel(run, tmp_path: Path) -> None:
     assert run("init", manifest, place, "--upstream", "mel:80", "--profile", "fp16").status == 0
     plan = json.loads(run("plan", manifest, place, "--json").out)
     assert plan["planned"] == 5 and plan["bytes"] > 0
+    assert plan["profiles"][0]["profile"] == "fp16" and plan["profiles"][0]["bytes"] == plan["bytes"]
+    assert "residual:1.0" in run("plan", manifest, place).out
     first = run("extract", manifest, place, "--upstream", "mel:80", "--profile", "fp16")
     assert first.status == 0 and first.out.splitlines()[-1] == str(place)
     again = run("extract", manifest, place, "--upstream", "mel:80")

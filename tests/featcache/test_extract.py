@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import featcache
-from featcache import audio, manifest
+from featcache import audio, forecast, manifest
 from featcache.errors import FeatcacheError, JobError, MismatchError, UsageError
 from featcache.extract import run_shards
 from featcache.inspect import info, status
@@ -240,6 +240,11 @@ def test_the_plan_predicts_the_bytes(speech: Path, reference: Path, tmp_path: Pa
     job.extract()
     shards = sum(segment.seal.shard_bytes for segment in featcache.open(tmp_path / "c").segments)
     assert abs(outlook.bytes - shards) < 0.1 * shards
+    assert {size.profile for size in outlook.profiles} == set(forecast.PROFILES)
+    # As many in the manifest as are planned here, so the two lines are of the same thing.
+    assert outlook.profiles[0].bytes == outlook.bytes
+    sizes = [size.bytes for size in outlook.profiles[1:]]
+    assert sizes == sorted(sizes, reverse=True)
     assert info(featcache.open(tmp_path / "c"))["bytes"] == sum(map(len, contents(tmp_path / "c").values()))
 
 

@@ -1,0 +1,83 @@
+"""What each profile would take for a manifest, from the activations that the calibration has seen.
+
+`init` measures it once and keeps it with the cache's description, so that `plan` answers for every profile
+without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from featcache import codec as codecs
+from featcache import layout
+from featcache.errors import UsageError
+from featcache.spec import Forecast, Layout
+
+# What `plan` compares, as users write it.
+PROFILES = ("fp16", "int8", "residual:2.0", "residual:1.5", "residual:1.0")
+# Frames that each of them is fitted to and measured on.
+FRAMES = 2048
+
+
+def forecast(rows: Sequence[np.ndarray], arrangement: Layout) -> dict[str, Forecast]:
+    """Size and error of every profile on some of these rows, float32 `(frames, taps, channels)`.
+
+    A profile that cannot be fitted to them is left out.
+    """
+    sample = _sample(rows)
+    taps, channels = sample[0].shape[1:]
+    variance = np.concatenate(sample).var(axis=0, dtype=np.float64)
+    found = {}
+    for text in PROFILES:
+        name, parameters = codecs.parse_profile(text)
+        kind = codecs.profile_class(name)
+        try:
+            calibration = kind.fit(sample, parameters)
+        except UsageError:
+            continue
+        codec = codecs.build(name, kind.version, taps, channels, parameters, calibration)
+        encoded = [codec.encode(row).planes for row in sample]
+        found[text] = Forecast(
+            bits_per_value=round(_bits(codec, arrangement, encoded), 4),
+            nmse=float(f"{_nmse(codec, sample, encoded, variance):.3g}"),
+        )
+    return found
+
+
+def bits_per_value(codec: codecs.Codec, arrangement: Layout, rows: Sequence[np.ndarray]) -> float:
+    """Size of these rows as the store would hold them, in bits per value, chunk by chunk."""
+    return _bits(codec, arrangement, [codec.encode(row).planes for row in rows])
+
+
+def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arrays]) -> float:
+    frames = sum(len(row[codec.planes[0].name]) for row in encoded)
+    padded = -(-frames // arrangement.chunk_frames) * arrangement.chunk_frames
+    size = 0
+    for plane in codec.planes:
+        block = np.zeros((padded, *plane.frame_shape), plane.dtype)
+        np.concatenate([row[plane.name] for row in encoded], out=block[:frames])
+        size += len(layout.render_shard(plane, arrangement, block))
+    return 8 * size / (frames * codec.taps * codec.channels)
+
+
+def _nmse(
+    codec: codecs.Codec, rows: Sequence[np.ndarray], encoded: Sequence[codecs.Arrays], variance: np.ndarray
+) -> float:
+    """The worst tap's mean squared error, each channel by its variance; channels that never vary are left out."""
+    total = np.zeros(variance.shape)
+    for row, planes in zip(rows, encoded, strict=True):
+        tensors = {name: torch.from_numpy(plane) for name, plane in planes.items()}
+        decoded = codec.decode(tensors, [len(row)], range(codec.taps)).numpy()
+        total += np.square(row - decoded, dtype=np.float64).sum(axis=0)
+    varies = variance > 0
+    relative = np.where(varies, total / np.where(varies, variance, 1), 0).sum(axis=1)
+    return float((relative / np.maximum(varies.sum(axis=1), 1)).max()) / sum(map(len, rows))
+
+
+def _sample(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Whole rows, evenly spread, of about `FRAMES` frames in all."""
+    stride = max(1, round(sum(map(len, rows)) / FRAMES))
+    return list(rows[::stride])
