@@ -196,13 +196,13 @@ def _leased(writer: SegmentWriter, leases: Leases, shards: Sequence[int], pipe: 
                 return
             if leases.acquire(_lease_key(writer, shard)):
                 # Another process may have finished it since we looked.
-                if shard in writer.records():
+                if writer.is_done(shard):
                     leases.release(_lease_key(writer, shard))
                 else:
                     yield shard
             else:
                 others.append(shard)
-        waiting = [shard for shard in others if shard not in writer.records()] if others else []
+        waiting = [shard for shard in others if not writer.is_done(shard)]
         if waiting:
             time.sleep(POLL_SECONDS)
 

@@ -226,6 +226,11 @@ class Job:
                     differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
         if asked.profile is not None and asked.profile != self.spec.profile:
             differences.append(f"profile {asked.profile!r} is asked for, the cache has {self.spec.profile!r}")
+        elif asked.parameters is not None and asked.parameters != self.spec.parameters:
+            differences.append(
+                f"parameters {asked.parameters} of profile {self.spec.profile} are asked for, "
+                f"the cache has {self.spec.parameters}"
+            )
         if differences:
             raise MismatchError(f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path")
 

@@ -196,7 +196,7 @@ def _free_shards(writer: SegmentWriter, leases: Leases) -> Iterator[int]:
         for shard in left:
             if leases.acquire(f"{writer.name}/leases/{shard:06d}"):
                 ours += 1
-                if shard in writer.records():
+                if writer.is_done(shard):
                     leases.release(f"{writer.name}/leases/{shard:06d}")
                 else:
                     yield shard

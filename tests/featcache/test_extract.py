@@ -26,6 +26,7 @@ from featcache.spec import Layout
 from featcache.storage import Storage
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
+from tests.helpers import contents
 
 pytestmark = pytest.mark.real
 
@@ -71,13 +72,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
     done = Job(speech, path, request()).extract()
     assert done is not None and done.shards > 4 and len(done.quarantined) == 1
     return path
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a cache but its log of times."""
-    return {key: (path / key).read_bytes() for key in Storage(path).list_keys() if not key.startswith("log/")} | {
-        str(p.relative_to(path)): b"" for p in path.rglob(".tmp-*")
-    }
 
 
 def start(speech: Path, place: Path, *options: str) -> subprocess.Popen[str]:
