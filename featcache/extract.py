@@ -44,6 +44,16 @@ class Done:
     bytes: int = 0
     saturated: int = 0
     quarantined: list[Quarantined] = field(default_factory=list)
+    # Shards that are not finished, since they are other parts'.
+    left_to_others: int = 0
+
+    def add(self, other: Done) -> None:
+        """Count what another run did as well."""
+        self.shards += other.shards
+        self.seconds += other.seconds
+        self.bytes += other.bytes
+        self.saturated += other.saturated
+        self.quarantined += other.quarantined
 
 
 @dataclass(frozen=True)
