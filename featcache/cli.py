@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from featcache.cli_manifest import manifest_app
+from featcache.device import choose_device
 from featcache.errors import FeatcacheError, JobError, UsageError
 
 # Everything that loads a model or opens audio is imported in the command that needs it.
@@ -52,6 +53,13 @@ BatchSeconds = Annotated[
     float | None, typer.Option(min=1, help="Audio of one forward pass; part of a new cache's plan.", show_default=False)
 ]  # fmt: skip
 
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes of this machine to share the work.", show_default=False)
+]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address of a dask cluster to do the work, as tcp://HOST:8786.", show_default=False)
+]
+
 
 @app.command("init")
 def init_command(
@@ -73,7 +81,7 @@ def init_command(
     from featcache.job import Job
 
     request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
-    job = Job(manifest, cache, request, _device(device))
+    job = Job(manifest, cache, request, choose_device(device))
     job.init()
     print_outlook(job, as_json=False)
 
@@ -86,7 +94,7 @@ def plan_command(
     from featcache.cli_views import print_outlook
     from featcache.job import Job, Request
 
-    print_outlook(Job(manifest, cache, Request(), _device(device), limit), json)
+    print_outlook(Job(manifest, cache, Request(), choose_device(device), limit), json)
 
 
 @app.command("extract")
@@ -105,16 +113,25 @@ def extract_command(
     calibration_seconds: Annotated[float, typer.Option(min=1, help="Speech to calibrate on.")] = 600.0,
     limit: Limit = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first utterance that cannot be used.")] = False,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares of the shards.", show_default=False)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
 ) -> None:
     """Compute what the cache lacks of the manifest. Goes on where an earlier run stopped."""
     from featcache.cli_views import note, print_info, print_outlook
+    from featcache.cluster import connect
+    from featcache.cluster_job import ClusterJob
     from featcache.job import Job
+    from featcache.plan import Part
     from featcache.progress import size_text
 
     request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
-    job = Job(manifest, cache, request, _device(device), limit)
+    share = Part.parse(part) if part is not None else None
     if dry_run:
+        job = Job(manifest, cache, request, choose_device(device), limit)
         if not job.exists:
             raise UsageError(
                 f"there is no cache at {cache} yet, and its plan needs the calibration: "
@@ -123,7 +140,13 @@ def extract_command(
         print_outlook(job, as_json=False)
         return
     try:
-        done = job.extract(strict=strict)
+        with connect(workers, scheduler) as client:
+            if client is None:
+                job = Job(manifest, cache, request, choose_device(device), limit)
+            else:
+                note(f"dashboard of the cluster: {client.dashboard_link}")
+                job = ClusterJob(manifest, cache, request, client, device, limit)
+            done = job.extract(strict=strict, part=share)
     except KeyboardInterrupt:
         raise JobError("interrupted: finished shards are safe; run the same command again to go on") from None
     if done is None:
@@ -134,6 +157,8 @@ def extract_command(
             note(f"  left out: {left_out.id}: {left_out.reason}")
         if done.saturated:
             note(f"  {done.saturated} values lay beyond the calibrated range and were set to its limit")
+        if done.left_to_others:
+            note(f"part {part} is done; {done.left_to_others} shards of other parts are not: the last part seals")
     print_info(job.cache, as_json=False)
     print(cache)
 
@@ -187,18 +212,21 @@ def stats_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Use N utterances spread over the cache.", show_default=False)
     ] = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     json: Json = False,
 ) -> None:
     """Per tap: mean, deviation, kurtosis, outlier channels; and the similarity of taps."""
     from featcache.cli_views import print_statistics
+    from featcache.cluster import absolute, connect
     from featcache.progress import AudioProgress
     from featcache.stats import compute
     from featcache.store import Cache
 
-    opened = Cache.open(cache)
+    opened = Cache.open(absolute(cache))
     frames = int(opened.lengths.sum())
-    with AudioProgress("reading", frames / opened.frame_rate) as progress:
-        found = compute(opened, limit, lambda n: progress.advance(n / opened.frame_rate))
+    with connect(workers, scheduler) as client, AudioProgress("reading", frames / opened.frame_rate) as progress:
+        found = compute(opened, limit, lambda n: progress.advance(n / opened.frame_rate), client)
     print_statistics(found, opened.taps, json)
 
 
@@ -212,12 +240,15 @@ def status_command(cache: CachePath, json: Json = False) -> None:
 
 
 @app.command("verify")
-def verify_command(cache: CachePath, json: Json = False) -> None:
+def verify_command(cache: CachePath, workers: Workers = None, scheduler: Scheduler = None, json: Json = False) -> None:
     """Check every file against the ledger and the seal. Exit status 1 where anything is wrong."""
     from featcache.cli_views import print_report
-    from featcache.verify import verify
+    from featcache.cluster import connect
+    from featcache.progress import ByteProgress
+    from featcache.verify import shard_bytes, verify
 
-    report = verify(cache)
+    with connect(workers, scheduler) as client, ByteProgress("verifying", shard_bytes(cache)) as progress:
+        report = verify(cache, progress.count, client)
     print_report(report, cache, json)
     if not report.whole:
         raise typer.Exit(1)
@@ -228,7 +259,7 @@ def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) 
     """Compute again exactly what verify finds broken."""
     from featcache.repair import repair
 
-    repaired = repair(manifest, cache, _device(device))
+    repaired = repair(manifest, cache, choose_device(device))
     for key in repaired:
         print(f"repaired {key}")
     if not repaired:
@@ -263,16 +294,6 @@ def gc_command(
 
     for key in garbage(cache, delete=not dry_run):
         print(f"{'would remove' if dry_run else 'removed'} {key}")
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: PyTorch sees no GPU here; leave the option out or say cpu")
-    return name
 
 
 def _request(

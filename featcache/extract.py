@@ -44,6 +44,16 @@ class Done:
     bytes: int = 0
     saturated: int = 0
     quarantined: list[Quarantined] = field(default_factory=list)
+    # Shards that are not finished, since they are other parts'.
+    left_to_others: int = 0
+
+    def add(self, other: Done) -> None:
+        """Count what another run did as well."""
+        self.shards += other.shards
+        self.seconds += other.seconds
+        self.bytes += other.bytes
+        self.saturated += other.saturated
+        self.quarantined += other.quarantined
 
 
 @dataclass(frozen=True)
@@ -196,13 +206,13 @@ def _leased(writer: SegmentWriter, leases: Leases, shards: Sequence[int], pipe: 
                 return
             if leases.acquire(_lease_key(writer, shard)):
                 # Another process may have finished it since we looked.
-                if shard in writer.records():
+                if writer.is_done(shard):
                     leases.release(_lease_key(writer, shard))
                 else:
                     yield shard
             else:
                 others.append(shard)
-        waiting = [shard for shard in others if shard not in writer.records()] if others else []
+        waiting = [shard for shard in others if not writer.is_done(shard)]
         if waiting:
             time.sleep(POLL_SECONDS)
 

@@ -19,7 +19,7 @@ from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
-from featcache.plan import Plan, ProfileSize, make_plan, predicted_bytes, profile_sizes
+from featcache.plan import Part, Plan, ProfileSize, make_plan, predicted_bytes, profile_sizes
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.spec import CacheSpec, Layout
@@ -29,6 +29,7 @@ from featcache.upstreams import Upstream, UpstreamConfig, load
 from featcache.writer import SegmentWriter, create_cache
 
 RATES = f"{layout.LOG}/rates.json"
+INIT_LEASE = f"{layout.LOG}/leases/init"
 # Free space asked for beyond the prediction, which is good to 10 %.
 DISK_MARGIN = 1.1
 
@@ -106,6 +107,20 @@ class Job:
                 f"{self.storage} holds other files ({foreign}) and no cache: give a new or an empty folder"
             )
         upstream = self.upstream
+        leases = Leases(self.storage)
+        try:
+            while not leases.acquire(INIT_LEASE):
+                leases.wait(1.0)
+            # Another process that was given the same command may have made it meanwhile.
+            if not self.exists:
+                self._create(everything, upstream)
+        finally:
+            leases.close()
+        self.__dict__.pop("cache", None)
+        self._check_request()
+        return self.spec
+
+    def _create(self, everything: Sequence[Row], upstream: Upstream) -> None:
         # The whole manifest is drawn from even under --limit, so that the rest can be added later.
         made = calibrate(
             everything,
@@ -118,15 +133,13 @@ class Job:
         )
         create_cache(self.storage, made.spec, made.calibration)
         self._save_rate(made.realtime)
-        self.__dict__.pop("cache", None)
-        return made.spec
 
     def outlook(self) -> Outlook:
         """The plan of what is missing. Needs the cache's description, so `init` comes first."""
         plan, spec = self.plan, self.spec
         records = self.writer.records() if plan.rows else {}
         left = [shard for shard in range(plan.shards) if shard not in records]
-        todo = sum(int(plan.stop[r] - plan.start[r]) for s in left for r in plan.shard_rows(s)) / 16_000
+        todo = sum(self._shard_seconds(shard) for shard in left)
         rate = self._rate()
         unusable = [
             (plan.ids[u], "too short for the model to make a frame of")
@@ -150,8 +163,11 @@ class Job:
             profiles=profile_sizes([row_samples(row) for row in self.rows], spec),
         )
 
-    def extract(self, strict: bool = False, check_disk: bool = True) -> Done | None:
+    def extract(self, strict: bool = False, check_disk: bool = True, part: Part | None = None) -> Done | None:
         """Do what is missing and seal the segment; None where nothing is.
+
+        Args:
+            part: only this share of the shards; the part that finds all others finished seals.
 
         Raises:
             MismatchError: the model gives other values than the cache was made for.
@@ -163,14 +179,16 @@ class Job:
         writer = self.writer
         writer.begin()
         records = writer.records()
-        left = [shard for shard in range(self.plan.shards) if shard not in records]
+        left = [s for s in range(self.plan.shards) if s not in records and (part is None or part.holds(s))]
         done = Done()
         if left:
             if check_disk:
                 self._check_disk(len(left) / self.plan.shards)
-            self._check_values()
+            self.check_values()
             done = self._run(left, strict)
-        self._seal()
+        done.left_to_others = self.plan.shards - len(writer.records()) if part else 0
+        if not done.left_to_others:
+            self._seal()
         return done
 
     # What is there
@@ -217,6 +235,10 @@ class Job:
             self._upstream = load(config, device=self.device)
         return self._upstream
 
+    def use(self, upstream: Upstream) -> None:
+        """Take a model that is loaded already; `check_values` says whether it is the cache's."""
+        self._upstream = upstream
+
     # Checks
 
     def _check_request(self) -> None:
@@ -231,10 +253,20 @@ class Job:
                     differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
         if asked.profile is not None and asked.profile != self.spec.profile:
             differences.append(f"profile {asked.profile!r} is asked for, the cache has {self.spec.profile!r}")
+        elif asked.parameters is not None and asked.parameters != self.spec.parameters:
+            differences.append(
+                f"parameters {asked.parameters} of profile {self.spec.profile} are asked for, "
+                f"the cache has {self.spec.parameters}"
+            )
         if differences:
             raise MismatchError(f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path")
 
-    def _check_values(self) -> None:
+    def check_values(self) -> None:
+        """Compare what the model says decides its values with the cache's.
+
+        Raises:
+            MismatchError: they differ; says in what.
+        """
         mine = {
             "upstream": self.upstream.identity,
             "audio rules": AUDIO_RULES,
@@ -266,15 +298,20 @@ class Job:
     # Work
 
     def _run(self, left: Sequence[int], strict: bool) -> Done:
-        left_seconds = sum(float(self.plan.stop[r] - self.plan.start[r]) for s in left for r in self.plan.shard_rows(s))
-        total = float((self.plan.stop - self.plan.start).sum())
+        total = float((self.plan.stop - self.plan.start).sum()) / 16_000
+        todo = sum(self._shard_seconds(shard) for shard in left)
         upstream = self.upstream
-        with AudioProgress("extracting", total / 16_000, (total - left_seconds) / 16_000) as progress:
+        with AudioProgress("extracting", total, total - todo) as progress:
             done = run_shards(self.writer, self.new_rows, self.manifest, upstream, left, progress.advance, strict)
             rate = progress.realtime
         if done.shards:
             self._save_rate(rate)
         return done
+
+    def _shard_seconds(self, shard: int) -> float:
+        """Seconds of audio that go through the model for one shard."""
+        plan = self.plan
+        return sum(int(plan.stop[r] - plan.start[r]) for r in plan.shard_rows(shard)) / 16_000
 
     def _seal(self) -> Seal | None:
         """Seal the segment; where another process is doing so, wait for it to finish."""

@@ -110,6 +110,13 @@ def record_key(segment: str, shard: int) -> str:
     return f"{segment}/ledger/{shard:06d}.json"
 
 
+def read_record(storage: Storage, segment: str, shard: int, remedy: str) -> ShardRecord | None:
+    """The record of one shard; None where it is not done."""
+    key = record_key(segment, shard)
+    data = storage.read(key)
+    return None if data is None else from_bytes(ShardRecord, data, f"{storage}/{key}", remedy)
+
+
 def read_records(storage: Storage, segment: str, remedy: str) -> dict[int, ShardRecord]:
     """All records of a segment by shard number."""
     records: dict[int, ShardRecord] = {}

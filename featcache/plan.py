@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from featcache.digest import digest, digest_arrays
+from featcache.errors import UsageError
 from featcache.geometry import Geometry
 from featcache.spec import WINDOW_RULE, CacheSpec
 
@@ -155,6 +156,29 @@ class Plan:
                 real += int(size[batch].sum())
                 padded += len(batch) * int(size[batch[0]])
         return 1 - real / padded if padded else 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part `number` (from 1) `of` so many: every `of`-th shard."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """The part that `2/8` names.
+
+        Raises:
+            UsageError: it names none.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise UsageError(f"--part {text}: write I/N with I from 1 to N, as in --part 2/8")
+        return cls(int(number), int(of))
+
+    def holds(self, shard: int) -> bool:
+        return shard % self.of == self.number - 1
 
 
 def make_plan(ids: Sequence[str], samples: Sequence[int] | np.ndarray, spec: CacheSpec, bytes_per_frame: int) -> Plan:

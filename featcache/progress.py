@@ -77,14 +77,30 @@ class AudioProgress:
         self.done += seconds
         self.bytes += written
         if self._bar:
-            detail = f"{self.realtime:.0f}x real time, {size_text(self.bytes)}"
+            detail = ", ".join(self._figures())
             self._bar.update(self._task, completed=self.done, detail=detail)
         elif time.monotonic() - self._last_line > LINE_SECONDS:
             self._line()
+
+    def _figures(self) -> list[str]:
+        return [f"{self.realtime:.0f}x real time", size_text(self.bytes)]
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
         share = 100 * self.done / self.total if self.total else 100.0
         left = max(self.total - self.done, 0) / self.realtime if self.realtime > 0 else 0.0
-        parts = [f"{share:.0f} %", f"{self.realtime:.0f}x real time", size_text(self.bytes), f"{time_text(left)} left"]
+        parts = [f"{share:.0f} %", *self._figures(), f"{time_text(left)} left"]
         print(f"{self.what}: {', '.join(parts)}", file=sys.stderr, flush=True)
+
+
+class ByteProgress(AudioProgress):
+    """Counts bytes alone, and shows them per second."""
+
+    def __init__(self, what: str, size: int) -> None:
+        super().__init__(what, float(size))
+
+    def count(self, size: int) -> None:
+        self.advance(float(size), size)
+
+    def _figures(self) -> list[str]:
+        return [f"{size_text(self.realtime)}/s", size_text(self.bytes)]

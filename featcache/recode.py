@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,8 @@ from featcache import layout
 from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
-from featcache.lease import Leases
-from featcache.ledger import Quarantined, ShardRecord, read_records
 from featcache.plan import make_plan
+from featcache.rewrite import origin_of, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec
 from featcache.storage import Storage, open_storage
@@ -146,61 +145,16 @@ def _segment(
         return
     writer = SegmentWriter(storage, spec, codec, segment.name, plan)
     writer.begin()
-    kept = read_records(cache.storage, segment.name, segment.remedy)
-    audio = [digest for shard in sorted(kept) for digest in kept[shard].audio]
-    reasons = {q.row: q for record in kept.values() for q in record.quarantined}
-    leases = Leases(storage)
-    try:
-        for shard in _free_shards(writer, leases):
-            block = _encode(cache, segment, writer, shard)
-            files = writer.render(block, shard)
-            lease = f"{writer.name}/leases/{shard:06d}"
-            leases.check(lease)
-            proofs = writer.write_files(files)
-            leases.check(lease)
-            span = plan.shard_rows(shard)
-            writer.record(
-                ShardRecord(
-                    shard=shard,
-                    files=proofs,
-                    first=span.start,
-                    audio=tuple(audio[row] for row in span),
-                    quarantined=_quarantined(reasons, span),
-                )
-            )
-            leases.release(lease)
-            written = sum(map(len, files.values()))
-            done.shards += 1
-            done.bytes += written
-            on_progress(sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000, written)
-        if not storage.exists(f"{segment.name}/seal.json"):
-            writer.seal({label: segment.labels(label) for label in segment.label_names})
-    finally:
-        leases.close()
+
+    def count(seconds: float, written: int) -> None:
+        done.shards += 1
+        done.bytes += written
+        on_progress(seconds, written)
+
+    write_shards(writer, origin_of(segment), lambda shard: _encode(cache, segment, writer, shard), count)
+    if not storage.exists(f"{segment.name}/seal.json"):
+        writer.seal({label: segment.labels(label) for label in segment.label_names})
     storage.delete_folder(f"{segment.name}/leases")
-
-
-def _quarantined(reasons: dict[int, Quarantined], span: range) -> tuple[Quarantined, ...]:
-    return tuple(reasons[row] for row in span if row in reasons)
-
-
-def _free_shards(writer: SegmentWriter, leases: Leases) -> Iterator[int]:
-    """Shards that are still to be written, each under a lease; waits for those that others write."""
-    while True:
-        records = writer.records()
-        left = [shard for shard in range(writer.plan.shards) if shard not in records]
-        if not left:
-            return
-        ours = 0
-        for shard in left:
-            if leases.acquire(f"{writer.name}/leases/{shard:06d}"):
-                ours += 1
-                if shard in writer.records():
-                    leases.release(f"{writer.name}/leases/{shard:06d}")
-                else:
-                    yield shard
-        if not ours:
-            leases.wait(1.0)
 
 
 def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> codecs.Arrays:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dask.base import compute as dask_compute
-from dask.delayed import delayed
 
+from featcache.cluster import run_tasks
 from featcache.errors import UsageError
 from featcache.store import Cache
 
@@ -47,11 +46,15 @@ class Statistics:
 
 
 def compute(
-    cache: Cache, limit: int | None = None, on_frames: Callable[[int], None] = lambda frames: None
+    cache: Cache,
+    limit: int | None = None,
+    on_frames: Callable[[int], None] = lambda frames: None,
+    client: Any | None = None,
 ) -> Statistics:
     """Statistics over a cache, or over `limit` utterances spread evenly over it.
 
-    Work is cut into dask tasks of about 20,000 frames, and runs on the current dask client if there is one.
+    Work is cut into dask tasks of about 20,000 frames, for the cluster of `client`
+    (`featcache.cluster.connect`) or for threads of this process.
 
     Raises:
         UsageError: the cache holds no usable utterance.
@@ -67,14 +70,10 @@ def compute(
     every = max(1, int(lengths.sum()) // SIMILARITY_FRAMES)
     # First about the mean of some frames: fourth powers about 0 would lose a channel far from it.
     centre = np.concatenate([cache.read(int(r)) for r in usable[:: max(1, len(usable) // 8)][:8]]).mean(axis=0)
-
-    def work(rows: Sequence[int]) -> dict[str, Any]:
-        result = _partial(cache, rows, centre, every)
-        on_frames(result["frames"])
-        return result
-
-    groups = _groups(usable, lengths)
-    parts = dask_compute(*(delayed(work, pure=False)(group) for group in groups), scheduler="threads")
+    tasks = [(cache, group, centre, every) for group in _groups(usable, lengths)]
+    parts = run_tasks(
+        _partial, tasks, client, name="stats", on_result=lambda number, part: on_frames(int(part["frames"]))
+    )
     return _combine(cache, parts, centre, len(usable))
 
 

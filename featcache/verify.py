@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from dask.base import compute
-from dask.delayed import delayed
+from typing import Any
 
 from featcache import layout
+from featcache.cluster import absolute, run_tasks
 from featcache.digest import canonical_json, digest
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
 from featcache.ledger import FileProof, Seal, ShardRecord, from_bytes, ledger_digest, proof, record_key
-from featcache.storage import Storage
+from featcache.storage import Storage, open_storage
 from featcache.store import Cache, read_spec
 from featcache.writer import LABELS_PROOF
+
+# Files that one task reads: up to either limit.
+TASK_BYTES = 64_000_000
+TASK_FILES = 200
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,12 @@ class _Check:
     expected: FileProof
 
 
-def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: None) -> Report:
+def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: None, client: Any | None = None) -> Report:
     """Check every file of a cache against its ledger and its seal, in parallel (dask).
+
+    Args:
+        on_bytes: called with the number of bytes checked since the last call.
+        client: of the cluster that reads the files (`featcache.cluster.connect`); threads where it is None.
 
     Raises:
         CacheError: there is no cache at all.
@@ -79,7 +85,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
         for key in storage.list_keys()
         if key not in known and not key.startswith((f"{layout.LOG}/",)) and "/leases/" not in key
     ]
-    report.problems += _run_checks(storage, checks, report, on_bytes)
+    report.problems += _run_checks(storage, checks, report, on_bytes, client)
     if report.whole:
         # Every byte is as sealed; that it also opens shows that this installation can read it.
         try:
@@ -166,27 +172,57 @@ def _labels_checks(storage: Storage, name: str, report: Report) -> Iterator[_Che
 
 
 def _run_checks(
-    storage: Storage, checks: dict[str, FileProof], report: Report, on_bytes: Callable[[int], None]
+    storage: Storage,
+    checks: dict[str, FileProof],
+    report: Report,
+    on_bytes: Callable[[int], None],
+    client: Any | None,
 ) -> list[Problem]:
-    lock = threading.Lock()
+    def count(number: int, found: tuple[list[Problem], int, int]) -> None:
+        _, files, size = found
+        report.files += files
+        report.bytes += size
+        on_bytes(size)
 
-    def check(key: str, expected: FileProof) -> Problem | None:
+    tasks = [(absolute(str(storage)), group) for group in _groups(checks)]
+    found = run_tasks(_check, tasks, client, name="verify", on_result=count)
+    return [problem for problems, _, _ in found for problem in problems]
+
+
+def _groups(checks: dict[str, FileProof]) -> Iterator[dict[str, FileProof]]:
+    """Files of some megabytes together, so that a task is worth its message."""
+    group: dict[str, FileProof] = {}
+    size = 0
+    for key, expected in checks.items():
+        group[key] = expected
+        size += expected.bytes
+        if size >= TASK_BYTES or len(group) >= TASK_FILES:
+            yield group
+            group, size = {}, 0
+    if group:
+        yield group
+
+
+def _check(place: str, checks: dict[str, FileProof]) -> tuple[list[Problem], int, int]:
+    """Problems of some files, how many files were read, and their bytes."""
+    storage = open_storage(place)
+    problems: list[Problem] = []
+    files = size = 0
+    for key, expected in checks.items():
         try:
             data = storage.read(key)
         except FeatcacheError as error:
-            return Problem(key, str(error))
-        with lock:
-            report.files += 1
-            report.bytes += len(data or b"")
-            on_bytes(len(data or b""))
+            problems.append(Problem(key, str(error)))
+            continue
+        files += 1
+        size += len(data or b"")
         if data is None:
-            return Problem(key, "is missing")
-        if len(data) != expected.bytes:
-            return Problem(key, f"has {len(data)} bytes where {expected.bytes} were written")
-        return None if proof(data) == expected else Problem(key, "does not have the checksum that was recorded")
-
-    found = compute(*(delayed(check)(key, expected) for key, expected in checks.items()), scheduler="threads")
-    return [problem for problem in found if problem is not None]
+            problems.append(Problem(key, "is missing"))
+        elif len(data) != expected.bytes:
+            problems.append(Problem(key, f"has {len(data)} bytes where {expected.bytes} were written"))
+        elif proof(data) != expected:
+            problems.append(Problem(key, "does not have the checksum that was recorded"))
+    return problems, files, size
 
 
 def garbage(place: str | Path, delete: bool) -> list[str]:

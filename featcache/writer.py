@@ -19,6 +19,7 @@ from featcache.ledger import (
     ShardRecord,
     ledger_digest,
     proof,
+    read_record,
     read_records,
     record_key,
     to_bytes,
@@ -84,11 +85,15 @@ class SegmentWriter:
     def records(self) -> dict[int, ShardRecord]:
         """The records of finished shards whose files are there in full length."""
         records = read_records(self.storage, self.name, self.remedy)
-        return {
-            shard: record
-            for shard, record in records.items()
-            if all(self.storage.size(f"{self.name}/{key}") == p.bytes for key, p in record.files.items())
-        }
+        return {shard: record for shard, record in records.items() if self._in_full(record)}
+
+    def is_done(self, shard: int) -> bool:
+        """Whether a shard is recorded and its files are there in full length; reads its record alone."""
+        record = read_record(self.storage, self.name, shard, self.remedy)
+        return record is not None and self._in_full(record)
+
+    def _in_full(self, record: ShardRecord) -> bool:
+        return all(self.storage.size(f"{self.name}/{key}") == p.bytes for key, p in record.files.items())
 
     def new_block(self) -> Arrays:
         """Zeroed arrays for all frames of one shard."""

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from featcache import codec as codecs
+from featcache import manifest
 from featcache.geometry import Geometry
 from featcache.ledger import ShardRecord
 from featcache.plan import make_plan
@@ -108,3 +110,30 @@ def make_cache(
     columns = sorted({name for row in (labels or {}).values() for name in row})
     writer.seal({c: [(labels or {}).get(i, {}).get(c) for i in features] for c in columns})
     return Path(path)
+
+
+def make_speech(folder: Path, count: int, seconds: float = 0.5) -> Path:
+    """A manifest of `count` noises of different lengths, with a speaker each of three, and their recordings."""
+    rng = np.random.default_rng(count)
+    rows = []
+    for i in range(count):
+        samples = int(16_000 * seconds) + 160 * i
+        soundfile.write(folder / f"{i}.wav", rng.uniform(-0.3, 0.3, samples), 16_000, "PCM_16")
+        rows.append(
+            manifest.Row(
+                id=f"u{i}",
+                audio_filepath=f"{i}.wav",
+                duration=samples / 16_000,
+                text=f"word {i}",
+                labels={"speaker": f"s{i % 3}", "n": i},
+            )
+        )
+    manifest.write(folder / "manifest.jsonl", rows)
+    return folder / "manifest.jsonl"
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a cache but its log of times, and the names of half-written ones."""
+    return {key: (path / key).read_bytes() for key in Storage(path).list_keys() if not key.startswith("log/")} | {
+        str(p.relative_to(path)): b"" for p in path.rglob(".tmp-*")
+    }

@@ -26,63 +26,15 @@ from featcache.spec import Layout
 from featcache.storage import Storage
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
+from tests.helpers import contents
+from tests.real import TINY, request
 
 pytestmark = pytest.mark.real
-
-TINY = UpstreamConfig(id="package:whisper-tiny.en")
-SMALL = Layout(chunk_frames=32, shard_frames=256, batch_seconds=8)
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory: pytest.TempPathFactory, speech_root: Path, whisper_tiny_package: object) -> Path:
-    """A manifest of 24 real prompts, one empty recording among them."""
-    folder = tmp_path_factory.mktemp("speech")
-    (folder / "audio").symlink_to(speech_root / "asterisk" / "sounds" / "en_US_f_Allison")
-    (folder / "empty.g722").write_bytes(b"")
-    rows = [manifest.Row(id="empty", audio_filepath="empty.g722", duration=0.0, text="nothing")]
-    for path in sorted((folder / "audio").glob("*.g722")):
-        probed = audio.probe(path)
-        seconds = probed.samples / probed.sample_rate
-        if seconds > 4:
-            continue
-        rows.append(
-            manifest.Row(
-                id=path.stem,
-                audio_filepath=f"audio/{path.name}",
-                duration=seconds,
-                text=path.stem,
-                labels={"n": len(rows)},
-            )
-        )
-        if len(rows) == 24:
-            break
-    manifest.write(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
-
-
-def request(profile: str = "int8", upstream: UpstreamConfig = TINY, layout: Layout = SMALL) -> Request:
-    return Request(upstream=upstream, profile=profile, layout=layout, calibration_seconds=30)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
-    """The cache as one undisturbed run leaves it."""
-    path = tmp_path_factory.mktemp("reference") / "cache"
-    done = Job(speech, path, request()).extract()
-    assert done is not None and done.shards > 4 and len(done.quarantined) == 1
-    return path
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a cache but its log of times."""
-    return {key: (path / key).read_bytes() for key in Storage(path).list_keys() if not key.startswith("log/")} | {
-        str(p.relative_to(path)): b"" for p in path.rglob(".tmp-*")
-    }
 
 
 def start(speech: Path, place: Path, *options: str) -> subprocess.Popen[str]:
     code = (
-        "import sys; from featcache.job import Job; from tests.featcache.test_extract import request; "
+        "import sys; from featcache.job import Job; from tests.real import request; "
         "Job(sys.argv[1], sys.argv[2], request()).extract()"
     )
     return subprocess.Popen(

@@ -1,0 +1,151 @@
+"""Many tasks at once: on threads of this process, or on the workers of a dask.distributed cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+from dask.base import compute
+from dask.delayed import delayed
+
+from featcache.errors import JobError, UsageError
+
+CONNECT_SECONDS = 20
+# How long to wait for the first worker: a batch system may take its time to start one.
+WORKER_SECONDS = 600
+
+
+@contextlib.contextmanager
+def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
+    """A client of the cluster at `scheduler`, or of `workers` processes here; None where neither is asked for.
+
+    Raises:
+        UsageError: both are asked for, or the address is none.
+        JobError: no scheduler answers, or it has no worker.
+    """
+    if workers is not None and scheduler is not None:
+        raise UsageError("--workers starts processes here and --scheduler uses those of a cluster: give one of them")
+    if workers is None and scheduler is None:
+        yield None
+        return
+    # A second of imports that nobody else needs.
+    from distributed import Client, LocalCluster
+
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            threads = max(1, (os.cpu_count() or 1) // (workers or 1))
+            address: Any = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers, threads_per_worker=threads, processes=True, dashboard_address=":0",
+                    memory_limit=0,
+                )
+            )  # fmt: skip
+        else:
+            address = scheduler
+        try:
+            client = stack.enter_context(Client(address, timeout=CONNECT_SECONDS, set_as_default=False))
+        except ValueError as error:
+            raise UsageError(f"--scheduler {scheduler}: no address ({error}); write tcp://HOST:8786") from error
+        except OSError as error:
+            raise JobError(
+                f"no scheduler answers at {scheduler}: start one with `dask scheduler`, and workers with "
+                f"`dask worker {scheduler} --nthreads 1`"
+            ) from error
+        try:
+            client.wait_for_workers(1, timeout=WORKER_SECONDS)
+        except TimeoutError as error:
+            raise JobError(
+                f"the scheduler at {scheduler} has no worker: start some with `dask worker {scheduler} --nthreads 1`"
+            ) from error
+        yield client
+
+
+def absolute(place: str | os.PathLike[str]) -> str:
+    """A path that means the same in every process of a machine, and on all that mount it there; URLs as they are."""
+    return str(place) if "://" in str(place) else os.path.abspath(place)
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    client: Any | None = None,
+    *,
+    name: str,
+    on_result: Callable[[int, Any], None] = lambda number, result: None,
+    a_worker: int | None = None,
+) -> list[Any]:
+    """`function(*a)` for each `a` of `arguments`, in any order; the results in theirs.
+
+    Args:
+        client: whose workers do it; threads of this process where it is None.
+        name: what the tasks are called in the cluster's dashboard.
+        on_result: called with the number and the result of each task as it ends, one call at a time.
+        a_worker: tasks that a worker has at a time; twice its threads where it is None.
+
+    Raises:
+        JobError: a task's worker died again and again.
+        Exception: whatever the first task that failed has raised; what is not begun by then is dropped.
+    """
+    if client is not None:
+        return _on_cluster(function, arguments, client, name, on_result, a_worker)
+    lock = threading.Lock()
+
+    def call(number: int, task: tuple[Any, ...]) -> Any:
+        result = function(*task)
+        with lock:
+            on_result(number, result)
+        return result
+
+    tasks = (delayed(call, pure=False)(number, task) for number, task in enumerate(arguments))
+    return list(compute(*tasks, scheduler="threads"))
+
+
+def _on_cluster(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    client: Any,
+    name: str,
+    on_result: Callable[[int, Any], None],
+    a_worker: int | None,
+) -> list[Any]:
+    """Submit no more than the workers can take now: a fast one gets more, and one that joins gets some."""
+    from distributed import as_completed
+    from distributed.scheduler import KilledWorker
+
+    results: list[Any] = [None] * len(arguments)
+    numbers: dict[str, int] = {}
+    run = uuid4().hex[:8]
+    ended = as_completed(loop=client.loop)
+    waiting = iter(range(len(arguments)))
+
+    def submit() -> None:
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        room = sum(a_worker or 2 * worker["nthreads"] for worker in workers) or 1
+        while len(numbers) < room:
+            number = next(waiting, None)
+            if number is None:
+                return
+            key = f"{name}-{number:06d}-{run}"
+            numbers[key] = number
+            ended.add(client.submit(function, *arguments[number], key=key, pure=False))
+
+    submit()
+    try:
+        for future in ended:
+            number = numbers.pop(future.key)
+            try:
+                results[number] = future.result()
+            except KilledWorker as error:
+                raise JobError(
+                    f"{error.allowed_failures + 1} workers died one after the other of {name} {number} (out of memory, "
+                    "most likely): finished work is safe; see the workers' logs, then run the same command again"
+                ) from error
+            on_result(number, results[number])
+            submit()
+    finally:
+        client.cancel(list(ended.futures))
+    return results

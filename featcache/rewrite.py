@@ -1,0 +1,191 @@
+"""Writing a segment from rows that a cache holds already: whole shards under leases, as extraction does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.codec import Arrays
+from featcache.errors import CacheError
+from featcache.lease import Leases
+from featcache.ledger import Quarantined, Seal, ShardRecord, from_bytes, read_records
+from featcache.plan import make_plan
+from featcache.segment import Segment
+from featcache.storage import Storage
+from featcache.store import Cache
+from featcache.writer import SegmentWriter
+
+Progress = Callable[[float, int], None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the ledgers say of rows, in the order of a new plan: digests of their audio, reasons against them."""
+
+    audio: Sequence[str]
+    reasons: Mapping[int, str]
+
+
+def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Arrays], on_shard: Progress) -> None:
+    """Write and record what the segment lacks; several processes may do so at once.
+
+    Args:
+        block_of: the arrays of all frames of one shard.
+        on_shard: called with the seconds of audio and the bytes of each shard written.
+    """
+    plan = writer.plan
+    leases = Leases(writer.storage)
+    try:
+        for shard in _free_shards(writer, leases):
+            files = writer.render(block_of(shard), shard)
+            lease = f"{writer.name}/leases/{shard:06d}"
+            leases.check(lease)
+            proofs = writer.write_files(files)
+            leases.check(lease)
+            span = plan.shard_rows(shard)
+            writer.record(
+                ShardRecord(
+                    shard=shard,
+                    files=proofs,
+                    first=span.start,
+                    audio=tuple(origin.audio[row] for row in span),
+                    quarantined=tuple(
+                        Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=origin.reasons[row])
+                        for row in span
+                        if row in origin.reasons
+                    ),
+                )
+            )
+            leases.release(lease)
+            seconds = sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000
+            on_shard(seconds, sum(map(len, files.values())))
+    finally:
+        leases.close()
+
+
+def _free_shards(writer: SegmentWriter, leases: Leases) -> Iterator[int]:
+    """Shards that are still to be written, each under a lease; waits for those that others write."""
+    while True:
+        records = writer.records()
+        left = [shard for shard in range(writer.plan.shards) if shard not in records]
+        if not left:
+            return
+        ours = 0
+        for shard in left:
+            if leases.acquire(f"{writer.name}/leases/{shard:06d}"):
+                ours += 1
+                if writer.is_done(shard):
+                    leases.release(f"{writer.name}/leases/{shard:06d}")
+                else:
+                    yield shard
+        if not ours:
+            leases.wait(1.0)
+
+
+def origin_of(segment: Segment) -> Origin:
+    """The ledger's word on all rows of a segment."""
+    records = read_records(segment.storage, segment.name, segment.remedy)
+    return Origin(
+        [digest for shard in sorted(records) for digest in records[shard].audio],
+        {q.row: q.reason for record in records.values() for q in record.quarantined},
+    )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Utterances of a cache by their positions in one of its segments, in the order wanted."""
+
+    cache: Cache
+    segment: Segment
+    utterances: Sequence[int]
+
+
+def copy_segment(
+    chosen: Sequence[Chosen],
+    storage: Storage,
+    name: str,
+    labels: Sequence[str],
+    on_shard: Progress = lambda seconds, written: None,
+) -> Seal:
+    """Write the codes of these utterances as segment `name`, unchanged, and seal it. Goes on where it stopped.
+
+    All come from caches of one encoding, whose description `storage` has already.
+
+    Args:
+        labels: the columns to write; None where an utterance has no such label.
+
+    Raises:
+        MismatchError: the segment was begun for other utterances.
+        CorruptCacheError: a shard to copy from is not as it was written.
+    """
+    spec, codec = chosen[0].cache.spec, chosen[0].cache.codec
+    owners = [(part.segment, utterance) for part in chosen for utterance in part.utterances]
+    ids = [segment.ids[utterance] for segment, utterance in owners]
+    samples = [int(segment.column("samples")[utterance]) for segment, utterance in owners]
+    plan = make_plan(ids, samples, spec, max(plane.bytes_per_frame for plane in codec.planes))
+    writer = SegmentWriter(storage, spec, codec, name, plan)
+    writer.begin()
+    data = storage.read(f"{name}/seal.json")
+    if data is not None:
+        return from_bytes(Seal, data, f"{storage}/{name}/seal.json", writer.remedy)
+    origin = _gather(chosen)
+    if len(origin.audio) != plan.rows:
+        raise CacheError(
+            f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
+        )
+
+    def block_of(shard: int) -> Arrays:
+        block = writer.new_block()
+        utterance, codes = -1, {}
+        for row in plan.shard_rows(shard):
+            owner = int(plan.utterance[row])
+            segment, place = owners[owner]
+            if not segment.usable[place]:
+                continue
+            if owner != utterance:
+                utterance, codes = owner, segment.read(place)
+            first = int(plan.frames[plan.first_row[owner] : row].sum())
+            at = int(plan.position[row]) - shard * plan.shard_frames
+            for plane, values in codes.items():
+                # A plane that the row does not need has no frames: zeros, as they were.
+                piece = values[first : first + int(plan.frames[row])]
+                block[plane][at : at + len(piece)] = piece
+        return block
+
+    write_shards(writer, origin, block_of, on_shard)
+    seal = writer.seal({label: _column(chosen, label) for label in labels})
+    storage.delete_folder(f"{name}/leases")
+    return seal
+
+
+def _gather(chosen: Sequence[Chosen]) -> Origin:
+    audio: list[str] = []
+    reasons: dict[int, str] = {}
+    for part in chosen:
+        whole = origin_of(part.segment)
+        first_row = part.segment.column("first_row")
+        for utterance in part.utterances:
+            for row in range(int(first_row[utterance]), int(first_row[utterance + 1])):
+                if row in whole.reasons:
+                    reasons[len(audio)] = whole.reasons[row]
+                audio.append(whole.audio[row])
+    return Origin(audio, reasons)
+
+
+def _column(chosen: Sequence[Chosen], label: str) -> list[str | None]:
+    columns = [part.segment.labels(label) for part in chosen]
+    return [column[u] for part, column in zip(chosen, columns, strict=True) for u in part.utterances]
+
+
+def choose(cache: Cache, keep: np.ndarray) -> list[Chosen]:
+    """The utterances of a cache for which `keep` `(utterances,)` is true, segment by segment."""
+    chosen = []
+    offset = 0
+    for segment in cache.segments:
+        positions = np.flatnonzero(keep[offset : offset + len(segment)]).tolist()
+        if positions:
+            chosen.append(Chosen(cache, segment, positions))
+        offset += len(segment)
+    return chosen
