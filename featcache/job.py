@@ -251,13 +251,11 @@ class Job:
                 # What was left at its default asks for nothing.
                 if field in asked.upstream.model_fields_set and want != have:
                     differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
-        if asked.profile is not None and asked.profile != self.spec.profile:
-            differences.append(f"profile {asked.profile!r} is asked for, the cache has {self.spec.profile!r}")
-        elif asked.parameters is not None and asked.parameters != self.spec.parameters:
-            differences.append(
-                f"parameters {asked.parameters} of profile {self.spec.profile} are asked for, "
-                f"the cache has {self.spec.parameters}"
-            )
+        # A profile without parameters asks for no particular ones.
+        parameters = asked.parameters or self.spec.parameters
+        if asked.profile is not None and (asked.profile, parameters) != (self.spec.profile, self.spec.parameters):
+            text = codecs.format_profile(asked.profile, asked.parameters or {})
+            differences.append(f"profile {text!r} is asked for, the cache has {self.spec.profile_text!r}")
         if differences:
             raise MismatchError(f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path")
 

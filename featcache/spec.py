@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from featcache.codec import format_profile
 from featcache.digest import digest
 from featcache.geometry import Geometry
 
@@ -75,8 +76,7 @@ class CacheSpec(BaseModel):
     @property
     def profile_text(self) -> str:
         """The profile as users write it, as in `residual:1.5` or `residual:nmse=0.02,packing=pcodec`."""
-        given = [str(value) if name == "bits" else f"{name}={value}" for name, value in sorted(self.parameters.items())]
-        return f"{self.profile}:{','.join(given)}" if given else self.profile
+        return format_profile(self.profile, self.parameters)
 
     @property
     def upstream_id(self) -> str:

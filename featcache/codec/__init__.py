@@ -7,8 +7,8 @@ from typing import Any
 
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
 from featcache.codec.direct import Fp16, Int8
+from featcache.codec.parameters import parse as parse_residual
 from featcache.codec.residual import Residual
-from featcache.codec.residual import parse as parse_residual
 from featcache.digest import digest, digest_arrays
 from featcache.errors import CacheError, UsageError
 
@@ -43,6 +43,12 @@ def parse_profile(text: str) -> tuple[str, dict[str, Any]]:
     return name, parse_residual(rest)
 
 
+def format_profile(name: str, parameters: Mapping[str, Any]) -> str:
+    """A profile as users write it, the inverse of `parse_profile`."""
+    given = [str(value) if key == "bits" else f"{key}={value}" for key, value in sorted(parameters.items())]
+    return f"{name}:{','.join(given)}" if given else name
+
+
 def build(
     name: str, version: int, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays
 ) -> Codec:
@@ -75,6 +81,7 @@ __all__ = [
     "Plane",
     "build",
     "encoding_id",
+    "format_profile",
     "parse_profile",
     "profile_class",
 ]

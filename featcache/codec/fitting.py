@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.codec import packing
 from featcache.codec.base import Arrays
+from featcache.codec.parameters import DEFAULT_LEVEL, Asked
 from featcache.errors import UsageError
 
 # Neighbours of the predictor and of the smoother: frames and taps away.
@@ -32,7 +33,6 @@ ERROR_MARGIN = 0.93
 CHUNK_FRAMES = 64
 # Bytes, measured.
 EXACT_COST = 6.0
-ZSTD_LEVEL = 1
 PCODEC_LEVEL = 8
 PCODEC_PAGE = 1 << 18
 # Codes are int16; with steps of 64 units, larger ones would leave the range of reconstructions.
@@ -51,24 +51,25 @@ class Fitted:
     nmse: np.ndarray
 
 
-def fit(rows: Sequence[np.ndarray], packing_name: str, target: str, value: float) -> Arrays:
+def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
     """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
 
     Raises:
         UsageError: no step reaches the target on these rows.
     """
     mean, deviation = moments(rows)
+    target, value = asked.target, asked.value
     if target == "step":
-        return fit_step(_some(rows, FIT_FRAMES), mean, deviation, value, packing_name).arrays
+        return fit_step(_some(rows, FIT_FRAMES), mean, deviation, value, asked).arrays
     sample = _some(rows, SEARCH_FRAMES)
 
     def measure(step: float) -> float:
-        fitted = fit_step(sample, mean, deviation, step, packing_name)
+        fitted = fit_step(sample, mean, deviation, step, asked)
         return fitted.bits if target == "bits" else float(fitted.nmse.max())
 
     goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
     step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, sum(map(len, sample)))
-    return fit_step(_some(rows, FIT_FRAMES), mean, deviation, step, packing_name).arrays
+    return fit_step(_some(rows, FIT_FRAMES), mean, deviation, step, asked).arrays
 
 
 def dead_zone(step: float) -> float:
@@ -104,9 +105,7 @@ def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.clip(deviation, 2.0**-90, 2.0**120)
 
 
-def fit_step(
-    rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray, step: float, packing_name: str
-) -> Fitted:
+def fit_step(rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray, step: float, asked: Asked) -> Fitted:
     """Everything but the choice of the step, which is `step` deviations in every tap and channel."""
     from featcache.codec import kernels
 
@@ -137,9 +136,9 @@ def fit_step(
     arrays["smoother"] = _fixed(smoother, kernels.SMOOTH_BITS, kernels.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
     arrays["order"] = np.arange(taps * channels, dtype=np.int32)
-    if packing_name == "zstd":
+    if asked.packing == "zstd":
         arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
-    arrays["coding"], bits = _choose(flat, arrays["order"], packing_name)
+    arrays["coding"], bits = _choose(flat, arrays["order"], asked)
     return Fitted(arrays, bits, _nmse(rows, framed, arrays))
 
 
@@ -216,9 +215,9 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
     return np.round(total, 9)
 
 
-def _choose(codes: np.ndarray, order: np.ndarray, packing_name: str) -> tuple[np.ndarray, float]:
+def _choose(codes: np.ndarray, order: np.ndarray, asked: Asked) -> tuple[np.ndarray, float]:
     """int32 `(radix, escapes a frame)` of the smallest packing, and its bits per value."""
-    if packing_name == "pcodec":
+    if asked.packing == "pcodec":
         return np.zeros(2, np.int32), _size_pcodec(codes)
     best: tuple[float, int, int] | None = None
     for radix in packing.DIGITS:
@@ -228,23 +227,24 @@ def _choose(codes: np.ndarray, order: np.ndarray, packing_name: str) -> tuple[np
             continue
         escapes = int(min(packing.MAX_ESCAPES, max(4, 4 * math.ceil(np.quantile(beyond, 0.999) / 4))))
         kept = np.where((beyond > escapes)[:, None], np.clip(codes, -limit, limit), codes)
-        size = _size_zstd(packing.assemble(kept, order, radix, escapes))
+        size = _size_zstd(packing.assemble(kept, order, radix, escapes), asked.level)
         # Codes that find no room among the escapes cost an exact value, and some after them do.
         size += EXACT_COST * float(np.maximum(beyond - escapes, 0).mean())
         if best is None or size < best[0]:
             best = (size, radix, escapes)
     if best is None:
         clipped = np.clip(codes, -127, 127).astype(np.int16)
-        best = (_size_zstd(packing.assemble(clipped, order, 255, packing.MAX_ESCAPES)), 255, packing.MAX_ESCAPES)
+        frames = packing.assemble(clipped, order, 255, packing.MAX_ESCAPES)
+        best = (_size_zstd(frames, asked.level), 255, packing.MAX_ESCAPES)
     overhead = _chunk_overhead(codes.shape[1]) / min(CHUNK_FRAMES, len(codes))
     return np.array(best[1:], np.int32), 8 * (best[0] + overhead) / codes.shape[1]
 
 
-def _size_zstd(frames: np.ndarray) -> float:
+def _size_zstd(frames: np.ndarray, level: int) -> float:
     """Bytes a frame as zstd leaves them, chunk by chunk."""
     from numcodecs.zstd import Zstd
 
-    coder = Zstd(level=ZSTD_LEVEL, checksum=True)
+    coder = Zstd(level=level, checksum=True)
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
     sizes = [len(coder.encode(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]))) for at in chunks]
     return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
@@ -266,7 +266,7 @@ def _chunk_overhead(values: int) -> int:
     """Bytes of a chunk beyond its codes: two checksums and index entries, and an empty chunk of plane `exact`."""
     from numcodecs.zstd import Zstd
 
-    empty = len(Zstd(level=ZSTD_LEVEL, checksum=True).encode(np.zeros(CHUNK_FRAMES * values, np.float32)))
+    empty = len(Zstd(level=DEFAULT_LEVEL, checksum=True).encode(np.zeros(CHUNK_FRAMES * values, np.float32)))
     return empty + 2 * (4 + 16)
 
 

@@ -9,7 +9,6 @@ would not be is kept as float32 in the plane `exact`, which is read only where a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,19 +18,17 @@ import torch
 
 from featcache.codec import fitting, packing
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
-from featcache.errors import UsageError
+from featcache.codec.parameters import DEFAULT_LEVEL, check
 
 FIRST, EXACT = 1, 2
 BOUND = 4.0
-TARGETS = ("bits", "nmse", "step")
-DEFAULT_BITS = 2.0
-PACKINGS = ("zstd", "pcodec")
 
 
 class Residual(Codec):
     """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
     standard deviations), and `packing`: `zstd` (the default; any Zarr v3 library reads the codes) or
-    `pcodec` (smaller, needs the package pcodec).
+    `pcodec` (smaller, needs the package pcodec). `level` is zstd's: 1, or up to 19, which takes a tenth less
+    room below 1 bit, is read as fast and written some thirty times as slowly.
 
     NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
     """
@@ -43,8 +40,8 @@ class Residual(Codec):
         # Kernels are fast on contiguous arrays only.
         contiguous = {name: np.ascontiguousarray(array) for name, array in calibration.items()}
         super().__init__(taps, channels, parameters, contiguous)
-        _target(parameters)
-        self.packing = _packing(parameters)
+        asked = check(parameters)
+        self.packing, self.level = asked.packing, asked.level
         self.radix, self.escapes = (int(n) for n in calibration["coding"])
         step = calibration["step"]
         self._inverse = fitting.inverse_of(step)
@@ -57,8 +54,7 @@ class Residual(Codec):
 
     @classmethod
     def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
-        target, value = _target(parameters)
-        return fitting.fit(rows, _packing(parameters), target, value)
+        return fitting.fit(rows, check(parameters))
 
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
@@ -71,8 +67,8 @@ class Residual(Codec):
             )  # fmt: skip
         else:
             width = packing.HEADER + packing.packed_bytes(values, self.radix) + packing.ESCAPE * self.escapes
-            codes = Plane("codes", "|u1", (width,), level=fitting.ZSTD_LEVEL, axes=("byte",))
-        return codes, Plane("exact", "<f4", (self.taps, self.channels), level=fitting.ZSTD_LEVEL)
+            codes = Plane("codes", "|u1", (width,), level=self.level, axes=("byte",))
+        return codes, Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL)
 
     def needed(self, plane: str, found: Arrays, frames: int) -> range:
         if plane != "exact":
@@ -190,50 +186,3 @@ class Residual(Codec):
 
 # Steps in one unit of a smoothed value; `kernels` has the arithmetic, and takes a second to import.
 SMOOTHED_UNIT = 2.0**-9
-
-
-def parse(text: str) -> dict[str, Any]:
-    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05,packing=pcodec`.
-
-    A bare number is bits per value.
-
-    Raises:
-        UsageError: it is none of these.
-    """
-    found: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, _, value = part.rpartition("=")
-        name = name.strip() or "bits"
-        try:
-            found[name] = value.strip() if name == "packing" else float(value.removesuffix("bit"))
-        except ValueError:
-            raise UsageError(
-                f"residual:{text}: {part!r} is no parameter; write residual:1.5, residual:nmse=0.05 or residual:step=1"
-            ) from None
-    _target(found)
-    _packing(found)
-    return found
-
-
-def _target(parameters: Mapping[str, Any]) -> tuple[str, float]:
-    unknown = sorted(set(parameters) - {*TARGETS, "packing"})
-    if unknown:
-        raise UsageError(
-            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, and packing"
-        )
-    given = [name for name in TARGETS if name in parameters]
-    if len(given) > 1:
-        raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")
-    if not given:
-        return "bits", DEFAULT_BITS
-    value = parameters[given[0]]
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise UsageError(f"profile residual: {given[0]} = {value!r} is not a positive number")
-    return given[0], float(value)
-
-
-def _packing(parameters: Mapping[str, Any]) -> str:
-    name = parameters.get("packing", PACKINGS[0])
-    if name not in PACKINGS:
-        raise UsageError(f"profile residual has no packing {name!r}: choose one of {', '.join(PACKINGS)}")
-    return str(name)

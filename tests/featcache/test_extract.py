@@ -165,6 +165,8 @@ def test_other_values_never_mix_in(speech: Path, reference: Path, tmp_path: Path
         Job(speech, place, request(upstream=padded)).extract()
     with pytest.raises(MismatchError, match="profile 'fp16' is asked for"):
         Job(speech, place, request(profile="fp16")).extract()
+    with pytest.raises(MismatchError, match="profile 'residual:1.5' is asked for"):
+        Job(speech, place, Request(upstream=TINY, profile="residual", parameters={"bits": 1.5})).extract()
     # Even where the request agrees, what the model itself says is compared.
     job = Job(speech, place, request())
     job.upstream.identity = {**job.upstream.identity, "autocast": "bfloat16"}

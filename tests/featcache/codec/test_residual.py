@@ -24,6 +24,11 @@ from featcache.spec import Layout
 from tests.helpers import make_cache
 
 TAPS, CHANNELS = 3, 20
+FINITE = st.one_of(
+    st.floats(-50, 50, width=32),
+    st.floats(allow_nan=False, allow_infinity=False, width=32),
+    st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 3.4e38, -3.4e38]),
+)
 needs_pcodec = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('pcodec')")
 
 
@@ -77,19 +82,8 @@ def error_in_steps(codec: codecs.Codec, row: np.ndarray, decoded: np.ndarray) ->
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_finite_input_is_within_the_bound(codec: Residual, data: st.DataObject) -> None:
-    frames = data.draw(st.integers(1, 12))
-    row = data.draw(
-        hypothesis_arrays(
-            np.float32,
-            (frames, TAPS, CHANNELS),
-            elements=st.one_of(
-                st.floats(-50, 50, width=32),
-                st.floats(allow_nan=False, allow_infinity=False, width=32),
-                st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 3.4e38, -3.4e38]),
-            ),
-            fill=st.just(np.float32(0)),
-        )
-    )
+    shape = (data.draw(st.integers(1, 12)), TAPS, CHANNELS)
+    row = data.draw(hypothesis_arrays(np.float32, shape, elements=FINITE, fill=st.just(np.float32(0))))
     assert error_in_steps(codec, row, decode(codec, [row])).max() <= BOUND
 
 
@@ -179,9 +173,43 @@ def test_asked_nmse_is_kept_by_every_row_and_tap(nmse: float) -> None:
     assert np.mean(found[:-1]) > nmse / 3  # and not by being much finer than asked
 
 
+@pytest.fixture(scope="module")
+def bounded() -> Residual:
+    return build({"nmse": 0.05})
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_asked_nmse_is_kept_for_any_finite_input(bounded: Residual, data: st.DataObject) -> None:
+    """However far a row is from the calibration, every tap of it keeps the bound."""
+    row = speech_like(data.draw(st.integers(1, 40)), data.draw(st.integers(0, 99)))
+    row *= np.float32(data.draw(st.floats(0, 1e6, width=32)))
+    strays = data.draw(hypothesis_arrays(np.float32, (1, TAPS, CHANNELS), elements=FINITE, fill=st.just(np.float32(0))))
+    row[: data.draw(st.integers(0, 2))] = strays
+    error = (row.astype(np.float64) - decode(bounded, [row])) / bounded.calibration["deviation"]
+    assert np.square(error).mean(axis=(0, 2)).max() <= 0.05 * (1 + 1e-5)
+
+
+def test_a_higher_level_of_zstd_is_smaller_and_decodes_to_the_same() -> None:
+    rows = [speech_like(640, seed, 4, 64) for seed in range(4)]
+    fast, slow = build({"step": 1.5}, rows), build({"step": 1.5, "level": 16}, rows)
+    np.testing.assert_array_equal(decode(fast, rows), decode(slow, rows))
+    assert stored_bits(slow, rows) < stored_bits(fast, rows)
+
+
 @pytest.mark.parametrize(
     "parameters",
-    [{"bits": 0}, {"bits": float("nan")}, {"bits": "2"}, {"bits": 1, "step": 1}, {"rate": 1}, {"packing": "zip"}],
+    [
+        {"bits": 0},
+        {"bits": float("nan")},
+        {"bits": "2"},
+        {"bits": 1, "step": 1},
+        {"rate": 1},
+        {"packing": "zip"},
+        {"level": 20},
+        {"level": 1.5},
+        {"level": 3, "packing": "pcodec"},
+    ],
 )
 def test_wrong_parameters_are_refused(parameters: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="residual"):
@@ -196,7 +224,9 @@ def test_profiles_as_users_write_them() -> None:
     assert codecs.parse_profile("residual:nmse=0.05,packing=pcodec") == (
         "residual", {"nmse": 0.05, "packing": "pcodec"},
     )  # fmt: skip
-    for wrong in ("residual:much", "residual:bits=1,step=2", "int8:1", "none", "residual:packing=zip"):
+    assert codecs.parse_profile("residual:0.7,level=16") == ("residual", {"bits": 0.7, "level": 16})
+    wrongs = ("much", "level=high", "bits=1,step=2", "packing=zip")
+    for wrong in (*(f"residual:{rest}" for rest in wrongs), "int8:1", "none"):
         with pytest.raises(UsageError):
             codecs.parse_profile(wrong)
 

@@ -1,0 +1,81 @@
+"""The parameters of the `residual` profile: as users write them, and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.errors import UsageError
+
+TARGETS = ("bits", "nmse", "step")
+DEFAULT_BITS = 2.0
+PACKINGS = ("zstd", "pcodec")
+# Of zstd: packed codes hold few matches, and fast levels lose little by not looking for them.
+DEFAULT_LEVEL, HIGHEST_LEVEL = 1, 19
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a profile is fitted for: `value` of `target`, in a packing, at a level of zstd."""
+
+    target: str = "bits"
+    value: float = DEFAULT_BITS
+    packing: str = PACKINGS[0]
+    level: int = DEFAULT_LEVEL
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05,packing=pcodec`.
+
+    A bare number is bits per value.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    found: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, _, value = part.rpartition("=")
+        name = name.strip() or "bits"
+        value = value.strip()
+        try:
+            if name == "packing":
+                found[name] = value
+            else:
+                found[name] = int(value) if name == "level" else float(value.removesuffix("bit"))
+        except ValueError:
+            raise UsageError(
+                f"residual:{text}: {part!r} is no parameter; write residual:1.5, residual:nmse=0.05 or residual:step=1"
+            ) from None
+    check(found)
+    return found
+
+
+def check(parameters: Mapping[str, Any]) -> Asked:
+    """The parameters with their defaults.
+
+    Raises:
+        UsageError: one is unknown or out of its range, or two exclude one another.
+    """
+    unknown = sorted(set(parameters) - {*TARGETS, "packing", "level"})
+    if unknown:
+        raise UsageError(
+            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, packing and level"
+        )
+    given = [name for name in TARGETS if name in parameters]
+    if len(given) > 1:
+        raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")
+    target = given[0] if given else "bits"
+    value = parameters.get(target, DEFAULT_BITS)
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise UsageError(f"profile residual: {target} = {value!r} is not a positive number")
+    packing = parameters.get("packing", PACKINGS[0])
+    if packing not in PACKINGS:
+        raise UsageError(f"profile residual has no packing {packing!r}: choose one of {', '.join(PACKINGS)}")
+    level = parameters.get("level", DEFAULT_LEVEL)
+    if not isinstance(level, int) or not 1 <= level <= HIGHEST_LEVEL:
+        raise UsageError(f"profile residual: level = {level!r} is not one of zstd's, 1 to {HIGHEST_LEVEL}")
+    if packing != "zstd" and "level" in parameters:
+        raise UsageError(f"profile residual: level is zstd's, and packing={packing} has none: leave it out")
+    return Asked(target, float(value), str(packing), level)
