@@ -165,6 +165,27 @@ class Run:
         """The scores that this run was finished with; see `read_metrics`."""
         return self.read_metrics(self.path)
 
+    @property
+    def logit_rate(self) -> float:
+        """Frames of logits a second."""
+        return head.logit_rate(self.recipe, self.spec.frame_rate)
+
+    def open_cache(self, cache: Cache | str | None = None) -> Cache:
+        """The recipe's cache, or another one of the same features.
+
+        Raises:
+            MismatchError: the features are not those that the head was trained on.
+        """
+        opened = (
+            open_cache(self.recipe.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
+        )
+        if opened.values_id != self.spec.values_id:
+            raise MismatchError(
+                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} "
+                f"holds {opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
+            )
+        return opened
+
     def evaluate(self, split: str = "test", cache: Cache | str | None = None) -> Evaluation:
         """Score the head on a split.
 
@@ -178,14 +199,8 @@ class Run:
         """
         if split not in labels.SPLITS:
             raise UsageError(f"split {split!r} is not allowed, use {' or '.join(labels.SPLITS)}")
-        settings = self.recipe
-        opened = open_cache(settings.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
-        if opened.values_id != self.spec.values_id:
-            raise MismatchError(
-                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} "
-                f"holds {opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
-            )
-        selection = labels.select(opened, settings)
+        opened = self.open_cache(cache)
+        selection = labels.select(opened, self.recipe)
         examples = selection.splits[split]
         chosen = labels.prepare(examples, split, self.task, self.head.output_frames(examples))
         if not len(chosen):
