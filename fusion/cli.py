@@ -1,4 +1,4 @@
-"""The command `fusion`: train a head, evaluate a run, compare runs."""
+"""The command `fusion`: train heads, evaluate a run, compare runs, align texts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from featcache.errors import FeatcacheError, UsageError
 from fusion.cli_align import align
 from fusion.cli_options import AsJson, RunFolder
+from fusion.cli_sweep import sweep
 
 # Before torch is imported: OpenMP threads that wait shall sleep, not spin. Where another job wants the same
 # cores, spinning makes training 25 times slower (2 cores, one competitor: 100 against 2,600 frames/s).
@@ -39,6 +40,7 @@ app = typer.Typer(
     help="Train small heads on cached activations of a frozen speech model.",
 )  # fmt: skip
 app.command()(align)
+app.command()(sweep)
 
 
 @app.command()
