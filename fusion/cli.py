@@ -1,4 +1,4 @@
-"""The command `fusion`: train a head, evaluate a run, compare runs."""
+"""The command `fusion`: train heads, evaluate a run, compare runs, align texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from featcache.errors import FeatcacheError, UsageError
+from fusion.cli_align import align
+from fusion.cli_options import AsJson, RunFolder
+from fusion.cli_sweep import sweep
 
 # Before torch is imported: OpenMP threads that wait shall sleep, not spin. Where another job wants the same
 # cores, spinning makes training 25 times slower (2 cores, one competitor: 100 against 2,600 frames/s).
@@ -36,9 +39,8 @@ app = typer.Typer(
     cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Train small heads on cached activations of a frozen speech model.",
 )  # fmt: skip
-
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/hff.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.command()(align)
+app.command()(sweep)
 
 
 @app.command()
@@ -138,6 +140,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         "of_unseen_classes",
         "words",
         "characters",
+        "frames",
         "hours",
         "normalise",
         "fusion_parameters",

@@ -44,7 +44,6 @@ class Batch:
     """float (batch, frames, taps, channels), zero beyond `lengths`, on the device."""
     lengths: Tensor
     """int64 (batch,), on the device."""
-    targets: tuple[tuple[int, ...], ...]
     frames: int
     """Frames without padding."""
 
@@ -223,8 +222,21 @@ class Loader:
         frames = int(self.split.frames[positions].sum())
         self.watch.waited += time.perf_counter() - began
         self.watch.frames += frames
-        targets = tuple(self.split.targets[position] for position in positions)
-        return Batch(slot, features, lengths, targets, frames)
+        return Batch(slot, features, lengths, frames)
+
+
+def union_of_taps(wanted: Sequence[tuple[str, ...]], order: Sequence[str]) -> tuple[str, ...]:
+    """Taps to read for all who want some: in the cache's `order`, unless all agree on another."""
+    if len(set(wanted)) == 1:
+        return wanted[0]
+    return tuple(tap for tap in order if any(tap in taps for taps in wanted))
+
+
+def pick_taps(features: Tensor, held: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """The wanted ones of the taps of (batch, frames, taps, channels): a copy, or the features themselves if all."""
+    if tuple(held) == tuple(wanted):
+        return features
+    return features[:, :, [held.index(tap) for tap in wanted]]
 
 
 # Frames over which the features' moments are estimated.

@@ -77,6 +77,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def targets_of(self, positions: np.ndarray) -> list[tuple[int, ...]]:
+        return [self.targets[position] for position in positions]
+
 
 class Columns:
     """The label columns of a cache with the task's own file laid over them."""

@@ -1,13 +1,15 @@
-"""Run a head over a split of a cache."""
+"""Run heads over a split of a cache."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.data import Loader, plan_evaluation
+from fusion.data import Loader, pick_taps, plan_evaluation, union_of_taps
 from fusion.distributed import World, autocast
 from fusion.head import Head
 from fusion.labels import Split
@@ -15,6 +17,17 @@ from fusion.labels import Split
 if TYPE_CHECKING:
     from featcache.store import Cache
     from fusion.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A head and what it is to read."""
+
+    head: Head
+    task: Task
+    split: Split
+    taps: tuple[str, ...]
+    precision: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -26,37 +39,48 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(
-    head: Head,
-    task: Task,
-    cache: Cache,
-    split: Split,
-    world: World,
-    *,
-    taps: tuple[str, ...],
-    batch_seconds: float,
-    precision: str = "auto",
-    workers: int = 2,
-) -> Predictions:
-    """What a head says of every utterance of a split; each process does its share, all get the whole."""
-    training = head.training
-    head.eval()
-    found: dict[int, Any] = {}
-    losses: list[float] = []
+def predict_together(
+    readers: Sequence[Reader], cache: Cache, world: World, *, batch_seconds: float, workers: int = 2
+) -> list[Predictions]:
+    """What each head says of every utterance, in one pass; each process does its share, all get the whole.
+
+    Args:
+        readers: all of splits with the same rows.
+    """
+    split = readers[0].split
+    taps = union_of_taps([reader.taps for reader in readers], cache.taps)
+    found: list[dict[int, Any]] = [{} for _ in readers]
+    losses: list[list[float]] = [[] for _ in readers]
     slots = plan_evaluation(split.frames, round(batch_seconds * cache.frame_rate))[world.rank :: world.size]
-    try:
-        with Loader(cache, split, world.device, taps, workers) as loader:
-            for batch in loader.batches(slots):
-                with autocast(precision, world.device):
-                    logits, lengths = head(batch.features, batch.lengths)
-                losses.append(float(task.loss(logits, lengths, batch.targets)))
-                values = task.predict(logits.float(), lengths)
-                found.update(zip((int(position) for position in batch.slot.positions), values, strict=True))
-    finally:
-        head.train(training)
+    with _evaluating(readers), Loader(cache, split, world.device, taps, workers) as loader:
+        for batch in loader.batches(slots):
+            positions = batch.slot.positions
+            for i, reader in enumerate(readers):
+                with autocast(reader.precision, world.device):
+                    logits, lengths = reader.head(pick_taps(batch.features, taps, reader.taps), batch.lengths)
+                losses[i].append(float(reader.task.loss(logits, lengths, reader.split.targets_of(positions))))
+                values = reader.task.predict(logits.float(), lengths)
+                found[i].update(zip(positions.tolist(), values, strict=True))
+    return [_gathered(world, values, losses[i], len(split)) for i, values in enumerate(found)]
+
+
+def _gathered(world: World, values: dict[int, Any], losses: list[float], utterances: int) -> Predictions:
     everything: dict[int, Any] = {}
     all_losses: list[float] = []
-    for part in world.gather({"values": list(found.items()), "losses": losses}):
+    for part in world.gather({"values": list(values.items()), "losses": losses}):
         everything.update((position, value) for position, value in part["values"])
         all_losses += part["losses"]
-    return Predictions(tuple(everything[i] for i in range(len(split))), sum(all_losses) / max(len(all_losses), 1))
+    return Predictions(tuple(everything[i] for i in range(utterances)), sum(all_losses) / max(len(all_losses), 1))
+
+
+@contextmanager
+def _evaluating(readers: Sequence[Reader]) -> Iterator[None]:
+    """The heads in evaluation mode; as they were afterwards."""
+    training = [reader.head.training for reader in readers]
+    for reader in readers:
+        reader.head.eval()
+    try:
+        yield
+    finally:
+        for reader, was in zip(readers, training, strict=True):
+            reader.head.train(was)

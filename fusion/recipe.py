@@ -32,9 +32,10 @@ class TaskRecipe(_Section):
     """What is learned, from which label, and which rows take part."""
 
     kind: str = "ctc"
-    """`ctc` (transcription) or `classify` (one class an utterance)."""
+    """`ctc` (transcription), `classify` (one class an utterance) or `tag` (one class a frame)."""
     label: str = "text"
-    """The column of the label: text for `ctc`, anything for `classify`."""
+    """The column of the label: text for `ctc`, anything for `classify`, for `tag` a JSON list of
+    [name, start, end] in seconds."""
     normalise: Literal["none", "basic"] = "basic"
     """Of the text, for `ctc`; so are the next two."""
     tokens: Literal["char", "sentencepiece"] = "char"

@@ -18,7 +18,7 @@ from fusion import checkpoint, head, labels, tasks
 from fusion.data import plan_evaluation
 from fusion.distributed import World, autocast, pick_device
 from fusion.modules import count_parameters
-from fusion.predict import predict
+from fusion.predict import Predictions, Reader, predict_together
 from fusion.recipe import Recipe
 from fusion.recipe import read as read_recipe
 
@@ -165,6 +165,27 @@ class Run:
         """The scores that this run was finished with; see `read_metrics`."""
         return self.read_metrics(self.path)
 
+    @property
+    def logit_rate(self) -> float:
+        """Frames of logits a second."""
+        return head.logit_rate(self.recipe, self.spec.frame_rate)
+
+    def open_cache(self, cache: Cache | str | None = None) -> Cache:
+        """The recipe's cache, or another one of the same features.
+
+        Raises:
+            MismatchError: the features are not those that the head was trained on.
+        """
+        opened = (
+            open_cache(self.recipe.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
+        )
+        if opened.values_id != self.spec.values_id:
+            raise MismatchError(
+                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} "
+                f"holds {opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
+            )
+        return opened
+
     def evaluate(self, split: str = "test", cache: Cache | str | None = None) -> Evaluation:
         """Score the head on a split.
 
@@ -178,14 +199,8 @@ class Run:
         """
         if split not in labels.SPLITS:
             raise UsageError(f"split {split!r} is not allowed, use {' or '.join(labels.SPLITS)}")
-        settings = self.recipe
-        opened = open_cache(settings.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
-        if opened.values_id != self.spec.values_id:
-            raise MismatchError(
-                f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} "
-                f"holds {opened.values_id[:12]}; use a cache of {self.spec.upstream['id']} made in the same way"
-            )
-        selection = labels.select(opened, settings)
+        opened = self.open_cache(cache)
+        selection = labels.select(opened, self.recipe)
         examples = selection.splits[split]
         chosen = labels.prepare(examples, split, self.task, self.head.output_frames(examples))
         if not len(chosen):
@@ -199,18 +214,19 @@ class Run:
                 if key in old
             }
         skipped = [skip for skip in (*selection.skipped, *chosen.skipped) if skip.split == split]
-        return self.evaluate_split(
-            opened, chosen, World(0, 1, self.device), facts | {"skipped": labels.count_reasons(skipped)}
-        )
-
-    def evaluate_split(self, cache: Cache, split: labels.Split, world: World, facts: Mapping[str, Any]) -> Evaluation:
-        """Score the head on rows that are already chosen; `facts` are added to the metrics."""
-        settings = self.recipe
-        found = predict(
-            self.head, self.task, cache, split, world, taps=self.spec.taps,
-            batch_seconds=settings.train.batch_seconds, precision=settings.train.precision,
-            workers=settings.train.workers,
+        settings = self.recipe.train
+        [found] = predict_together(
+            [self.reader(chosen)], opened, World(0, 1, self.device), batch_seconds=settings.batch_seconds,
+            workers=settings.workers,
         )  # fmt: skip
+        return self.score(opened, chosen, found, facts | {"skipped": labels.count_reasons(skipped)})
+
+    def reader(self, split: labels.Split) -> Reader:
+        return Reader(self.head, self.task, split, self.spec.taps, self.recipe.train.precision)
+
+    def score(self, cache: Cache, split: labels.Split, found: Predictions, facts: Mapping[str, Any]) -> Evaluation:
+        """Score what the head said of the rows of a split; `facts` are added to the metrics."""
+        settings = self.recipe
         report, rows = self.task.report(split.ids, split.references, found.values)
         metrics = report | {
             "split": split.name,

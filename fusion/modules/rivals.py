@@ -115,7 +115,8 @@ class HConv(nn.Module):
 
     Args:
         kernel: taps that one output sees, at least `stride`.  stride: at least 2.
-        norm: of every tap before the projection, and of the output: "layer", "rms" or "none".
+        norm: of the output: "layer", "rms" or "none".
+        tap_norm: of every tap over its channels before the projection, likewise.
         activation: "gelu", "relu", "silu" or "tanh".  dropout: after every activation.
 
     Raises:
@@ -132,6 +133,7 @@ class HConv(nn.Module):
         activation: str = "gelu",
         norm: str = "layer",
         dropout: float = 0.1,
+        tap_norm: str = "none",
     ) -> None:
         super().__init__()
         if stride < 2 or kernel < stride:
@@ -142,7 +144,7 @@ class HConv(nn.Module):
         self.width, self.kernel, self.stride = width, kernel, stride
         self.act = activation_of(activation)
         self.dropout = Dropout(dropout)
-        self.projection = TapProjection(1, channels, width, norm)
+        self.projection = TapProjection(1, channels, width, tap_norm)
         depth, positions = 0, taps
         while positions > 1:
             depth, positions = depth + 1, -(-positions // stride)
@@ -178,12 +180,16 @@ class Ladder(nn.Module):
 
         m_i = g_i x_i + (1 - g_i) s_{i-1},   s_i = m_i + W2 dropout(act(W1 norm(m_i) + b1)) + b2,   s_0 = x_0
 
-    and g_i the sigmoid of a learnt number, a half at first. This is what an adapter's path becomes where the
-    upstream is frozen and cached.
+    and g_i the sigmoid of a learnt number. This is what an adapter's path becomes where the upstream is frozen
+    and cached. All projections start equal and what the MLPs add starts at zero, as in HFF
+    (docs/decisions/0005-start-of-the-tree.md).
 
     Args:
         hidden: width of the MLP in a rung.
-        norm: of every tap before its projection, in every rung, and of the output: "layer", "rms" or "none".
+        norm: in every rung, and of the output: "layer", "rms" or "none".
+        tap_norm: of every tap over its channels before its projection, likewise.
+        gate_start: what the sigmoid is taken of at the start; 4 gives each rung's tap 0.98 of the sum, so that
+            the ladder begins as little more than the last tap.
         activation: "gelu", "relu", "silu" or "tanh".  dropout: after every activation.
     """
 
@@ -196,16 +202,23 @@ class Ladder(nn.Module):
         activation: str = "gelu",
         norm: str = "layer",
         dropout: float = 0.1,
+        gate_start: float = 4.0,
+        tap_norm: str = "none",
     ) -> None:
         super().__init__()
         self.width = width
         self.act = activation_of(activation)
         self.dropout = Dropout(dropout)
-        self.projection = TapProjection(taps, channels, width, norm)
-        self.mixture = nn.Parameter(torch.zeros(taps - 1))
+        self.projection = TapProjection(taps, channels, width, tap_norm)
+        self.mixture = nn.Parameter(torch.full((taps - 1,), gate_start))
         self.up = StackedLinear(taps - 1, width, hidden, norm)
         self.down = StackedLinear(taps - 1, hidden, width, "none")
         self.norm = norm_layer(norm, width)
+        with torch.no_grad():
+            self.projection.weight.copy_(self.projection.weight[:1].expand_as(self.projection.weight))
+            self.projection.bias.copy_(self.projection.bias[:1].expand_as(self.projection.bias))
+            self.down.weight.zero_()
+            self.down.bias.zero_()
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, frames, taps, channels) -> (batch, frames, width)."""

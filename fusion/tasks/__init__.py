@@ -15,8 +15,9 @@ from fusion.recipe import TaskRecipe
 from fusion.tasks.base import Measure, Task
 from fusion.tasks.classify import ClassifyTask
 from fusion.tasks.ctc import CtcTask
+from fusion.tasks.tag import TagTask
 
-TASKS: dict[str, type[Task]] = {task.kind: task for task in (CtcTask, ClassifyTask)}
+TASKS: dict[str, type[Task]] = {task.kind: task for task in (CtcTask, ClassifyTask, TagTask)}
 
 
 def fit(recipe: TaskRecipe, labels: Sequence[str], frame_rate: float) -> Task:
@@ -45,4 +46,4 @@ def from_json(value: dict[str, Any]) -> Task:
     return TASKS[value["kind"]].from_json(value)
 
 
-__all__ = ["TASKS", "ClassifyTask", "CtcTask", "Measure", "Task", "fit", "from_json", "of_kind"]
+__all__ = ["TASKS", "ClassifyTask", "CtcTask", "Measure", "TagTask", "Task", "fit", "from_json", "of_kind"]

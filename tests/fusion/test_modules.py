@@ -197,7 +197,7 @@ def test_rivals_are_what_they_say() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_ladder_is_the_ladder_by_loops(taps: int, norm: str) -> None:
     features = features_of(taps=taps)
-    ladder = build_fuser("ladder", taps, 12, width=6, hidden=4, norm=norm).eval()
+    ladder = build_fuser("ladder", taps, 12, width=6, hidden=4, norm=norm, tap_norm=norm).eval()
     shake(ladder)
     leaves = [
         norm_of(features[:, :, i], norm, *affine(ladder.projection, i)) @ ladder.projection.weight[i]
@@ -216,7 +216,7 @@ def test_the_ladder_is_the_ladder_by_loops(taps: int, norm: str) -> None:
 @pytest.mark.parametrize(("taps", "kernel", "stride"), [(8, 3, 2), (5, 3, 2), (13, 5, 3), (2, 2, 2), (9, 3, 3)])
 def test_the_convolution_over_taps_is_torchs(taps: int, kernel: int, stride: int) -> None:
     features = features_of(taps=taps)
-    fuser = build_fuser("hconv", taps, 12, width=6, kernel=kernel, stride=stride).eval()
+    fuser = build_fuser("hconv", taps, 12, width=6, kernel=kernel, stride=stride, tap_norm="layer").eval()
     shake(fuser)
     leaves = norm_of(features, "layer", *affine(fuser.projection, 0)) @ fuser.projection.weight[0]
     x = (leaves + fuser.projection.bias[0]).flatten(0, 1).transpose(1, 2)  # (rows, width, taps)
@@ -229,9 +229,16 @@ def test_the_convolution_over_taps_is_torchs(taps: int, kernel: int, stride: int
     torch.testing.assert_close(fuser(features).flatten(0, 1), fuser.norm(x[..., 0]), rtol=1e-4, atol=1e-5)
 
 
+def test_the_ladder_starts_as_nearly_the_last_tap() -> None:
+    features = features_of()
+    ladder = build_fuser("ladder", 5, 12, width=6, norm="none").eval()
+    last = features[:, :, -1] @ ladder.projection.weight[-1] + ladder.projection.bias[-1]
+    assert (ladder(features) - last).square().mean() < 0.01 * last.square().mean()
+
+
 def test_the_rivals_parameters_are_those_of_the_formulas() -> None:
     taps, channels, width, hidden = 8, 512, 128, 96
-    leaves = taps * (channels * width + width + 2 * channels)
+    leaves = taps * (channels * width + width)
     rungs = (taps - 1) * (2 * width + width * hidden + hidden + hidden * width + width + 1)
     assert count_parameters(build_fuser("ladder", taps, channels, hidden=hidden)) == leaves + rungs + 2 * width
     levels = 3 * (3 * width * width + width)

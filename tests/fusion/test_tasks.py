@@ -1,4 +1,4 @@
-"""What is learned besides text: classes of utterances."""
+"""What is learned besides text: classes of utterances and of frames."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from featcache.errors import UsageError
 from fusion import Run, compare, comparison, recipe, tasks
 from fusion import train as training
+from fusion.labels import Unusable
 from fusion.recipe import TaskRecipe
-from fusion.tasks import ClassifyTask
+from fusion.tasks import ClassifyTask, TagTask
+from fusion.tasks.tag import BACKGROUND, read_spans
 from tests.fusion.speech import toy_recipe
 from tests.helpers import make_cache
 
@@ -97,7 +101,7 @@ def test_classification_pools_over_the_valid_frames_only() -> None:
 
 
 def test_every_task_comes_back_from_json() -> None:
-    labels = {"ctc": ["ab", "b"], "classify": ["b", "a", "b"]}
+    labels = {"ctc": ["ab", "b"], "classify": ["b", "a", "b"], "tag": ['[["x", 0, 1.5]]', "[]"]}
     assert labels.keys() == tasks.TASKS.keys()
     for kind, values in labels.items():
         task = tasks.fit(TaskRecipe(kind=kind), values, 25.0)
@@ -122,3 +126,49 @@ def test_what_does_not_suit_a_task_is_said(cache: Path, tmp_path: Path, override
     made = recipe.parse(toy_recipe(cache, 1, "linear"), overrides)
     with pytest.raises(UsageError, match=words):
         training.fit(made, runs=tmp_path)
+
+
+def test_a_frame_has_the_class_of_the_span_over_its_middle() -> None:
+    task = TagTask.fit(TaskRecipe(kind="tag"), ['[["b", 0.5, 1], ["a", 0, 0.5]]', "not json"], 10.0)
+    assert task.classes == (BACKGROUND, "a", "b")
+    reference = task.reference('[["b", 0.33, 0.5], ["a", 0.1, 0.25], ["z", 0.6, 0.7]]')
+    assert reference == '[["a", 0.1, 0.25], ["b", 0.33, 0.5], ["z", 0.6, 0.7]]'
+    assert task.target(reference, 9) == [0, 1, 0, 2, 2, 0, -1, 0, 0]
+    [row] = task.table(["u"], [reference], [[0, 1, 1, 2, 2, 2, 2, 0, 0]])
+    assert row["frames"] == 9 and row["correct"] == 6 and row["hypothesis"] == '[["a", 0.1, 0.3], ["b", 0.3, 0.7]]'
+    assert row["counts"] == {"<none>": [3, 5, 3], "a": [1, 1, 2], "b": [2, 2, 4], "z": [0, 1, 0]}
+    metrics, _ = task.report(["u"], [reference], [[0, 1, 1, 2, 2, 2, 2, 0, 0]])
+    assert metrics["frame_accuracy"] == pytest.approx(6 / 9)
+    assert metrics["macro_f1"] == pytest.approx((6 / 8 + 2 / 3 + 4 / 6 + 0) / 4)
+
+
+@given(st.lists(st.sampled_from([0, 0, 1, 2]), max_size=60), st.sampled_from([1.0, 12.5, 25.0, 49.95]))
+def test_spans_of_frames_are_those_frames_again(classes: list[int], rate: float) -> None:
+    task = TagTask([BACKGROUND, "a", "b"], rate)
+    assert task.target(task.text(classes), len(classes)) == classes
+
+
+def test_the_loss_of_tags_is_over_valid_frames_of_known_classes() -> None:
+    task = TagTask([BACKGROUND, "a"], 10.0)
+    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0], [5.0, 5.0]], [[1.0, 3.0], [9.0, 9.0], [9.0, 9.0]]])
+    log_probs = logits.log_softmax(-1)
+    loss = task.loss(logits, torch.tensor([3, 1]), [(0, 1, -1), (1,)])
+    expected = -(log_probs[0, 0, 0] + log_probs[0, 1, 1] + log_probs[1, 0, 1]) / 3
+    torch.testing.assert_close(loss, expected)
+    assert task.predict(logits, torch.tensor([2, 1])) == [[0, 1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("speech", "not a list of"),
+        ("[[1, 2]]", "not a list of"),
+        ('[["a", 2, 1]]', "ends before it starts"),
+        ('[["a", 0, 1], ["b", 0.5, 2]]', "overlap"),
+    ],
+)
+def test_spans_that_make_no_sense_are_refused(label: str, words: str) -> None:
+    with pytest.raises(Unusable, match=words):
+        read_spans(label)
+    with pytest.raises(UsageError, match=words):
+        TagTask.fit(TaskRecipe(kind="tag"), [label], 10.0)

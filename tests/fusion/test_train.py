@@ -16,9 +16,11 @@ import torch
 from rich.console import Console
 
 from featcache.errors import JobError, MismatchError, UsageError
-from fusion import Run, checkpoint, evaluate, optimiser, recipe, tasks
+from fusion import Run, checkpoint, evaluate, optimiser, recipe, stream, tasks
 from fusion import train as training
-from fusion.predict import Predictions, predict
+from fusion.data import Batch
+from fusion.learner import Learner
+from fusion.predict import Predictions, predict_together
 from fusion.recipe import Recipe, TrainRecipe
 from tests.fusion.speech import toy_cache, toy_recipe, utterances
 from tests.helpers import make_cache
@@ -84,15 +86,15 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
 ) -> None:
     """Dies without notice within a step; the work since the last look at dev is done again."""
     whole = _weights(fit(toy(cache, steps=20), tmp_path / "whole")[0].path)
-    step = training.Trainer._step
+    step = Learner.step
 
-    def dying(self: training.Trainer, batch: object) -> torch.Tensor:
+    def dying(self: Learner, batch: Batch, features: torch.Tensor) -> None:
         if self.state.step == die_at:
             raise RuntimeError("power cut")
-        return step(self, batch)  # type: ignore[arg-type]
+        step(self, batch, features)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_step", dying)
+        patch.setattr(Learner, "step", dying)
         with pytest.raises(RuntimeError, match="power cut"):
             fit(toy(cache, steps=20), tmp_path / "died")
     run, log = fit(toy(cache, steps=20), tmp_path / "died")
@@ -141,13 +143,13 @@ def test_patience_ends_when_neither_score_nor_loss_is_better_and_the_best_score_
     looks = iter([(1.0, 5.0), (0.9, 4.0), (1.0, 3.0), (0.95, 3.5), (0.95, 3.1), (0.1, 0.1)])
     scores: list[float] = []
 
-    def scripted(*arguments: object, **keywords: object) -> Predictions:
-        found = predict(*arguments, **keywords)  # type: ignore[arg-type]
+    def scripted(*arguments: object, **keywords: object) -> list[Predictions]:
+        [found] = predict_together(*arguments, **keywords)  # type: ignore[arg-type]
         score, loss = next(looks)
         scores.append(score)
-        return replace(found, loss=loss)
+        return [replace(found, loss=loss)]
 
-    monkeypatch.setattr(training, "predict", scripted)
+    monkeypatch.setattr(stream, "predict_together", scripted)
     monkeypatch.setattr(tasks.CtcTask, "measure", lambda *_: {"cer": scores[-1], "wer": 1.0})
     made = toy(cache, "train.patience=2", "train.eval_every=2", steps=40)
     run, log = fit(made, tmp_path / "runs")
@@ -178,7 +180,7 @@ def test_a_run_does_not_go_on_over_other_labels_or_features(tmp_path: Path, monk
     own.write_text("id,text\nu0000,aa bb\n")
     made = toy(place, f"task.labels_file={own}")
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "finish", _stop)
+        patch.setattr(stream.Stream, "finish", _stop)
         with pytest.raises(KeyboardInterrupt):
             fit(made, tmp_path / "runs")
     own.write_text("id,text\nu0000,bb aa\n")
@@ -198,13 +200,14 @@ def _stop(_: object) -> None:
 def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_good_state(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = training.Trainer._step
+    step = Learner.step
 
-    def spoiled(self: training.Trainer, batch: object) -> torch.Tensor:
-        loss = step(self, batch)  # type: ignore[arg-type]
-        return loss * float("nan") if self.state.step == 15 else loss
+    def spoiled(self: Learner, batch: Batch, features: torch.Tensor) -> None:
+        step(self, batch, features)
+        if self.state.step == 15:
+            self._loss_sum *= float("nan")
 
-    monkeypatch.setattr(training.Trainer, "_step", spoiled)
+    monkeypatch.setattr(Learner, "step", spoiled)
     with pytest.raises(JobError, match=r"loss is nan .* train\.lr"):
         fit(toy(cache), tmp_path / "runs")
     assert checkpoint.load(tmp_path / "runs/toy/checkpoint.safetensors")[1]["step"] == 10

@@ -1,0 +1,123 @@
+"""When each character and word was said: forced alignment by a trained CTC head, from the cache alone.
+
+CTC marks where a token is recognised, not how long it lasts: most tokens span one frame of logits, and a word
+runs from its first token to its last. Stretches of speech are words with no long pause between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from featcache.errors import UsageError
+from featcache.store import Cache
+from fusion import checkpoint, labels, text
+from fusion.data import Loader, plan_evaluation
+from fusion.distributed import autocast
+from fusion.run import Run
+from fusion.tasks import CtcTask
+from fusion.tasks.tag import Span
+
+PAUSE = 0.3
+"""Seconds without a word that end a stretch of speech."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One utterance. Its spans are labels of task `tag`."""
+
+    id: str
+    tokens: tuple[Span, ...]
+    words: tuple[Span, ...]
+    speech: tuple[Span, ...]
+    log_probability: float
+    """Mean over tokens, in nats: a low one means that the text is not what was said."""
+
+    def to_json(self) -> dict[str, Any]:
+        spans = {name: [list(span) for span in getattr(self, name)] for name in ("tokens", "words", "speech")}
+        return {"id": self.id, **spans, "log_probability": round(self.log_probability, 4)}
+
+
+def write(run: Run, out: Path, *, pause: float = PAUSE) -> tuple[int, tuple[labels.Skipped, ...]]:
+    """Align the train, dev and test rows of a run's recipe with their texts, into JSON Lines keyed by id.
+
+    Returns:
+        How many were aligned, and the rows that could not be.
+
+    Raises:
+        UsageError: the run is not of task `ctc`.
+    """
+    if not isinstance(run.task, CtcTask):
+        raise UsageError(f"run {run.path} is of task {run.task.kind!r}; alignment needs one of task 'ctc'")
+    cache = run.open_cache()
+    selection = labels.select(cache, run.recipe)
+    skipped = list(selection.skipped)
+    found: dict[str, Alignment] = {}
+    ids: list[str] = []
+    for name, examples in selection.splits.items():
+        split = labels.prepare(examples, name, run.task, run.head.output_frames(examples), learn=True)
+        skipped += split.skipped
+        ids += split.ids
+        found.update((one.id, one) for one in _align(run, run.task, cache, split, pause))
+    checkpoint.write_json_lines(out, [found[id_].to_json() for id_ in ids])
+    return len(ids), tuple(skipped)
+
+
+@torch.no_grad()
+def _align(run: Run, task: CtcTask, cache: Cache, split: labels.Split, pause: float) -> Iterator[Alignment]:
+    """In order of length, not of the split."""
+    settings, rate = run.recipe.train, run.logit_rate
+    with Loader(cache, split, run.device, run.spec.taps, settings.workers) as loader:
+        for batch in loader.batches(plan_evaluation(split.frames, round(settings.batch_seconds * cache.frame_rate))):
+            with autocast(settings.precision, run.device):
+                logits, lengths = run.head(batch.features, batch.lengths)
+            log_probs = logits.float().log_softmax(-1).cpu()
+            for i, position in enumerate(batch.slot.positions):
+                target = split.targets[position]
+                yield align_one(
+                    split.ids[position], log_probs[i, : int(lengths[i])], target, task.tokeniser, rate, pause
+                )
+
+
+def align_one(
+    id_: str, log_probs: Tensor, target: Sequence[int], tokeniser: text.Tokeniser, frame_rate: float, pause: float
+) -> Alignment:
+    """The most likely alignment of tokens with log probabilities float32 (frames, outputs), `frame_rate` a second."""
+    from torchaudio import functional
+
+    path, scores = functional.forced_align(log_probs.unsqueeze(0), torch.tensor([list(target)]), blank=text.BLANK)
+    tokens: list[Span] = []
+    words: list[Span] = []
+    before = 0
+    merged = functional.merge_tokens(path[0], scores[0], blank=text.BLANK)
+    for i, span in enumerate(merged):
+        start, end = round(span.start / frame_rate, 4), round(span.end / frame_rate, 4)
+        tokens.append(Span(tokeniser.decode([span.token]), start, end))
+        # the word that a token belongs to shows in the text up to it, whatever the tokeniser
+        spelt = tokeniser.decode(target[: i + 1])
+        said = spelt.split()
+        if len(said) > before:
+            words.append(Span(said[-1], start, end))
+            before = len(said)
+        elif spelt and not spelt[-1].isspace():
+            words[-1] = Span(said[-1], words[-1].start, end)
+    mean = sum(span.score for span in merged) / max(len(merged), 1)
+    return Alignment(id_, tuple(tokens), tuple(words), tuple(_stretches(words, pause)), mean)
+
+
+def _stretches(words: Sequence[Span], pause: float) -> list[Span]:
+    found: list[Span] = []
+    for word in words:
+        if found and word.start - found[-1].end < pause:
+            found[-1] = Span("speech", found[-1].start, word.end)
+        else:
+            found.append(Span("speech", word.start, word.end))
+    return found
+
+
+__all__ = ["PAUSE", "Alignment", "align_one", "write"]

@@ -1,0 +1,41 @@
+"""`fusion align`: when each character and word was said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fusion.cli_options import AsJson, RunFolder
+
+
+def align(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines to write.", show_default=False)],
+    pause: Annotated[float, typer.Option(min=0, help="Seconds without a word that end a stretch of speech.")] = 0.3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Align the texts of a transcription run's rows with its head, from the cache alone.
+
+    The file is keyed by id and has the columns tokens, words and speech, each a list of [name, start, end] in
+    seconds: labels for task.kind = "tag", with task.labels_file naming the file.
+    """
+    from fusion import align as alignment
+    from fusion.distributed import pick_device
+    from fusion.labels import count_reasons
+    from fusion.run import Run
+
+    aligned, skipped = alignment.write(Run.open(run, pick_device(device)), out, pause=pause)
+    reasons = count_reasons(skipped)
+    if as_json:
+        print(json.dumps({"aligned": aligned, "skipped": reasons, "path": str(out)}, ensure_ascii=False))
+        return
+    messages = Console(stderr=True)
+    for reason, count in reasons.items():
+        messages.print(f"skipped {count}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    messages.print(f"aligned {aligned} utterances", highlight=False)
+    print(out)

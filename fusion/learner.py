@@ -1,0 +1,297 @@
+"""One head in training: its task, its rows, its weights and its state, on disk and in memory.
+
+A learner is fed by `fusion.stream`, alone or beside others: nothing that it does depends on who else is fed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from featcache.errors import JobError, MismatchError, UsageError
+from fusion import checkpoint, head, labels, modules, optimiser, tasks
+from fusion.data import Batch, moments
+from fusion.distributed import World, autocast
+from fusion.labels import Split
+from fusion.predict import Predictions, Reader
+from fusion.recipe import Recipe
+from fusion.run import Files, Run
+from fusion.state import State, digest
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from featcache.store import Cache
+
+Moments = dict[tuple[str, tuple[str, ...], bytes, int], tuple[Tensor, Tensor]]
+"""What `moments` gave, by cache, taps, rows and seed."""
+
+
+class Learner:
+    """A run in the making.
+
+    Args:
+        recipe: resolved.
+        known: moments of features, which learners on the same rows share.
+
+    Raises:
+        UsageError: the recipe does not fit the cache.
+    """
+
+    def __init__(
+        self, recipe: Recipe, cache: Cache, files: Files, here: World, console: Console, known: Moments
+    ) -> None:
+        self.recipe, self.cache, self.files, self.here, self.console = recipe, cache, files, here, console
+        selection = labels.select(cache, recipe)
+        rate = head.logit_rate(recipe, cache.frame_rate)
+        self.task = tasks.fit(recipe.task, selection.labels("train"), rate)
+        measures = {measure.name: measure for measure in self.task.measures}
+        metric = recipe.train.metric or self.task.chosen_by
+        if metric not in measures:
+            raise UsageError(f"key train.metric: {metric!r} is not allowed, use {' or '.join(measures)}")
+        self.metric = measures[metric]
+        self.spec = head.describe(recipe, cache, self.task)
+        torch.manual_seed(recipe.seed)
+        self.head = head.build(self.spec).to(here.device)
+        self.splits: dict[str, Split] = {}
+        self.skipped = list(selection.skipped)
+        for name, examples in selection.splits.items():
+            frames = self.head.output_frames(examples)
+            self.splits[name] = labels.prepare(examples, name, self.task, frames, learn=name == "train")
+            self.skipped += self.splits[name].skipped
+        for name in ("train", "dev"):
+            if not len(self.splits[name]):
+                reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
+                listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+                raise UsageError(f"{name} has no usable row left: {listed}")
+        self.notes = selection.notes
+        key = (cache.path, self.spec.taps, self.splits["train"].rows.tobytes(), recipe.seed)
+        if key not in known:
+            known[key] = moments(cache, self.splits["train"], self.spec.taps, recipe.seed)
+        self.head.standardise_by(*known[key])
+        self.model = here.wrap(self.head)
+        self.optimiser = optimiser.build(self.head, recipe.train)
+        self.state = State(data=digest(self.splits["train"], self.splits["dev"]))
+        self.seconds = 0.0
+        self.failure: JobError | None = None
+        self._loss_sum, self._loss_steps, self._last_loss = torch.zeros((), device=here.device), 0, math.nan
+        self._writer: SummaryWriter | None = None
+
+    @property
+    def running(self) -> bool:
+        return not self.state.finished and self.failure is None
+
+    # the state on disk
+
+    def load(self) -> None:
+        """Go on from the run's checkpoint."""
+        tensors, facts = checkpoint.load(self.files.checkpoint)
+        state = State.from_json(facts)
+        spec = Run.read_spec(self.files.path)
+        if (spec.values_id, spec.encoding_id) != (self.spec.values_id, self.spec.encoding_id):
+            raise MismatchError(
+                f"run {self.files.path} began on other features than those of {self.cache.path}; --restart it"
+            )
+        if state.data != self.state.data:
+            raise UsageError(
+                f"labels or utterances of {self.cache.path} changed since {self.files.path} began; --restart it"
+            )
+        self.state = state
+        checkpoint.load_weights(self.head, _part(tensors, "head."), self.files.checkpoint)
+        checkpoint.load_optimiser(self.optimiser, self.head, _part(tensors, "optimiser."))
+        if self.files.state.exists():
+            self.seconds = float(checkpoint.read_json(self.files.state).get("seconds", 0.0))
+        if not state.finished:
+            self.say(f"going on from step {state.step}")
+
+    def save(self) -> None:
+        if not self.here.first:
+            return
+        tensors = {f"head.{name}": value for name, value in self.head.state_dict().items()}
+        tensors |= {
+            f"optimiser.{name}": value
+            for name, value in checkpoint.optimiser_tensors(self.optimiser, self.head).items()
+        }
+        checkpoint.save(self.files.checkpoint, tensors, self.state.to_json())
+        checkpoint.write_json(self.files.state, self.state.to_json() | {"seconds": round(self.seconds, 3)})
+
+    def _save_facts(self) -> None:
+        """What is known before the first step."""
+        if not self.here.first:
+            return
+        checkpoint.write_json(self.files.head, self.spec.model_dump(mode="json"))
+        checkpoint.write_json_lines(self.files.skipped, [vars(skip) for skip in self.skipped])
+        checkpoint.write_bytes(self.files.recipe, self.recipe.to_toml().encode())
+
+    # training
+
+    def begin(self) -> None:
+        """Get ready for the first step, or the next one."""
+        if self.state.step == 0:
+            self._save_facts()
+            self._announce()
+        self._open_tensorboard()
+        self.head.train()
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    @property
+    def view(self) -> tuple[object, ...]:
+        """What decides the features that it is fed: learners of one stream with the same view may share them."""
+        settings = self.recipe.train
+        return self.spec.taps, settings.mask_time, settings.mask_channels, settings.mask_taps
+
+    @property
+    def masks(self) -> bool:
+        return any(self.view[1:])
+
+    def mask(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Mask the features of the next step in place and return them."""
+        settings = self.recipe.train
+        return modules.mask_features(
+            features, lengths, time=settings.mask_time, channels=settings.mask_channels, taps=settings.mask_taps,
+            fill=self.head.centre, generator=torch.Generator().manual_seed(self._seed(self.state.step + 1)),
+        )  # fmt: skip
+
+    def step(self, batch: Batch, features: Tensor) -> None:
+        """One update from features that are masked already; every random number is seeded by the step."""
+        settings = self.recipe.train
+        step = self.state.step + 1
+        torch.manual_seed(self._seed(step))
+        optimiser.set_rate(self.optimiser, optimiser.rate(settings, step))
+        self.optimiser.zero_grad(set_to_none=True)
+        with autocast(settings.precision, self.here.device):
+            logits, lengths = self.model(features, batch.lengths)
+        loss = self.task.loss(logits, lengths, self.splits["train"].targets_of(batch.slot.positions))
+        loss.backward()
+        if settings.clip:
+            torch.nn.utils.clip_grad_norm_(self.head.parameters(), settings.clip)
+        self.optimiser.step()
+        self._loss_sum += loss.detach()
+        self._loss_steps += 1
+        self.state = replace(self.state, step=step, epoch=batch.slot.epoch, step_of_epoch=batch.slot.step + 1)
+
+    def due(self) -> bool:
+        """Whether dev is to be looked at after this step."""
+        settings = self.recipe.train
+        return self.state.step % settings.eval_every == 0 or self.state.step == settings.steps
+
+    def loss_so_far(self) -> float:
+        """The mean of this process since the last look, or at it; waits for the device."""
+        return float(self._loss_sum) / self._loss_steps if self._loss_steps else self._last_loss
+
+    def mean_loss(self) -> float:
+        """The mean over steps and processes since the last look; nothing is saved after one that is no number.
+
+        Raises:
+            JobError: it is not finite.
+        """
+        loss = float(self.here.mean(self._loss_sum / max(self._loss_steps, 1)))
+        if not math.isfinite(loss):
+            raise JobError(
+                f"{self.recipe.name}: the loss is {loss} around step {self.state.step}; the last good state is kept, "
+                "lower train.lr or train.clip and use --restart"
+            )
+        return loss
+
+    def reader(self, split: str) -> Reader:
+        return Reader(self.head, self.task, self.splits[split], self.spec.taps, self.recipe.train.precision)
+
+    def look(self, found: Predictions, loss: float, speeds: dict[str, float], say: Callable[[str], None]) -> None:
+        """Take in what the head says of dev, keep the weights where they are the best, and save.
+
+        Args:
+            loss: of training, since the last look.
+            speeds: figures for TensorBoard.
+            say: prints a line.
+        """
+        settings, state = self.recipe.train, self.state
+        scores = self.task.measure(self.splits["dev"].references, found.values)
+        now = (self.metric.cost(scores[self.metric.name]), found.loss)
+        better = now < state.best
+        looks = 0 if better or found.loss < state.least_loss else state.looks_without_better + 1
+        finished = state.step >= settings.steps or (settings.patience > 0 and looks >= settings.patience)
+        least = min(state.least_loss, found.loss)
+        state = replace(state, dev=scores, least_loss=least, looks_without_better=looks, finished=finished)
+        if better:
+            state = replace(state, best=now, best_step=state.step, best_dev=scores)
+            if self.here.first:
+                weights = self.head.state_dict()
+                checkpoint.save(self.files.best, weights, {"step": state.step, "dev": scores, "dev_loss": found.loss})
+        self.state = state
+        self._loss_sum, self._loss_steps, self._last_loss = torch.zeros_like(self._loss_sum), 0, loss
+        text = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        mark = "  best so far" if better else ""
+        say(f"step {state.step}: loss {loss:.3f}  dev loss {found.loss:.3f}  dev {text}{mark}")
+        if finished and state.step < settings.steps:
+            say(f"no better dev {self.metric.title} in {looks} looks: stopping early")
+        if self._writer is not None:
+            values = {"train/loss": loss, "train/lr": optimiser.rate(settings, state.step), "dev/loss": found.loss}
+            values |= {f"dev/{name}": value for name, value in scores.items()}
+            for name, value in (values | speeds).items():
+                self._writer.add_scalar(name, value, state.step)
+            self._writer.flush()
+        self.save()
+
+    # the end
+
+    def final_split(self) -> Split:
+        """What the best checkpoint is evaluated on, once."""
+        split = self.splits["test"]
+        if not len(split):
+            self.say("test has no usable row: the figures are of dev, which also chose the checkpoint")
+            split = self.splits["dev"]
+        return split
+
+    def facts(self) -> dict[str, object]:
+        """What the metrics say of the training."""
+        train_hours = float(self.splits["train"].frames.sum()) / self.cache.frame_rate / 3600
+        return {
+            "best_step": self.state.best_step,
+            "steps": self.state.step,
+            "seconds": round(self.seconds, 1),
+            "dev": self.state.best_dev,
+            "train_utterances": len(self.splits["train"]),
+            "train_hours": round(train_hours, 3),
+            "skipped": labels.count_reasons(self.skipped),
+        }
+
+    def say(self, text: str) -> None:
+        if self.here.first:
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def _seed(self, step: int) -> int:
+        return int(np.random.SeedSequence([self.recipe.seed, step, self.here.rank]).generate_state(1, np.uint64)[0])
+
+    def _announce(self) -> None:
+        for note in self.notes:
+            self.say(note)
+        for name, split in self.splits.items():
+            hours = float(split.frames.sum()) / self.cache.frame_rate / 3600
+            reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
+            without = f", skipped {', '.join(f'{n} ({reason})' for reason, n in reasons.items())}" if reasons else ""
+            self.say(f"{name}: {len(split)} utterances, {hours:.2f} h{without}")
+        fuser, decoder = modules.count_parameters(self.head.fuser), modules.count_parameters(self.head.decoder)
+        self.say(
+            f"{self.recipe.fuser.kind} ({fuser:,} parameters) over {len(self.spec.taps)} taps, "
+            f"{self.recipe.decoder.kind} ({decoder:,}), {self.task.outputs} outputs, on {self.here.device}"
+        )
+
+    def _open_tensorboard(self) -> None:
+        if self.here.first:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self.files.tensorboard), purge_step=self.state.step + 1)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
