@@ -6,7 +6,7 @@ this is an instantiation of HFF.
 
 With x_i the projected taps, a node over the group i..j gives
 
-    gated:  sum_k softmax(gate)_k x_k + W2 dropout(act(W1 norm(concat x) + b1)) + b2
+    gated:  sum_k softmax(gate)_k x_k + branch_scale * (W2 dropout(act(W1 norm(concat x) + b1)) + b2)
     plain:  norm(dropout(act(W1 concat x + b1)))
 
 and levels of nodes follow each other until one node is left. The gated tree also norms its output.
@@ -39,9 +39,11 @@ class NodeStack(nn.Module):
         residual: bool,
         dropout: float,
         gate_start: float,
+        branch_scale: float,
     ) -> None:
         super().__init__()
         self.count, self.size, self.norm, self.residual = count, size, norm, residual
+        self.branch_scale = branch_scale
         self.act = activation(act)
         self.dropout = Dropout(dropout)
         self.hidden = StackedLinear(count, size * width, width, norm if residual else "none")
@@ -61,7 +63,7 @@ class NodeStack(nn.Module):
             # The gated mean as a product of (1, size) with (size, rows * width).
             weights = self.gate.softmax(1).unsqueeze(1)
             mean = torch.bmm(weights, groups.flatten(2)).view(self.count, rows, width)
-            return mean + self.out(hidden)
+            return torch.add(mean, self.out(hidden), alpha=self.branch_scale)
         if self.norm == "none":
             return hidden
         return torch.addcmul(self.norm_bias, normalise(hidden, self.norm), self.norm_weight)
@@ -81,6 +83,9 @@ class HFF(nn.Module):
         dropout: after the activation of every node.
         gate_start: by how much the gate of a group's last node exceeds that of its first at the start. At 4 a
             pair gives 0.98 to the higher one, so that the tree begins as little more than the last tap.
+        branch_scale: factor of what a node adds to the gated mean. Adam moves every weight by the learning rate
+            a step, however small its gradient: at 1 the branches drown the taps in noise during the first
+            hundreds of steps, in which CTC gives little gradient.
         tap_norm: of every tap over its channels before its projection: "layer", "rms" or "none". A head
             standardises each channel of each tap over the corpus already, and did worse with both.
 
@@ -105,6 +110,7 @@ class HFF(nn.Module):
         residual: bool = True,
         dropout: float = 0.1,
         gate_start: float = 4.0,
+        branch_scale: float = 0.1,
         tap_norm: str = "none",
     ) -> None:
         super().__init__()
@@ -113,12 +119,9 @@ class HFF(nn.Module):
         self.width = width
         self.leaves = TapProjection(taps, channels, width, tap_norm)
         node: dict[str, Any] = {
-            "act": activation,
-            "norm": norm,
-            "residual": residual,
-            "dropout": dropout,
-            "gate_start": gate_start,
-        }
+            "act": activation, "norm": norm, "residual": residual, "dropout": dropout,
+            "gate_start": gate_start, "branch_scale": branch_scale,
+        }  # fmt: skip
         levels: list[list[NodeStack]] = []
         nodes = taps
         while nodes > 1:

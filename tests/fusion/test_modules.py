@@ -75,7 +75,7 @@ def tree_by_loops(hff: HFF, features: torch.Tensor) -> torch.Tensor:
                 if stack.residual:
                     weights = stack.gate[i].softmax(0)
                     mean = sum(weight * node for weight, node in zip(weights, group, strict=True))
-                    above.append(mean + x @ stack.out.weight[i] + stack.out.bias[i])
+                    above.append(mean + stack.branch_scale * (x @ stack.out.weight[i] + stack.out.bias[i]))
                 else:
                     above.append(norm_of(x, stack.norm, *affine(stack, i)))
         assert not nodes
