@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from featcache import cli_remote
 from featcache.cli_manifest import manifest_app
 from featcache.errors import FeatcacheError, JobError, UsageError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(manifest_app, name="manifest")
+cli_remote.register(app)
 
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]

@@ -92,7 +92,7 @@ class Storage:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            sync_folder(path.parent)
+            sync_path(path.parent)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write a key that must not be there yet; False where it is. Exclusive among all processes."""
@@ -111,8 +111,23 @@ class Storage:
                 return False
             finally:
                 temporary.unlink(missing_ok=True)
-            sync_folder(path.parent)
+            sync_path(path.parent)
         return True
+
+    def temporary(self, key: str) -> Path:
+        """Where another program may write a key, for `adopt` to take in; its folder is made."""
+        path = self.path(key)
+        with self._explained(path):
+            self._make_folder(path.parent)
+        return path.with_name(TEMPORARY + own_name())
+
+    def adopt(self, key: str, written: Path) -> None:
+        """Take in what another program has written to `temporary`: sync it, then give it its name."""
+        path = self.path(key)
+        with self._explained(path):
+            sync_path(written)
+            written.replace(path)
+            sync_path(path.parent)
 
     def delete(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
@@ -145,7 +160,7 @@ class Storage:
             missing.append(missing[-1].parent)
         folder.mkdir(parents=True, exist_ok=True)
         for made in missing:
-            sync_folder(made.parent)
+            sync_path(made.parent)
 
     @contextlib.contextmanager
     def _explained(self, path: Path) -> Iterator[None]:
@@ -165,9 +180,9 @@ class Storage:
             ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
