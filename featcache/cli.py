@@ -25,7 +25,9 @@ app.add_typer(manifest_app, name="manifest")
 cli_remote.register(app)
 
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
-CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
+CachePath = Annotated[
+    str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]
 UpstreamId = Annotated[

@@ -33,7 +33,7 @@ from featcache.remote import (
     provers_of,
 )  # fmt: skip
 from featcache.s3 import S3Settings, S3Url
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.store import Cache
 from featcache.transfer import JOBS, Remote, S5cmd, etag
 
@@ -94,7 +94,7 @@ def pull(
     return result
 
 
-def _present(storage: Storage, wanted: Mapping[str, FileProof]) -> set[str]:
+def _present(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> set[str]:
     """The files that are already there as they must be."""
     candidates = [key for key in wanted if storage.size(key) == wanted[key].bytes]
     total = sum(wanted[key].bytes for key in candidates)
@@ -110,17 +110,22 @@ def _present(storage: Storage, wanted: Mapping[str, FileProof]) -> set[str]:
 
 
 @contextmanager
-def _staging() -> Iterator[Storage]:
+def _staging() -> Iterator[LocalStorage]:
     """A folder for everything but shards, from where it is written durably and in order."""
     folder = tempfile.mkdtemp(prefix="featcache-pull-")
     try:
-        yield Storage(folder)
+        yield LocalStorage(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _stage(
-    client: S5cmd, url: S3Url, there: Mapping[str, Remote], storage: Storage, staged: Storage, result: Transfer
+    client: S5cmd,
+    url: S3Url,
+    there: Mapping[str, Remote],
+    storage: LocalStorage,
+    staged: LocalStorage,
+    result: Transfer,
 ) -> dict[str, FileProof]:
     """Bring everything but shards to the staging folder, first what proves the rest; returns what is wanted."""
     sealed = tuple(key.removesuffix("seal.json") for key in there if phase_of(key) == SEALS)
@@ -150,7 +155,7 @@ def _stage(
     return wanted
 
 
-def _refuse_other_place(storage: Storage, staged: Storage, wanted: Mapping[str, FileProof]) -> None:
+def _refuse_other_place(storage: LocalStorage, staged: LocalStorage, wanted: Mapping[str, FileProof]) -> None:
     """Raise where the folder holds something else than a copy, whole or begun, of this cache."""
     other = next((key for key in storage.list_keys() if not (key + "/").startswith(_OWN)), None)
     if other is not None:
@@ -169,7 +174,7 @@ def _refuse_other_place(storage: Storage, staged: Storage, wanted: Mapping[str, 
 _OWN = (*layout.OWN_FOLDERS, f"{layout.ROOT}/")
 
 
-def _shards_of(staged: Storage, conditions: Mapping[str, set[str]], source: str) -> set[str]:
+def _shards_of(staged: LocalStorage, conditions: Mapping[str, set[str]], source: str) -> set[str]:
     """The shard files that hold matching rows."""
     cache = Cache.open(str(staged))
     unknown = [name for name in conditions if name not in cache.label_names]
@@ -187,7 +192,7 @@ def _shards_of(staged: Storage, conditions: Mapping[str, set[str]], source: str)
     return found
 
 
-def _fetch(client: S5cmd, url: S3Url, storage: Storage, wanted: Mapping[str, FileProof]) -> None:
+def _fetch(client: S5cmd, url: S3Url, storage: LocalStorage, wanted: Mapping[str, FileProof]) -> None:
     """Download shards under temporary names, prove them, and take them in."""
     arriving = {key: storage.temporary(key) for key in wanted}
     try:
@@ -203,7 +208,7 @@ def _fetch(client: S5cmd, url: S3Url, storage: Storage, wanted: Mapping[str, Fil
             path.unlink(missing_ok=True)
 
 
-def _write(storage: Storage, staged: Storage, keys: set[str], phase: int) -> None:
+def _write(storage: LocalStorage, staged: LocalStorage, keys: set[str], phase: int) -> None:
     for key in sorted(keys):
         data = staged.read(key)
         if phase_of(key) == phase and data is not None:

@@ -18,7 +18,7 @@ from featcache.partial import read_origin
 from featcache.progress import ByteProgress
 from featcache.remote import PHASES, READERS, ROOT, SEALS, Transfer, inventory, local_storage, phase_of, provers_of
 from featcache.s3 import S3Settings, S3Url
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.transfer import JOBS, Remote, S5cmd, etag
 
 
@@ -58,7 +58,7 @@ def push(
     return result
 
 
-def _prove_local(storage: Storage, wanted: Mapping[str, FileProof]) -> dict[str, str]:
+def _prove_local(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> dict[str, str]:
     """The ETag that each file will have; every file must be as it was sealed."""
     total = sum(expected.bytes for expected in wanted.values())
 
@@ -87,7 +87,7 @@ def _prove_remote(client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], ta
 
 
 def _refuse_other_target(
-    storage: Storage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
+    storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
 ) -> None:
     if layout.ROOT not in there:
         other = next((key for key in there if key not in wanted), None)

@@ -15,7 +15,7 @@ from featcache import layout
 from featcache.errors import CacheError, CorruptCacheError, UsageError
 from featcache.ledger import FileProof
 from featcache.s3 import is_s3
-from featcache.storage import Storage
+from featcache.storage import LocalStorage, Storage
 from featcache.verify import Report, segment_proofs
 from featcache.writer import LABELS_PROOF
 
@@ -96,7 +96,7 @@ def check_key(key: str, place: str) -> None:
         raise CorruptCacheError(f"{place} names a file {key!r}, which no cache holds: do not use it")
 
 
-def local_storage(place: str | Path) -> Storage:
+def local_storage(place: str | Path) -> LocalStorage:
     if is_s3(place):
         raise UsageError(f"{place} is on S3: push copies a folder to S3, pull copies from there to a folder")
-    return Storage(place)
+    return LocalStorage(place)

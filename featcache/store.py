@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from featcache import layout
 from featcache.codec import Arrays, Codec, build, encoding_id
-from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.ledger import proof
 from featcache.partial import read_origin
 from featcache.segment import Segment, open_segment, read_calibration
@@ -110,7 +110,9 @@ class Cache:
         spec, files = read_spec(storage)
         remedy = f"run `featcache verify {path}`"
         try:
-            calibration = read_calibration(storage, calibration_names(storage))
+            calibration = read_calibration(storage, storage.folders(layout.CALIBRATION))
+        except FeatcacheError:
+            raise
         except Exception as error:
             raise CorruptCacheError(f"{storage}/{layout.CALIBRATION} is damaged ({error}): {remedy}") from error
         codec = build(spec.profile, spec.profile_version, len(spec.taps), spec.channels, spec.parameters, calibration)
@@ -313,10 +315,6 @@ class Cache:
                 f"{self.path} was opened before this process was forked: use threads, or workers started by "
                 "spawn or forkserver, or open the cache inside the worker"
             )
-
-
-def calibration_names(storage: Storage) -> list[str]:
-    return storage.folders(layout.CALIBRATION)
 
 
 def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:

@@ -16,7 +16,7 @@ from featcache.digest import canonical_json, digest
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
 from featcache.ledger import FileProof, Seal, ShardRecord, from_bytes, ledger_digest, proof, record_key
 from featcache.partial import read_origin
-from featcache.storage import Storage
+from featcache.storage import Storage, open_storage
 from featcache.store import Cache, read_spec
 from featcache.writer import LABELS_PROOF
 
@@ -54,7 +54,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     Raises:
         CacheError: there is no cache at all.
     """
-    storage = Storage(place)
+    storage = open_storage(place)
     report = Report()
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
@@ -81,7 +81,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     if report.whole:
         # Every byte is as sealed; that it also opens shows that this installation can read it.
         try:
-            Cache.open(storage.root)
+            Cache.open(str(storage))
         except FeatcacheError as error:
             report.problems.append(Problem("", str(error)))
     return report
@@ -89,7 +89,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
 
 def shard_bytes(place: str | Path) -> int:
     """Bytes that `verify` will read, for its progress."""
-    storage = Storage(place)
+    storage = open_storage(place)
     return sum(storage.size(key) or 0 for key in storage.list_keys(layout.SEGMENTS))
 
 
@@ -192,7 +192,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     Raises:
         CacheError: another process is writing to the cache.
     """
-    storage = Storage(place)
+    storage = open_storage(place)
     report = verify(place)
     unfinished = [
         f"{layout.SEGMENTS}/{number}"

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -13,7 +18,7 @@ from featcache.geometry import Geometry
 from featcache.ledger import ShardRecord
 from featcache.plan import make_plan
 from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.writer import SegmentWriter, create_cache
 
 GEOMETRY = Geometry.whisper()
@@ -70,7 +75,7 @@ def make_cache(
     calibration = codecs.profile_class(profile).fit(rows, {})
     spec = make_spec(taps, channels, calibration, profile, layout, identity)
     codec = codecs.build(profile, spec.profile_version, taps, channels, {}, calibration)
-    storage = Storage(path)
+    storage = LocalStorage(path)
     create_cache(storage, spec, calibration)
     samples = [len(row) * GEOMETRY.hop for row in rows]
     plan = make_plan(list(features), samples, spec, codec.planes[0].bytes_per_frame)
@@ -108,3 +113,29 @@ def make_cache(
     columns = sorted({name for row in (labels or {}).values() for name in row})
     writer.seal({c: [(labels or {}).get(i, {}).get(c) for i in features] for c in columns})
     return Path(path)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command left: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_cli(*arguments: object) -> Output:
+    """The command line `featcache`, in this process: a start of its own takes seconds."""
+    from featcache import cli
+
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["featcache", *map(str, arguments)]),
+    ):
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+    return Output(status, out.getvalue(), err.getvalue())

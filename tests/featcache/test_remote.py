@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import shutil
 import signal
@@ -11,13 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
 import featcache
-from featcache import cli
 from featcache import push as pushing
 from featcache.errors import (
     CacheError,
@@ -33,7 +29,7 @@ from featcache.push import push
 from featcache.remote import Transfer
 from featcache.spec import Layout
 from featcache.verify import verify
-from tests.helpers import make_cache
+from tests.helpers import make_cache, run_cli
 from tests.s3 import KEYS, Bucket, Wire
 
 RNG = np.random.default_rng(5)
@@ -56,21 +52,6 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "featcache.cli", *map(str, arguments)]
-
-
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command line, in this process: its start takes seconds."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        mock.patch.object(sys, "argv", command(*arguments)[2:]),
-    ):
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            status = int(exit_.code or 0)
-    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def test_a_round_trip_is_byte_identical_and_a_second_one_copies_nothing(
@@ -140,17 +121,17 @@ def test_a_server_that_goes_away_in_a_push_leaves_no_cache_and_the_same_command_
 ) -> None:
     total = sum(map(len, contents(sealed).values()))
     wire = Wire(bucket.server.port, cut_after=int(share * total))
-    done = call("push", sealed, f"{bucket.url}/half", "--endpoint-url", wire.endpoint, "--jobs", 2)
-    assert wire.is_cut and done.returncode == 1 and not done.stdout
-    message = done.stderr.strip().splitlines()[-1]
+    done = run_cli("push", sealed, f"{bucket.url}/half", "--endpoint-url", wire.endpoint, "--jobs", 2)
+    assert wire.is_cut and done.status == 1 and not done.out
+    message = done.err.strip().splitlines()[-1]
     assert (
         message.startswith(f"featcache: {bucket.url}/half: the server cannot be reached") and "Traceback" not in message
     )
     opens_nowhere(bucket, "half", tmp_path / "half")
     before = len(bucket.files("half"))
-    done = call("push", sealed, f"{bucket.url}/half")
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == f"{bucket.url}/half", done.stderr
-    assert f"{before} files" in done.stdout if before else True
+    done = run_cli("push", sealed, f"{bucket.url}/half")
+    assert done.status == 0 and done.out.splitlines()[-1] == f"{bucket.url}/half", done.err
+    assert f"{before} files" in done.out if before else True
     assert bucket.files("half") == contents(sealed)
 
 
@@ -251,14 +232,14 @@ def test_a_part_is_pulled_and_the_rest_is_named_with_its_command(sealed: Path, b
 def test_an_extended_cache_adds_its_segment_and_new_labels_replace_old_ones(
     sealed: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    from featcache.storage import Storage
+    from featcache.storage import LocalStorage
     from featcache.writer import write_labels
 
     local, copy = tmp_path / "local", tmp_path / "copy"
     shutil.copytree(sealed, local)
     push(local, bucket.url)
     pull(bucket.url, copy)
-    write_labels(Storage(local), "segments/000000", {"lang": ["xx"] * 16})
+    write_labels(LocalStorage(local), "segments/000000", {"lang": ["xx"] * 16})
     more = make_cache(
         tmp_path / "more",
         {f"v{name}": row for name, row in FEATURES.items()},
@@ -326,10 +307,10 @@ def test_a_mistake_is_one_line_without_keys(
 ) -> None:
     def fails(url: str, status: int, words: str, *options: str) -> None:
         places = [sealed, url] if verb == "push" else [url, tmp_path / "copy"]
-        done = call(verb, *places, *options)
-        assert done.returncode == status and words in done.stderr and not done.stdout, done.stderr
-        assert len([line for line in done.stderr.splitlines() if not line.startswith("checking")]) == 1
-        assert "Traceback" not in done.stderr and all(key not in done.stderr for key in (*KEYS.values(), "hunter2"))
+        done = run_cli(verb, *places, *options)
+        assert done.status == status and words in done.err and not done.out, done.err
+        assert len([line for line in done.err.splitlines() if not line.startswith("checking")]) == 1
+        assert "Traceback" not in done.err and all(key not in done.err for key in (*KEYS.values(), "hunter2"))
 
     fails("s3://no-such-bucket-here/x", 1, "there is no such bucket")
     fails(f"{bucket.url}/x", 1, "cannot be reached: check the endpoint", "--endpoint-url", "http://127.0.0.1:9")
@@ -356,11 +337,11 @@ def test_a_profile_and_its_endpoint_are_taken_as_aws_tools_take_them(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    done = call("push", sealed, f"{bucket.url}/named", "--profile", "lab", "--json")
-    assert done.returncode == 0 and '"files": ' in done.stdout, done.stderr
+    done = run_cli("push", sealed, f"{bucket.url}/named", "--profile", "lab", "--json")
+    assert done.status == 0 and '"files": ' in done.out, done.err
     monkeypatch.setenv("AWS_PROFILE", "lab")
-    done = call("pull", f"{bucket.url}/named", tmp_path / "copy")
-    assert done.returncode == 0 and contents(tmp_path / "copy") == contents(sealed), done.stderr
+    done = run_cli("pull", f"{bucket.url}/named", tmp_path / "copy")
+    assert done.status == 0 and contents(tmp_path / "copy") == contents(sealed), done.err
     for data in contents(tmp_path / "copy").values():
         assert not any(value.encode() in data for value in KEYS.values())
 
