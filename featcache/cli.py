@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from featcache import cli_remote
 from featcache.cli_manifest import manifest_app
 from featcache.device import choose_device
 from featcache.errors import FeatcacheError, JobError, UsageError
@@ -22,9 +23,12 @@ app = typer.Typer(
 )
 
 app.add_typer(manifest_app, name="manifest")
+cli_remote.register(app)
 
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
-CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
+CachePath = Annotated[
+    str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]
 UpstreamId = Annotated[
@@ -248,7 +252,7 @@ def verify_command(cache: CachePath, workers: Workers = None, scheduler: Schedul
     from featcache.verify import shard_bytes, verify
 
     with connect(workers, scheduler) as client, ByteProgress("verifying", shard_bytes(cache)) as progress:
-        report = verify(cache, progress.count, client)
+        report = verify(cache, progress.advance, client)
     print_report(report, cache, json)
     if not report.whole:
         raise typer.Exit(1)

@@ -62,7 +62,7 @@ def print_info(cache: Cache, as_json: bool) -> None:
         "labels": ", ".join(card["labels"]),
         "values id": card["values_id"],
         "encoding id": card["encoding_id"],
-        "complete": "yes" if card["complete"] else "no",
+        "complete": "yes" if card["complete"] else "no" + (f", a part of {cache.origin}" if cache.origin else ""),
     }
     return _pairs(rows, f"cache {cache.path}")
 
@@ -204,6 +204,8 @@ def print_report(report: Report, place: str, as_json: bool) -> None:
         print(f"  {place}/{problem.key} {problem.what}")
     if report.problems:
         note(f"`featcache repair MANIFEST {place}` computes broken shards again")
+    if report.not_pulled:
+        note(f"{len(report.not_pulled)} shard files were not pulled: this is a partial copy, and whole as such")
     if report.unsealed:
         note(f"{report.unsealed} segment is not finished: `featcache extract` goes on with it")
     for key in report.unknown[:10]:

@@ -9,6 +9,7 @@
     └── CacheError                something is the matter with a cache
         ├── CorruptCacheError     a missing, truncated or altered file; names it and the repair
         ├── MismatchError         the cache was made by another model, codec or plan
+        ├── NotPulledError        a row that a partial copy of a cache does not hold
         └── UtteranceNotFound     no such id in the cache
 
 A message is one line: what is wrong, why, and what to do next. Command-line programs print it without
@@ -60,6 +61,10 @@ class CorruptCacheError(CacheError):
 
 class MismatchError(CacheError):
     """The cache and the request do not belong together."""
+
+
+class NotPulledError(CacheError):
+    """The row is in a shard that this partial copy does without."""
 
 
 class UtteranceNotFound(CacheError):

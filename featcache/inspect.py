@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,12 @@ def info(cache: Cache) -> dict[str, Any]:
         "shards": sum(segment.seal.shards for segment in cache.segments),
         "labels": list(cache.label_names),
         "complete": cache.complete,
+        "partial_copy_of": cache.origin,
     }
 
 
 def total_bytes(cache: Cache) -> int:
-    """Bytes of a cache's sealed part, without listing its shards."""
+    """Bytes of a cache's sealed part, without listing its shards: of the whole, where it is a partial copy."""
     size = 0
     for number, segment in enumerate(cache.segments):
         seal = segment.seal
@@ -75,23 +76,32 @@ def parse_where(conditions: Sequence[str]) -> dict[str, set[str]]:
     return where
 
 
-def utterances(cache: Cache, where: dict[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:
+def matching(cache: Cache, where: Mapping[str, set[str]]) -> np.ndarray:
+    """`(utterances,)` bool: which have an accepted value for every label of `where`.
+
+    Raises:
+        UsageError: the cache has no such label.
+    """
+    mask = np.ones(len(cache), bool)
+    for name, accepted in where.items():
+        mask &= np.fromiter((label in accepted for label in cache.labels(name)), bool, len(cache))
+    return mask
+
+
+def utterances(cache: Cache, where: Mapping[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:
     """Every utterance as id, seconds, frames, state and labels; filtered by labels."""
+    wanted = matching(cache, where or {})
     columns = {name: cache.labels(name) for name in cache.label_names}
-    for label in where or {}:
-        if label not in columns:
-            cache.labels(label)
     lengths, seconds = cache.lengths, cache.seconds
     states = np.concatenate([np.zeros(0, np.uint8), *(segment.column("state") for segment in cache.segments)])
     for i, utterance_id in enumerate(cache.ids):
-        labels = {name: column[i] for name, column in columns.items()}
-        if all(labels[label] in accepted for label, accepted in (where or {}).items()):
+        if wanted[i]:
             yield {
                 "id": utterance_id,
                 "seconds": round(float(seconds[i]), 4),
                 "frames": int(lengths[i]),
                 "usable": bool(states[i] == USABLE),
-                **labels,
+                **{name: column[i] for name, column in columns.items()},
             }
 
 

@@ -199,7 +199,7 @@ class Job:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache.open(self.storage.root)
+        return Cache.open(str(self.storage))
 
     @cached_property
     def spec(self) -> CacheSpec:

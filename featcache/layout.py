@@ -50,6 +50,12 @@ def shard_key(segment: str, plane: Plane, shard: int) -> str:
     return "/".join([segment, plane.name, "c", str(shard), *("0" for _ in plane.frame_shape)])
 
 
+def is_shard(key: str) -> bool:
+    """Whether a key is that of a shard's file."""
+    parts = key.split("/")
+    return parts[0] == SEGMENTS and len(parts) > 4 and parts[2] not in ("index", "labels") and parts[3] == "c"
+
+
 def render_root(spec: CacheSpec, calibration: Arrays) -> Files:
     """The root group with its description, and the calibration."""
     files = _group("", {SPEC_ATTRIBUTE: spec.model_dump(mode="json")})
@@ -157,6 +163,7 @@ __all__ = [
     "SEGMENTS",
     "SPEC_ATTRIBUTE",
     "Files",
+    "is_shard",
     "read_attributes",
     "render_columns",
     "render_root",

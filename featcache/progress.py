@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -35,15 +36,14 @@ class _Detail(ProgressColumn):
         return Text(str(task.fields.get("detail", "")))
 
 
-class AudioProgress:
-    """Counts seconds of audio and bytes written; shows rate (times real time), time left and bytes."""
+class _Progress:
+    """Work of a known amount; what its unit is and what else is shown is up to the subclass."""
 
-    def __init__(self, what: str, seconds: float, done_seconds: float = 0.0) -> None:
+    def __init__(self, what: str, total: float, done: float = 0.0) -> None:
         self.what = what
-        self.total = seconds
-        self.done = done_seconds
-        self.bytes = 0
-        self._began_with = done_seconds
+        self.total = total
+        self.done = done
+        self._began_with = done
         self._began = time.monotonic()
         self._last_line = self._began
         self._bar: Progress | None = None
@@ -52,8 +52,8 @@ class AudioProgress:
                 TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
                 _Detail(), TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True),
             )  # fmt: skip
-            self._task = self._bar.add_task(what, total=max(seconds, 1e-9), detail="")
-            self._bar.update(self._task, completed=done_seconds)
+            self._task = self._bar.add_task(what, total=max(total, 1e-9), detail="")
+            self._bar.update(self._task, completed=done)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -69,38 +69,58 @@ class AudioProgress:
             self._line()
 
     @property
-    def realtime(self) -> float:
-        """Seconds of audio done per second since the start."""
+    def rate(self) -> float:
+        """Amount done per second since the start."""
         return (self.done - self._began_with) / max(time.monotonic() - self._began, 1e-9)
 
-    def advance(self, seconds: float = 0.0, written: int = 0) -> None:
-        self.done += seconds
-        self.bytes += written
+    def _details(self) -> list[str]:
+        raise NotImplementedError
+
+    def _add(self, amount: float) -> None:
+        self.done += amount
         if self._bar:
-            detail = ", ".join(self._figures())
-            self._bar.update(self._task, completed=self.done, detail=detail)
+            self._bar.update(self._task, completed=self.done, detail=", ".join(self._details()))
         elif time.monotonic() - self._last_line > LINE_SECONDS:
             self._line()
-
-    def _figures(self) -> list[str]:
-        return [f"{self.realtime:.0f}x real time", size_text(self.bytes)]
 
     def _line(self) -> None:
         self._last_line = time.monotonic()
         share = 100 * self.done / self.total if self.total else 100.0
-        left = max(self.total - self.done, 0) / self.realtime if self.realtime > 0 else 0.0
-        parts = [f"{share:.0f} %", *self._figures(), f"{time_text(left)} left"]
+        left = max(self.total - self.done, 0) / self.rate if self.rate > 0 else 0.0
+        parts = [f"{share:.0f} %", *self._details(), f"{time_text(left)} left"]
         print(f"{self.what}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
 
-class ByteProgress(AudioProgress):
-    """Counts bytes alone, and shows them per second."""
+class AudioProgress(_Progress):
+    """Counts seconds of audio and bytes written; shows rate (times real time), time left and bytes."""
 
-    def __init__(self, what: str, size: int) -> None:
-        super().__init__(what, float(size))
+    def __init__(self, what: str, seconds: float, done_seconds: float = 0.0) -> None:
+        self.bytes = 0
+        super().__init__(what, seconds, done_seconds)
 
-    def count(self, size: int) -> None:
-        self.advance(float(size), size)
+    @property
+    def realtime(self) -> float:
+        """Seconds of audio done per second since the start."""
+        return self.rate
 
-    def _figures(self) -> list[str]:
-        return [f"{size_text(self.realtime)}/s", size_text(self.bytes)]
+    def advance(self, seconds: float = 0.0, written: int = 0) -> None:
+        self.bytes += written
+        self._add(seconds)
+
+    def _details(self) -> list[str]:
+        return [f"{self.rate:.0f}x real time", size_text(self.bytes)]
+
+
+class ByteProgress(_Progress):
+    """Counts bytes; shows them, their rate and the time left. Safe to advance from several threads."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._lock = threading.Lock()
+        super().__init__(what, total)
+
+    def advance(self, size: int) -> None:
+        with self._lock:
+            self._add(size)
+
+    def _details(self) -> list[str]:
+        return [f"{size_text(self.done)} of {size_text(self.total)}", f"{size_text(self.rate)}/s"]

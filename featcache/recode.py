@@ -72,7 +72,7 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
     kind = codecs.profile_class(name)
     shape = len(cache.taps), cache.channels
     if storage.exists(layout.ROOT):
-        opened = Cache.open(storage.root)
+        opened = Cache.open(str(storage))
         spec = opened.spec
         same = (spec.profile, spec.parameters, spec.values_id, spec.parent) == (
             name, parameters, cache.values_id, cache.encoding_id,

@@ -12,7 +12,7 @@ import zarr
 
 from featcache import layout
 from featcache.codec import Arrays, Codec, Plane
-from featcache.errors import CorruptCacheError, FeatcacheError
+from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
 from featcache.index import MISSING, USABLE, Texts, id_hash
 from featcache.ledger import Seal, from_bytes
 from featcache.storage import Storage
@@ -23,11 +23,12 @@ Result = TypeVar("Result")
 class Segment:
     """A sealed segment. Nothing but the seal is read before it is needed; safe to use from threads."""
 
-    def __init__(self, storage: Storage, name: str, codec: Codec, seal: Seal) -> None:
+    def __init__(self, storage: Storage, name: str, codec: Codec, seal: Seal, origin: str | None = None) -> None:
         self.storage = storage
         self.name = name
         self.codec = codec
         self.seal = seal
+        self.origin = origin
         self._checked: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
 
@@ -107,10 +108,18 @@ class Segment:
         sizes = self.column("row_frames")[first:end].tolist()
         return [(position, position + size) for position, size in zip(positions, sizes, strict=True)]
 
+    def shards(self, wanted: np.ndarray) -> list[int]:
+        """The shards that hold rows of usable utterances among those wanted, a mask `(utterances,)`."""
+        rows = np.repeat(wanted & self.usable, np.diff(self.column("first_row")))
+        shard_frames = next(iter(self._planes.values())).shards[0]
+        found: list[int] = np.unique(self.column("row_position")[rows] // shard_frames).tolist()
+        return found
+
     def read(self, utterance: int) -> Arrays:
         """The codes of one utterance: `(frames, *frame_shape)` a plane. Checks the shards' presence.
 
         Raises:
+            NotPulledError: the cache is a partial copy without a shard of it.
             CorruptCacheError: a shard is missing, truncated or altered.
         """
         if not self.usable[utterance]:
@@ -124,7 +133,7 @@ class Segment:
             pieces = []
             for first, end in _within(ranges, needed):
                 shard = first // shard_frames
-                self._check_shard(plane, shard)
+                self._check_shard(plane, shard, utterance)
                 key = layout.shard_key(self.name, plane, shard)
                 pieces.append(self._guard(key, lambda a=array, f=first, e=end: np.asarray(a[f:e])))  # type: ignore[misc]
             if not pieces:
@@ -132,7 +141,7 @@ class Segment:
             out[plane.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         return out
 
-    def _check_shard(self, plane: Plane, shard: int) -> None:
+    def _check_shard(self, plane: Plane, shard: int, utterance: int) -> None:
         """A shard must be there and have its recorded size: zarr would read a missing one as zeros."""
         if (plane.name, shard) in self._checked:
             return
@@ -140,6 +149,11 @@ class Segment:
         expected = int(self.column("shard_bytes")[shard, names.index(plane.name)])
         key = layout.shard_key(self.name, plane, shard)
         size = self.storage.size(key)
+        if size is None and self.origin is not None:
+            raise NotPulledError(
+                f"{self.storage} is a partial copy without utterance {self.ids[utterance]!r} (shard {key}): "
+                f"`featcache pull {self.origin} {self.storage}` fetches what is missing, with --where a part of it"
+            )
         if size is None:
             raise CorruptCacheError(f"shard {self.storage}/{key} is missing: {self.remedy}")
         if size != expected:
@@ -182,8 +196,8 @@ def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[
         offset += end - first
 
 
-def open_segment(storage: Storage, name: str, codec: Codec, remedy: str) -> Segment | None:
-    """The segment if it is sealed, else None.
+def open_segment(storage: Storage, name: str, codec: Codec, remedy: str, origin: str | None = None) -> Segment | None:
+    """The segment if it is sealed, else None. `origin` is where the rest of a partial copy lies.
 
     Raises:
         CorruptCacheError: the seal does not prove itself.
@@ -191,7 +205,7 @@ def open_segment(storage: Storage, name: str, codec: Codec, remedy: str) -> Segm
     data = storage.read(f"{name}/seal.json")
     if data is None:
         return None
-    return Segment(storage, name, codec, from_bytes(Seal, data, f"{storage}/{name}/seal.json", remedy))
+    return Segment(storage, name, codec, from_bytes(Seal, data, f"{storage}/{name}/seal.json", remedy), origin)
 
 
 def read_calibration(storage: Storage, names: Sequence[str]) -> Arrays:

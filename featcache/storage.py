@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +21,70 @@ import zarr.storage
 
 from featcache.errors import CacheError, JobError
 from featcache.process import left_by_the_dead, own_name
+from featcache.s3 import S3Url, is_s3
 
 TEMPORARY = ".tmp-"
 # A temporary file of another machine is taken for abandoned after this time.
 TEMPORARY_SECONDS = 3600
 
 
-class Storage:
-    """A folder of a local or shared file system. Keys are relative POSIX paths."""
+class Storage(ABC):
+    """A place for bytes by key. Keys are relative POSIX paths; `str` of it opens it again (`open_storage`)."""
+
+    @abstractmethod
+    def zarr(self) -> zarr.abc.store.Store:
+        """A read-only zarr store over the same keys."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool: ...
+
+    @abstractmethod
+    def read(self, key: str) -> bytes | None:
+        """The bytes of a key; None where there is none."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Bytes of a key; None where there is none."""
+
+    @abstractmethod
+    def list_keys(self, prefix: str = "") -> Iterator[str]:
+        """All keys below a folder, sorted within each folder; files still being written are left out."""
+
+    @abstractmethod
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders right below a folder."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        """Write or replace a key, whole or not at all; it is durable when this returns.
+
+        Raises:
+            JobError: the place is full, or cannot be written to.
+        """
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Write a key that must not be there yet; False where it is. Exclusive among all processes."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove a key, if it is there."""
+
+    @abstractmethod
+    def delete_folder(self, prefix: str) -> None:
+        """Remove all keys below a folder."""
+
+    @abstractmethod
+    def delete_temporary(self, prefix: str) -> None:
+        """Remove what killed writers left half-written below a folder."""
+
+    @abstractmethod
+    def free_bytes(self) -> int:
+        """Space that is left."""
+
+
+class LocalStorage(Storage):
+    """A folder of a local or shared file system."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -39,14 +96,12 @@ class Storage:
         return self.root / key
 
     def zarr(self) -> zarr.abc.store.Store:
-        """A read-only zarr store over the same keys."""
         return zarr.storage.LocalStore(self.root, read_only=True)
 
     def exists(self, key: str) -> bool:
         return self.path(key).is_file()
 
     def read(self, key: str) -> bytes | None:
-        """The bytes of a key; None where there is none."""
         try:
             return self.path(key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -61,7 +116,6 @@ class Storage:
             return None
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
-        """All keys below a folder, sorted within each folder; files still being written are left out."""
         for folder, folders, files in os.walk(self.path(prefix)):
             folders.sort()
             for name in sorted(files):
@@ -69,16 +123,11 @@ class Storage:
                     yield (Path(folder) / name).relative_to(self.root).as_posix()
 
     def folders(self, prefix: str) -> list[str]:
-        """Names of the folders right below a folder."""
         path = self.path(prefix)
         return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
     def write(self, key: str, data: bytes | memoryview) -> None:
-        """Write or replace a key: temporary file, fsync, rename, fsync of the folder.
-
-        Raises:
-            JobError: the disk is full, or the place cannot be written to.
-        """
+        """Temporary file, fsync, rename, fsync of the folder."""
         path = self.path(key)
         temporary = path.with_name(TEMPORARY + own_name())
         with self._explained(path):
@@ -92,10 +141,9 @@ class Storage:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
-            sync_folder(path.parent)
+            sync_path(path.parent)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a key that must not be there yet; False where it is. Exclusive among all processes."""
         path = self.path(key)
         temporary = path.with_name(TEMPORARY + own_name())
         with self._explained(path):
@@ -111,8 +159,23 @@ class Storage:
                 return False
             finally:
                 temporary.unlink(missing_ok=True)
-            sync_folder(path.parent)
+            sync_path(path.parent)
         return True
+
+    def temporary(self, key: str) -> Path:
+        """Where another program may write a key, for `adopt` to take in; its folder is made."""
+        path = self.path(key)
+        with self._explained(path):
+            self._make_folder(path.parent)
+        return path.with_name(TEMPORARY + own_name())
+
+    def adopt(self, key: str, written: Path) -> None:
+        """Take in what another program has written to `temporary`: sync it, then give it its name."""
+        path = self.path(key)
+        with self._explained(path):
+            sync_path(written)
+            written.replace(path)
+            sync_path(path.parent)
 
     def delete(self, key: str) -> None:
         self.path(key).unlink(missing_ok=True)
@@ -121,7 +184,6 @@ class Storage:
         shutil.rmtree(self.path(prefix), ignore_errors=True)
 
     def delete_temporary(self, prefix: str) -> None:
-        """Remove what killed writers left half-written below a folder."""
         for folder, _, files in os.walk(self.path(prefix)):
             for name in files:
                 old = time.time() - TEMPORARY_SECONDS
@@ -145,7 +207,7 @@ class Storage:
             missing.append(missing[-1].parent)
         folder.mkdir(parents=True, exist_ok=True)
         for made in missing:
-            sync_folder(made.parent)
+            sync_path(made.parent)
 
     @contextlib.contextmanager
     def _explained(self, path: Path) -> Iterator[None]:
@@ -165,9 +227,9 @@ class Storage:
             ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -175,5 +237,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_storage(place: str | Path) -> Storage:
-    """The storage behind a path."""
-    return Storage(place)
+    """The storage behind a path or an `s3://` URL."""
+    if is_s3(place):
+        from featcache.s3_storage import S3Storage
+
+        return S3Storage(S3Url.parse(str(place)))
+    return LocalStorage(place)

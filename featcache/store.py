@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from featcache import layout
 from featcache.codec import Arrays, Codec, build, encoding_id
-from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.ledger import proof
+from featcache.partial import read_origin
 from featcache.segment import Segment, open_segment, read_calibration
 from featcache.spec import FORMAT, CacheSpec, values_id
 from featcache.storage import Storage, open_storage
@@ -80,8 +81,17 @@ class Cache:
     pickling (as `spawn` and `forkserver` workers do) opens it again by its path.
     """
 
-    def __init__(self, storage: Storage, spec: CacheSpec, codec: Codec, segments: list[Segment], unsealed: list[str]):
+    def __init__(
+        self,
+        storage: Storage,
+        spec: CacheSpec,
+        codec: Codec,
+        segments: list[Segment],
+        unsealed: list[str],
+        origin: str | None = None,
+    ) -> None:
         self.storage = storage
+        self.origin = origin
         self.spec = spec
         self.codec = codec
         self.segments = segments
@@ -100,23 +110,26 @@ class Cache:
         spec, files = read_spec(storage)
         remedy = f"run `featcache verify {path}`"
         try:
-            calibration = read_calibration(storage, calibration_names(storage))
+            calibration = read_calibration(storage, storage.folders(layout.CALIBRATION))
+        except FeatcacheError:
+            raise
         except Exception as error:
             raise CorruptCacheError(f"{storage}/{layout.CALIBRATION} is damaged ({error}): {remedy}") from error
         codec = build(spec.profile, spec.profile_version, len(spec.taps), spec.channels, spec.parameters, calibration)
         if encoding_id(spec.profile, spec.profile_version, spec.parameters, calibration) != spec.encoding_id:
             raise CorruptCacheError(f"the calibration of {storage} does not match its encoding id: {remedy}")
+        origin = read_origin(storage)
         segments: list[Segment] = []
         unsealed: list[str] = []
         for number in storage.folders(layout.SEGMENTS):
             name = f"{layout.SEGMENTS}/{number}"
-            segment = open_segment(storage, name, codec, remedy)
+            segment = open_segment(storage, name, codec, remedy, origin)
             if segment is None:
                 unsealed.append(name)
                 continue
             _check_seal(storage, segment, spec, files, remedy)
             segments.append(segment)
-        return cls(storage, spec, codec, segments, unsealed)
+        return cls(storage, spec, codec, segments, unsealed, origin)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Cache.open, (str(self.storage),))
@@ -157,8 +170,8 @@ class Cache:
 
     @property
     def complete(self) -> bool:
-        """Whether every segment that was begun is sealed, and there is one."""
-        return bool(self.segments) and not self.unsealed
+        """Whether every segment that was begun is sealed, there is one, and none is a partial copy."""
+        return bool(self.segments) and not self.unsealed and self.origin is None
 
     # What is in it
 
@@ -226,7 +239,8 @@ class Cache:
             taps: names of the taps wanted, in the order wanted; all by default.
 
         Raises:
-            UtteranceNotFound, CorruptCacheError, UsageError: no such tap.
+            UtteranceNotFound, CorruptCacheError, NotPulledError: a partial copy does not hold it.
+            UsageError: no such tap.
         """
         row = self.row(utterance) if isinstance(utterance, str) else utterance
         features, _ = self.decode(self.read_encoded([row], taps))
@@ -301,10 +315,6 @@ class Cache:
                 f"{self.path} was opened before this process was forked: use threads, or workers started by "
                 "spawn or forkserver, or open the cache inside the worker"
             )
-
-
-def calibration_names(storage: Storage) -> list[str]:
-    return storage.folders(layout.CALIBRATION)
 
 
 def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:

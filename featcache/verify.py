@@ -13,6 +13,7 @@ from featcache.cluster import absolute, run_tasks
 from featcache.digest import canonical_json, digest
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
 from featcache.ledger import FileProof, Seal, ShardRecord, from_bytes, ledger_digest, proof, record_key
+from featcache.partial import read_origin
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache, read_spec
 from featcache.writer import LABELS_PROOF
@@ -40,6 +41,8 @@ class Report:
     unsealed: int = 0
     utterances: int = 0
     unknown: list[str] = field(default_factory=list)
+    # Shards that a partial copy does without; see `featcache.partial`.
+    not_pulled: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -65,7 +68,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     Raises:
         CacheError: there is no cache at all.
     """
-    storage = Storage(place)
+    storage = open_storage(place)
     report = Report()
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
@@ -74,22 +77,25 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     except FeatcacheError as error:
         report.problems.append(Problem(layout.ROOT, str(error)))
     checks: dict[str, FileProof] = {}
-    known: set[str] = {layout.ROOT}
     for number in storage.folders(layout.SEGMENTS):
-        name = f"{layout.SEGMENTS}/{number}"
-        for check in _segment_checks(storage, name, report):
-            checks[check.key] = check.expected
-            known.add(check.key)
+        checks |= segment_proofs(storage, f"{layout.SEGMENTS}/{number}", report)
     report.unknown = [
         key
         for key in storage.list_keys()
-        if key not in known and not key.startswith((f"{layout.LOG}/",)) and "/leases/" not in key
+        if key not in checks
+        and key != layout.ROOT
+        and not key.startswith((f"{layout.LOG}/",))
+        and "/leases/" not in key
     ]
+    if read_origin(storage) is not None:
+        report.not_pulled = [key for key in checks if layout.is_shard(key) and not storage.exists(key)]
+        for key in report.not_pulled:
+            del checks[key]
     report.problems += _run_checks(storage, checks, report, on_bytes, client)
     if report.whole:
         # Every byte is as sealed; that it also opens shows that this installation can read it.
         try:
-            Cache.open(storage.root)
+            Cache.open(str(storage))
         except FeatcacheError as error:
             report.problems.append(Problem("", str(error)))
     return report
@@ -97,34 +103,35 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
 
 def shard_bytes(place: str | Path) -> int:
     """Bytes that `verify` will read, for its progress."""
-    storage = Storage(place)
+    storage = open_storage(place)
     return sum(storage.size(key) or 0 for key in storage.list_keys(layout.SEGMENTS))
 
 
-def _segment_checks(storage: Storage, name: str, report: Report) -> Iterator[_Check]:
+def segment_proofs(storage: Storage, name: str, report: Report) -> dict[str, FileProof]:
+    """Every file that a segment is made of and what it must be, from its ledger, seal and labels' proof.
+
+    What is the matter with those themselves goes into the report. A sealed segment's list includes the
+    cache's own metadata and calibration.
+    """
     seal = _read_seal(storage, name, report)
     records = _read_ledger(storage, name, report)
+    checks: dict[str, FileProof] = {}
     for shard, record in records.items():
-        yield _Check(record_key(name, shard), proof(storage.read(record_key(name, shard)) or b""))
-        for key, expected in record.files.items():
-            yield _Check(f"{name}/{key}", expected)
+        checks[record_key(name, shard)] = proof(storage.read(record_key(name, shard)) or b"")
+        checks |= {f"{name}/{key}": expected for key, expected in record.files.items()}
+    checks |= _labels_proofs(storage, name, report)
     if seal is None:
         report.unsealed += 1
-        yield from _labels_checks(storage, name, report)
-        return
+        return checks
     report.segments += 1
     report.utterances += seal.utterances
-    yield _Check(f"{name}/seal.json", proof(storage.read(f"{name}/seal.json") or b""))
+    checks[f"{name}/seal.json"] = proof(storage.read(f"{name}/seal.json") or b"")
     for shard in range(seal.shards):
         if shard not in records and not any(p.key == record_key(name, shard) for p in report.problems):
             report.problems.append(Problem(record_key(name, shard), "is missing"))
     if len(records) == seal.shards and ledger_digest(records) != seal.ledger:
         report.problems.append(Problem(f"{name}/ledger", "does not match the seal"))
-    for key, expected in seal.files.items():
-        yield _Check(f"{name}/{key}", expected)
-    for key, expected in seal.root.items():
-        yield _Check(key, expected)
-    yield from _labels_checks(storage, name, report)
+    return checks | {f"{name}/{key}": expected for key, expected in seal.files.items()} | seal.root
 
 
 def _read_seal(storage: Storage, name: str, report: Report) -> Seal | None:
@@ -151,13 +158,13 @@ def _read_ledger(storage: Storage, name: str, report: Report) -> dict[int, Shard
     return records
 
 
-def _labels_checks(storage: Storage, name: str, report: Report) -> Iterator[_Check]:
+def _labels_proofs(storage: Storage, name: str, report: Report) -> dict[str, FileProof]:
     key = f"{name}/labels/{LABELS_PROOF}"
     data = storage.read(key)
     if data is None:
         if any(True for _ in storage.list_keys(f"{name}/labels")):
             report.problems.append(Problem(key, "is missing"))
-        return
+        return {}
     try:
         content = json.loads(data)["content"]
         if canonical_json({"content": content, "sha256": digest(content)}) != data:
@@ -165,10 +172,8 @@ def _labels_checks(storage: Storage, name: str, report: Report) -> Iterator[_Che
         expected = {path: FileProof.model_validate(p) for path, p in content.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         report.problems.append(Problem(key, "is damaged"))
-        return
-    yield _Check(key, proof(data))
-    for path, p in expected.items():
-        yield _Check(f"{name}/labels/{path}", p)
+        return {}
+    return {key: proof(data)} | {f"{name}/labels/{path}": p for path, p in expected.items()}
 
 
 def _run_checks(
@@ -231,7 +236,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     Raises:
         CacheError: another process is writing to the cache.
     """
-    storage = Storage(place)
+    storage = open_storage(place)
     report = verify(place)
     unfinished = [
         f"{layout.SEGMENTS}/{number}"

@@ -188,9 +188,8 @@ def prove_segment(storage: Storage, segment: str) -> dict[str, FileProof]:
     proofs: dict[str, FileProof] = {}
     for key in storage.list_keys(segment):
         name = key.removeprefix(f"{segment}/")
-        top, _, rest = name.partition("/")
-        is_shard = rest.startswith("c/") and top not in ("index", "labels")
-        if not is_shard and top not in ("ledger", "labels", "leases", "seal.json"):
+        top = name.partition("/")[0]
+        if not layout.is_shard(key) and top not in ("ledger", "labels", "leases", "seal.json"):
             proofs[name] = proof(_read(storage, key))
     return proofs
 

@@ -7,6 +7,7 @@ FEATCACHE_REQUIRE_REAL, which turns a missing one from a skip into a failure.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before numpy and torch start their pools: many small operations are faster without them.
@@ -18,6 +19,7 @@ from hypothesis import settings
 
 from pipelines.demo.fetch import PROMPTS, share_root
 from pipelines.demo.model import MODELS, PackagedModel, is_installed
+from tests.s3 import KEYS, Bucket, Server
 
 # The same examples on every run; HYPOTHESIS_PROFILE=explore draws new ones, and many more.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -55,3 +57,26 @@ def whisper_tiny_package() -> PackagedModel:
     if not is_installed(model):
         _missing(model.name, f"pipelines demo model {model.name}")
     return model
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """A real S3 endpoint on loopback, without any bucket."""
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+    """An empty bucket; the environment names its endpoint and keys, and nothing else of AWS."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    return s3_server.make_bucket()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -15,7 +20,7 @@ from featcache.geometry import Geometry
 from featcache.ledger import ShardRecord
 from featcache.plan import make_plan
 from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.writer import SegmentWriter, create_cache
 
 GEOMETRY = Geometry.whisper()
@@ -72,7 +77,7 @@ def make_cache(
     calibration = codecs.profile_class(profile).fit(rows, {})
     spec = make_spec(taps, channels, calibration, profile, layout, identity)
     codec = codecs.build(profile, spec.profile_version, taps, channels, {}, calibration)
-    storage = Storage(path)
+    storage = LocalStorage(path)
     create_cache(storage, spec, calibration)
     samples = [len(row) * GEOMETRY.hop for row in rows]
     plan = make_plan(list(features), samples, spec, codec.planes[0].bytes_per_frame)
@@ -134,6 +139,32 @@ def make_speech(folder: Path, count: int, seconds: float = 0.5) -> Path:
 
 def contents(path: Path) -> dict[str, bytes]:
     """Every file of a cache but its log of times, and the names of half-written ones."""
-    return {key: (path / key).read_bytes() for key in Storage(path).list_keys() if not key.startswith("log/")} | {
+    return {key: (path / key).read_bytes() for key in LocalStorage(path).list_keys() if not key.startswith("log/")} | {
         str(p.relative_to(path)): b"" for p in path.rglob(".tmp-*")
     }
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command left: exit status, standard output, standard error."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_cli(*arguments: object) -> Output:
+    """The command line `featcache`, in this process: a start of its own takes seconds."""
+    from featcache import cli
+
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        mock.patch.object(sys, "argv", ["featcache", *map(str, arguments)]),
+    ):
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+    return Output(status, out.getvalue(), err.getvalue())

@@ -23,7 +23,7 @@ from featcache.inspect import info, status
 from featcache.job import Job, Request
 from featcache.repair import repair
 from featcache.spec import Layout
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from tests.helpers import contents
@@ -111,7 +111,7 @@ def test_a_record_follows_its_durable_bytes(
     job.init()
     synced_files: set[tuple[int, int]] = set()
     synced_folders: dict[str, set[str]] = {}
-    real_sync, real_create = os.fsync, Storage.create
+    real_sync, real_create = os.fsync, LocalStorage.create
     checked = 0
 
     def sync(descriptor: int) -> None:
@@ -123,7 +123,7 @@ def test_a_record_follows_its_durable_bytes(
             found = os.fstat(descriptor)
             synced_files.add((found.st_ino, found.st_size))
 
-    def create(self: Storage, key: str, data: bytes) -> bool:
+    def create(self: LocalStorage, key: str, data: bytes) -> bool:
         nonlocal checked
         if "/ledger/" in key:
             segment = key.split("/ledger/")[0]
@@ -138,7 +138,7 @@ def test_a_record_follows_its_durable_bytes(
         return real_create(self, key, data)
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Storage, "create", create)
+    monkeypatch.setattr(LocalStorage, "create", create)
     job.extract()
     assert checked > 4
     assert contents(tmp_path / "cache") == contents(reference)
@@ -261,13 +261,13 @@ def test_a_full_disk_stops_the_job_and_it_goes_on_later(
     job = Job(speech, tmp_path / "c", request())
     job.init()
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "free_bytes", lambda self: 1000)
+        patch.setattr(LocalStorage, "free_bytes", lambda self: 1000)
         with pytest.raises(JobError, match="needs about .* free some space"):
             job.extract()
-    real = Storage.write
+    real = LocalStorage.write
     count = 0
 
-    def write(self: Storage, key: str, data: bytes) -> None:
+    def write(self: LocalStorage, key: str, data: bytes) -> None:
         nonlocal count
         count += "/c/" in key
         if count == 3:
@@ -275,7 +275,7 @@ def test_a_full_disk_stops_the_job_and_it_goes_on_later(
         real(self, key, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Storage, "write", write)
+        patch.setattr(LocalStorage, "write", write)
         with pytest.raises(JobError, match="no space left"):
             Job(speech, tmp_path / "c", request()).extract()
     assert 0 < len(list((tmp_path / "c").glob("segments/*/ledger/*.json"))) < 5

@@ -9,7 +9,7 @@ import pytest
 from featcache.errors import MismatchError
 from featcache.job import Job, Request
 from featcache.spec import Layout
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig
 from tests.helpers import make_speech
 
@@ -38,14 +38,14 @@ def test_a_shard_reads_its_own_record_alone(speech: Path, tmp_path: Path, monkey
     job = Job(speech, tmp_path / "c", Request(MEL, "fp16", layout=Layout(chunk_frames=16, shard_frames=64)))
     job.init()
     reads: list[str] = []
-    read = Storage.read
+    read = LocalStorage.read
 
-    def counted(self: Storage, key: str) -> bytes | None:
+    def counted(self: LocalStorage, key: str) -> bytes | None:
         if "/ledger/" in key:
             reads.append(key)
         return read(self, key)
 
-    monkeypatch.setattr(Storage, "read", counted)
+    monkeypatch.setattr(LocalStorage, "read", counted)
     done = job.extract()
     assert done is not None and done.shards == 12
     # Once when its lease is taken, once for the seal.

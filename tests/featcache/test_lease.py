@@ -12,11 +12,11 @@ import pytest
 
 from featcache.errors import JobError
 from featcache.lease import Lease, Leases, clear_dead
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 
 
 def test_a_lease_is_held_once_and_free_after_release(tmp_path: Path) -> None:
-    a, b = Leases(Storage(tmp_path)), Leases(Storage(tmp_path))
+    a, b = Leases(LocalStorage(tmp_path)), Leases(LocalStorage(tmp_path))
     assert a.acquire("x") and not b.acquire("x")
     a.check("x")
     with pytest.raises(JobError, match="was lost"):
@@ -25,11 +25,11 @@ def test_a_lease_is_held_once_and_free_after_release(tmp_path: Path) -> None:
     assert b.acquire("x")
     a.close()
     b.close()
-    assert list(Storage(tmp_path).list_keys()) == []
+    assert list(LocalStorage(tmp_path).list_keys()) == []
 
 
 def test_a_running_process_renews_its_lease(tmp_path: Path) -> None:
-    a, b = Leases(Storage(tmp_path), ttl=0.3), Leases(Storage(tmp_path), ttl=0.3)
+    a, b = Leases(LocalStorage(tmp_path), ttl=0.3), Leases(LocalStorage(tmp_path), ttl=0.3)
     assert a.acquire("x")
     time.sleep(0.8)
     assert not b.acquire("x")
@@ -39,7 +39,7 @@ def test_a_running_process_renews_its_lease(tmp_path: Path) -> None:
 
 
 def test_exactly_one_takes_over_from_the_dead(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     for round_ in range(20):
         key = f"x{round_}"
         storage.write(key, Lease(key, "dead", time.time() - 1).to_bytes())
@@ -65,7 +65,7 @@ def test_exactly_one_takes_over_from_the_dead(tmp_path: Path) -> None:
 
 
 def test_a_takeover_that_died_half_way_is_taken_over_too(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     dead = Lease("x", "dead", time.time() - 1)
     storage.write("x", dead.to_bytes())
     from featcache.digest import sha256
@@ -78,10 +78,10 @@ def test_a_takeover_that_died_half_way_is_taken_over_too(tmp_path: Path) -> None
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     code = (
-        "import sys, os; from featcache.lease import Leases; from featcache.storage import Storage; "
-        "assert Leases(Storage(sys.argv[1]), ttl=600).acquire('x'); os._exit(1)"
+        "import sys, os; from featcache.lease import Leases; from featcache.storage import LocalStorage; "
+        "assert Leases(LocalStorage(sys.argv[1]), ttl=600).acquire('x'); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
     assert storage.exists("x")
@@ -91,7 +91,7 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(tmp_path: Path) -> Non
 
 
 def test_only_dead_leases_are_cleared(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     leases = Leases(storage)
     assert leases.acquire("leases/mine")
     storage.write("leases/other", Lease("", "x", time.time() + 60, "another machine", 1, "0").to_bytes())

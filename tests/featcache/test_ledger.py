@@ -19,7 +19,7 @@ from featcache.ledger import (
     record_key,
     to_bytes,
 )
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 
 hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 records = st.builds(
@@ -52,7 +52,7 @@ def test_every_flipped_byte_is_noticed(record: ShardRecord, data: st.DataObject)
 
 
 def test_the_ledger_is_read_by_shard_and_its_digest_ignores_the_order(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     made = [ShardRecord(shard=i, files={}, first=i, audio=("",)) for i in (2, 0, 1)]
     for record in made:
         storage.write(record_key("s", record.shard), to_bytes(record))

@@ -13,7 +13,7 @@ import pytest
 
 from featcache.errors import JobError
 from featcache.process import own_name
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 
 
 def test_write_syncs_the_file_before_the_name_and_the_name_before_it_returns(
@@ -33,12 +33,12 @@ def test_write_syncs_the_file_before_the_name_and_the_name_before_it_returns(
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", replace)
-    Storage(tmp_path).write("a", b"1")
+    LocalStorage(tmp_path).write("a", b"1")
     assert log == ["sync file", "rename", "sync folder"]
 
 
 def test_a_failed_write_leaves_the_old_bytes_and_no_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     storage.write("a/b", b"old")
 
     def full(descriptor: int) -> None:
@@ -52,7 +52,7 @@ def test_a_failed_write_leaves_the_old_bytes_and_no_temporary(tmp_path: Path, mo
 
 
 def test_create_is_exclusive(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     barrier = threading.Barrier(8)
     won: list[bool] = []
 
@@ -72,11 +72,11 @@ def test_create_is_exclusive(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(JobError, match="cannot be written"):
-        Storage(tmp_path / "file").write("a", b"1")
+        LocalStorage(tmp_path / "file").write("a", b"1")
 
 
 def test_listing_leaves_out_what_is_being_written(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
+    storage = LocalStorage(tmp_path)
     storage.write("b/2", b"")
     storage.write("b/1", b"")
     (tmp_path / "b" / ".tmp-x").write_bytes(b"half")

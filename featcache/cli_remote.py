@@ -1,0 +1,86 @@
+"""Commands `push` and `pull`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from featcache.transfer import JOBS
+
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint-url", help="Server, if not AWS's own; else AWS_ENDPOINT_URL.", show_default=False),
+]
+Profile = Annotated[
+    str | None, typer.Option(help="Profile of AWS's credentials file; else AWS_PROFILE.", show_default=False)
+]
+Region = Annotated[str | None, typer.Option(help="Region of the bucket; else AWS_REGION.", show_default=False)]
+Jobs = Annotated[int, typer.Option(min=1, help="Files in flight.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be copied.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Url = Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix", show_default=False)]
+Place = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
+
+
+def push_command(
+    cache: Place,
+    target: Url,
+    endpoint_url: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    jobs: Jobs = JOBS,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Copy a cache to S3. Goes on where an earlier run stopped; what proves the cache comes last."""
+    from featcache.push import push
+    from featcache.s3 import S3Settings
+
+    _print(push(cache, target, S3Settings.find(endpoint_url, profile, region), jobs, dry_run), dry_run, json)
+
+
+def pull_command(
+    source: Url,
+    cache: Place,
+    where: Annotated[
+        list[str] | None, typer.Option(help="label=value: only the shards that hold matching utterances.")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    profile: Profile = None,
+    region: Region = None,
+    jobs: Jobs = JOBS,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Copy a cache from S3, or a part of it. Goes on where an earlier run stopped."""
+    from featcache.pull import pull
+    from featcache.s3 import S3Settings
+
+    found = S3Settings.find(endpoint_url, profile, region)
+    _print(pull(source, cache, where or [], found, jobs, dry_run), dry_run, json)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("push")(push_command)
+    app.command("pull")(pull_command)
+
+
+def _print(result: object, dry_run: bool, as_json: bool) -> None:
+    from featcache.cli_views import note, print_json
+    from featcache.progress import size_text
+    from featcache.remote import Transfer
+
+    assert isinstance(result, Transfer)
+    for name in result.unsealed:
+        note(f"{name} is not finished and is left out")
+    if as_json:
+        return print_json({**asdict(result), "dry_run": dry_run})
+    did = "would copy" if dry_run else "copied"
+    part = f"; {result.not_pulled:,} shard files left out" if result.not_pulled else ""
+    print(
+        f"{did} {result.files:,} files, {size_text(result.bytes)}; "
+        f"{result.present_files:,} files, {size_text(result.present_bytes)} were there{part}"
+    )
+    return print(result.target)

@@ -1,0 +1,101 @@
+"""`featcache push`: a local cache to S3. See `featcache.remote` for the order and what it protects.
+
+What is there already is told by its size and ETag (the MD5 of its bytes); a server whose ETags are another
+thing costs a second copy, and a read back to prove it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from featcache import layout
+from featcache.digest import sha256
+from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError
+from featcache.ledger import FileProof
+from featcache.partial import read_origin
+from featcache.progress import ByteProgress
+from featcache.remote import PHASES, READERS, ROOT, SEALS, Transfer, inventory, local_storage, phase_of, provers_of
+from featcache.s3 import S3Settings, S3Url
+from featcache.storage import LocalStorage
+from featcache.transfer import JOBS, Remote, S5cmd, etag
+
+
+def push(
+    place: str | Path, target: str, settings: S3Settings | None = None, jobs: int = JOBS, dry_run: bool = False
+) -> Transfer:
+    """Copy the sealed part of a local cache to S3, and check that it arrived.
+
+    Raises:
+        CorruptCacheError: the cache is not as it was sealed; nothing of it is copied.
+        MismatchError: another cache is at the target.
+        CacheError: no such bucket, wrong keys or no server. JobError: it stopped on the way.
+    """
+    url, storage = S3Url.parse(target), local_storage(place)
+    client = S5cmd(settings or S3Settings.find(), jobs)
+    if not storage.exists(layout.ROOT):
+        raise CacheError(f"there is no cache at {storage}: give the path of one")
+    if (origin := read_origin(storage)) is not None:
+        raise CacheError(f"{storage} is a partial copy: `featcache pull {origin} {storage}` fetches the rest first")
+    result = Transfer(str(storage), str(url))
+    wanted = inventory(storage, result)
+    there = client.list(url)
+    _refuse_other_target(storage, client, url, wanted, there)
+    tags = _prove_local(storage, wanted)
+    todo = {key for key in wanted if there.get(key) != Remote(wanted[key].bytes, tags[key])}
+    withdrawn = provers_of(todo) & there.keys()
+    todo |= withdrawn
+    result.count(wanted, todo)
+    if dry_run:
+        return result
+    client.remove([url.of(key) for key in sorted(withdrawn)], str(url))
+    with ByteProgress("pushing", result.bytes) as progress:
+        for phase in PHASES:
+            keys = sorted(key for key in todo if phase_of(key) == phase)
+            client.copy([(str(storage.path(key)), url.of(key)) for key in keys], progress.advance, str(url))
+            _prove_remote(client, url, {key: wanted[key] for key in keys}, tags)
+    return result
+
+
+def _prove_local(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> dict[str, str]:
+    """The ETag that each file will have; every file must be as it was sealed."""
+    total = sum(expected.bytes for expected in wanted.values())
+
+    def prove(key: str) -> str:
+        if storage.size(key) is None:
+            raise CorruptCacheError(f"{storage}/{key} is missing: run `featcache verify {storage}`")
+        tag, digest = etag(storage.path(key))
+        if digest != wanted[key].sha256:
+            raise CorruptCacheError(f"{storage}/{key} is not as it was sealed: run `featcache verify {storage}`")
+        progress.advance(wanted[key].bytes)
+        return tag
+
+    with ByteProgress("checking", total) as progress, ThreadPoolExecutor(READERS) as pool:
+        return dict(zip(wanted, pool.map(prove, wanted), strict=True))
+
+
+def _prove_remote(client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], tags: Mapping[str, str]) -> None:
+    """What was just copied must have arrived in full length with its ETag, or else be read back."""
+    there = client.list(url) if wanted else {}
+    for key, expected in wanted.items():
+        found = there.get(key)
+        if found is None or found.size != expected.bytes:
+            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
+        if found.etag != tags[key] and sha256(b"".join(client.read(url.of(key)))) != expected.sha256:
+            raise JobError(f"{url.of(key)} is not what was sent; run the same command again")
+
+
+def _refuse_other_target(
+    storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
+) -> None:
+    if layout.ROOT not in there:
+        other = next((key for key in there if key not in wanted), None)
+        if other is not None:
+            raise MismatchError(f"{url} holds other files ({other}) and not this cache: give another prefix")
+        return
+    # The root metadata first: what it says of a difference is the most telling.
+    provers = (key for key in wanted if phase_of(key) in (SEALS, ROOT) and key in there)
+    for key in sorted(provers, key=phase_of, reverse=True):
+        if b"".join(client.read(url.of(key))) != storage.read(key):
+            raise MismatchError(f"{url} holds another cache than {storage} ({key} differs): give another prefix")

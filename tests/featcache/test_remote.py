@@ -1,0 +1,363 @@
+"""push and pull against a real endpoint: whole copies, resumed copies, parts, and every way to stop half-way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import featcache
+from featcache import push as pushing
+from featcache.errors import (
+    CacheError,
+    CorruptCacheError,
+    FeatcacheError,
+    JobError,
+    MismatchError,
+    NotPulledError,
+    UsageError,
+)
+from featcache.pull import pull
+from featcache.push import push
+from featcache.remote import Transfer
+from featcache.spec import Layout
+from featcache.verify import verify
+from tests.helpers import make_cache, run_cli
+from tests.s3 import KEYS, Bucket, Wire
+
+RNG = np.random.default_rng(5)
+# Languages lie in runs, as in a manifest of several corpora, so that shards hold one or two of them.
+LANGS = ["en"] * 8 + ["it"] * 8
+FEATURES = {f"u{i}": RNG.standard_normal((90, 3, 64)).astype(np.float32) for i in range(16)}
+LABELS = {name: {"lang": LANGS[i], "text": f"words of {name}"} for i, name in enumerate(FEATURES)}
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("remote") / "cache"
+    return make_cache(place, FEATURES, LABELS, layout=Layout(chunk_frames=16, shard_frames=192))
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {f.relative_to(path).as_posix(): f.read_bytes() for f in files if "log" not in f.relative_to(path).parts}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "featcache.cli", *map(str, arguments)]
+
+
+def test_a_round_trip_is_byte_identical_and_a_second_one_copies_nothing(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    url = f"{bucket.url}/a/b"
+    planned = push(sealed, url, dry_run=True)
+    assert planned.files > 20 and planned.present_files == 0 and not bucket.files()
+    first = push(sealed, url)
+    assert (first.files, first.bytes) == (planned.files, planned.bytes) and first.utterances == 16
+    assert bucket.files("a/b") == contents(sealed)
+    assert push(sealed, url).files == 0
+    copy = tmp_path / "copy"
+    assert pull(url, copy, dry_run=True).files == first.files and not copy.exists()
+    assert pull(url, copy).bytes == first.bytes
+    assert contents(copy) == contents(sealed) and verify(copy).whole and featcache.open(copy).complete
+    again = pull(url, copy)
+    assert again.files == 0 and again.present_files == first.files
+
+
+def test_only_what_is_missing_or_different_is_copied(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    push(sealed, bucket.url)
+    shard = "segments/000000/values/c/0/0/0"
+    good = (sealed / shard).read_bytes()
+    bucket.put(shard, bytes(reversed(good)))  # of the same size
+    bucket.delete("segments/000000/index/hash/zarr.json")
+    # the seal was withdrawn while its files were replaced, so it is copied again
+    assert push(sealed, bucket.url).files == 3 and bucket.files() == contents(sealed)
+    pull(bucket.url, tmp_path / "copy")
+    (tmp_path / "copy" / shard).write_bytes(bytes(reversed(good)))
+    (tmp_path / "copy/segments/000000/index/hash/zarr.json").unlink()
+    assert pull(bucket.url, tmp_path / "copy").files == 3
+    assert contents(tmp_path / "copy") == contents(sealed)
+
+
+def test_files_of_several_parts_are_known_by_their_etag(bucket: Bucket, tmp_path: Path) -> None:
+    """Shards are larger than s5cmd's parts; the rule for their ETags is checked against the server's."""
+    from featcache.s3 import S3Settings, S3Url
+    from featcache.transfer import S5cmd, etag
+
+    for name, size in (("two", (50 << 20) + 1), ("none", 0)):
+        (tmp_path / name).write_bytes(bytes(size))
+    client = S5cmd(S3Settings.find())
+    client.copy([(str(tmp_path / n), f"{bucket.url}/{n}") for n in ("two", "none")], lambda size: None, "x")
+    there = client.list(S3Url.parse(bucket.url))
+    assert {name: found.etag for name, found in there.items()} == {
+        name: etag(tmp_path / name)[0] for name in ("two", "none")
+    }
+    assert there["two"].etag.endswith("-2")
+
+
+def opens_nowhere(bucket: Bucket, prefix: str, target: Path) -> None:
+    """What is in the bucket is no cache: to this package, nor to a copy made by other means."""
+    assert "zarr.json" not in bucket.files(prefix)
+    with pytest.raises(CacheError, match="there is no cache at .* or its push has not finished"):
+        pull(f"{bucket.url}/{prefix}", target)
+    for key, data in bucket.files(prefix).items():
+        (target / key).parent.mkdir(parents=True, exist_ok=True)
+        (target / key).write_bytes(data)
+    with pytest.raises(CacheError, match="there is no cache"):
+        featcache.open(target)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_server_that_goes_away_in_a_push_leaves_no_cache_and_the_same_command_completes_it(
+    sealed: Path, bucket: Bucket, tmp_path: Path, share: float
+) -> None:
+    total = sum(map(len, contents(sealed).values()))
+    wire = Wire(bucket.server.port, cut_after=int(share * total))
+    done = run_cli("push", sealed, f"{bucket.url}/half", "--endpoint-url", wire.endpoint, "--jobs", 2)
+    assert wire.is_cut and done.status == 1 and not done.out
+    message = done.err.strip().splitlines()[-1]
+    assert (
+        message.startswith(f"featcache: {bucket.url}/half: the server cannot be reached") and "Traceback" not in message
+    )
+    opens_nowhere(bucket, "half", tmp_path / "half")
+    before = len(bucket.files("half"))
+    done = run_cli("push", sealed, f"{bucket.url}/half")
+    assert done.status == 0 and done.out.splitlines()[-1] == f"{bucket.url}/half", done.err
+    assert f"{before} files" in done.out if before else True
+    assert bucket.files("half") == contents(sealed)
+
+
+def test_a_killed_push_leaves_no_cache_and_the_same_command_completes_it(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(command("push", sealed, f"{bucket.url}/killed", "--jobs", 1), start_new_session=True)
+    until = time.monotonic() + 60
+    while len(bucket.files("killed")) < 3 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    opens_nowhere(bucket, "killed", tmp_path / "half")
+    push(sealed, f"{bucket.url}/killed")
+    assert bucket.files("killed") == contents(sealed)
+
+
+def test_s5cmd_alone_killed_is_an_error_that_can_be_resumed(
+    sealed: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = subprocess.Popen.__init__
+
+    def start(self: subprocess.Popen, arguments: list[str], **options: object) -> None:
+        real(self, arguments, **options)  # type: ignore[arg-type]
+        if arguments[-1] == "run":
+            self.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", start)
+        with pytest.raises(JobError, match="s5cmd ended with status -9.*the same command goes on"):
+            push(sealed, bucket.url)
+    assert push(sealed, bucket.url).files and bucket.files() == contents(sealed)
+
+
+def test_a_pull_that_stops_leaves_no_cache_and_the_same_command_completes_it(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    push(sealed, bucket.url)
+    copy = tmp_path / "copy"
+    process = subprocess.Popen(
+        command("pull", bucket.url, copy, "--jobs", 1), start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        if list(copy.glob("segments/*/values/c/*/0/0/.tmp-*")) or list(copy.glob("segments/*/values/c/*/0/.tmp-*")):
+            break
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with pytest.raises(CacheError, match="there is no cache"):
+        featcache.open(copy)
+    pull(bucket.url, copy)
+    assert contents(copy) == contents(sealed) and not list(copy.rglob("partial.json"))
+
+
+def test_what_a_killed_download_left_half_written_is_removed(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    push(sealed, bucket.url)
+    left = tmp_path / "copy/segments/000000/values/c/0/0"
+    left.mkdir(parents=True)
+    name = subprocess.run(
+        [sys.executable, "-c", "from featcache.process import own_name; print(own_name())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    (left / f".tmp-{name}218908259").write_bytes(b"half")
+    pull(bucket.url, tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(sealed)
+
+
+def test_a_part_is_pulled_and_the_rest_is_named_with_its_command(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    push(sealed, bucket.url)
+    copy = tmp_path / "part"
+    assert pull(bucket.url, copy, ["lang=it"], dry_run=True).not_pulled == 4
+    part = pull(bucket.url, copy, ["lang=it"])
+    shards = [key for key in contents(sealed) if "/values/c/" in key]
+    assert part.not_pulled == 4 and sum(key in contents(copy) for key in shards) == len(shards) - 4
+    cache = featcache.open(copy)
+    assert cache.origin == bucket.url and not cache.complete and list(cache.ids) == list(FEATURES)
+    np.testing.assert_array_equal(cache.read("u12"), featcache.open(sealed).read("u12"))
+    with pytest.raises(NotPulledError, match=f"without utterance 'u0'.*`featcache pull {bucket.url} {copy}` fetches"):
+        cache.read("u0")
+    report = verify(copy)
+    assert report.whole and len(report.not_pulled) == 4
+    with pytest.raises(CacheError, match="partial copy.*fetches the rest first"):
+        push(copy, f"{bucket.url}/elsewhere")
+    # damage to what is there is found all the same, and the same command mends it
+    there = next(key for key in shards if key in contents(copy))
+    (copy / there).write_bytes(b"x")
+    assert verify(copy).problems[0].key == there
+    assert pull(bucket.url, copy, ["lang=it"]).files == 1 and verify(copy).whole
+    assert pull(bucket.url, copy).files == 4
+    assert featcache.open(copy).complete and contents(copy) == contents(sealed)
+    for where, words in (("lang=xx", "no utterance of .* has lang=xx"), ("age=3", "has no label 'age'")):
+        with pytest.raises(UsageError, match=words):
+            pull(bucket.url, tmp_path / "none", [where])
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_extended_cache_adds_its_segment_and_new_labels_replace_old_ones(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    from featcache.storage import LocalStorage
+    from featcache.writer import write_labels
+
+    local, copy = tmp_path / "local", tmp_path / "copy"
+    shutil.copytree(sealed, local)
+    push(local, bucket.url)
+    pull(bucket.url, copy)
+    write_labels(LocalStorage(local), "segments/000000", {"lang": ["xx"] * 16})
+    more = make_cache(
+        tmp_path / "more",
+        {f"v{name}": row for name, row in FEATURES.items()},
+        layout=Layout(chunk_frames=16, shard_frames=192),
+    )
+    shutil.copytree(more / "segments/000000", local / "segments/000001")
+    before = len(bucket.files())
+    added = push(local, bucket.url)
+    assert 0 < added.files < before and bucket.files() == contents(local)
+    pull(bucket.url, copy)
+    assert contents(copy) == contents(local) and featcache.open(copy).labels("lang")[0] == "xx"
+    # a segment that is not sealed stays at home
+    (local / "segments/000001/seal.json").unlink()
+    left: Transfer = push(local, f"{bucket.url}/first")
+    assert left.unsealed == ["segments/000001"] and left.utterances == 16
+
+
+def test_what_is_not_this_cache_is_refused(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    other = make_cache(tmp_path / "other", FEATURES, identity={"family": "other", "weights": "2" * 64})
+    push(sealed, f"{bucket.url}/one")
+    with pytest.raises(MismatchError, match=r"holds another cache than .*zarr.json differs"):
+        push(other, f"{bucket.url}/one")
+    with pytest.raises(MismatchError, match="holds another cache"):
+        pull(f"{bucket.url}/one", other)
+    bucket.put("two/notes.txt", b"hello")
+    with pytest.raises(MismatchError, match=r"holds other files \(notes.txt\)"):
+        push(sealed, f"{bucket.url}/two")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("hello")
+    with pytest.raises(MismatchError, match=r"holds other files \(notes.txt\)"):
+        pull(f"{bucket.url}/one", tmp_path / "full")
+    assert contents(tmp_path / "full") == {"notes.txt": b"hello"}
+
+
+def test_damage_is_not_spread(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(sealed, broken)
+    shard = broken / "segments/000000/values/c/1/0/0"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(CorruptCacheError, match=r"values/c/1/0/0 is not as it was sealed: run `featcache verify"):
+        push(broken, bucket.url)
+    assert not bucket.files()
+    push(sealed, bucket.url)
+    bucket.put("segments/000000/values/c/1/0/0", shard.read_bytes())
+    with pytest.raises(CorruptCacheError, match="did not arrive as it was sealed"):
+        pull(bucket.url, tmp_path / "copy")
+    bucket.delete("segments/000000/values/c/1/0/0")
+    with pytest.raises(CorruptCacheError, match="c/1/0/0 is missing: push the cache again"):
+        pull(bucket.url, tmp_path / "copy")
+    with pytest.raises(CacheError, match="there is no cache"):
+        featcache.open(tmp_path / "copy")
+
+
+def test_a_listing_cannot_lead_out_of_the_folder(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    from featcache.remote import check_key
+
+    for key in ("../x", "/etc/passwd", "a//b", "a/./b", "a\nb"):
+        with pytest.raises(CorruptCacheError, match="which no cache holds"):
+            check_key(key, "s3://b")
+
+
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_a_mistake_is_one_line_without_keys(
+    sealed: Path, bucket: Bucket, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(url: str, status: int, words: str, *options: str) -> None:
+        places = [sealed, url] if verb == "push" else [url, tmp_path / "copy"]
+        done = run_cli(verb, *places, *options)
+        assert done.status == status and words in done.err and not done.out, done.err
+        assert len([line for line in done.err.splitlines() if not line.startswith("checking")]) == 1
+        assert "Traceback" not in done.err and all(key not in done.err for key in (*KEYS.values(), "hunter2"))
+
+    fails("s3://no-such-bucket-here/x", 1, "there is no such bucket")
+    fails(f"{bucket.url}/x", 1, "cannot be reached: check the endpoint", "--endpoint-url", "http://127.0.0.1:9")
+    fails(f"{bucket.url}/x", 1, "profile is not in the credentials file", "--profile", "nobody")
+    fails("s3://me:hunter2@bucket/x", 2, "never keys")
+    fails(f"{bucket.url}/x", 2, "holds a user or password", "--endpoint-url", "http://me:hunter2@host")
+    fails(f"{bucket.url}/x", 2, "is not a URL", "--endpoint-url", "localhost")
+    fails(f"{bucket.url}/x*", 2, "a character that a prefix cannot have")
+    fails("s3://Bad_/x", 2, "names no bucket")
+    with bucket.server.only_known_keys():
+        fails(f"{bucket.url}/x", 1, "the keys are refused as wrong or expired")
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    fails(f"{bucket.url}/x", 1, "no keys for it were found")
+
+
+def test_a_profile_and_its_endpoint_are_taken_as_aws_tools_take_them(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "\n".join(["[lab]", *(f"{name.lower()} = {value}" for name, value in KEYS.items())])
+    (tmp_path / "credentials").write_text(secret)
+    (tmp_path / "config").write_text(f"[profile lab]\nendpoint_url = {bucket.server.endpoint}\nregion = us-east-1\n")
+    for name in [*KEYS, "AWS_ENDPOINT_URL", "AWS_REGION"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    done = run_cli("push", sealed, f"{bucket.url}/named", "--profile", "lab", "--json")
+    assert done.status == 0 and '"files": ' in done.out, done.err
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    done = run_cli("pull", f"{bucket.url}/named", tmp_path / "copy")
+    assert done.status == 0 and contents(tmp_path / "copy") == contents(sealed), done.err
+    for data in contents(tmp_path / "copy").values():
+        assert not any(value.encode() in data for value in KEYS.values())
+
+
+def test_seals_and_the_root_come_last(sealed: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    real = pushing.S5cmd.copy
+
+    def copy(self: pushing.S5cmd, pairs: list[tuple[str, str]], *rest: object) -> None:
+        order.append(" ".join(sorted(target.removeprefix(f"{bucket.url}/") for _, target in pairs)))
+        if len(order) == 3:
+            raise FeatcacheError("stop")
+        real(self, pairs, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pushing.S5cmd, "copy", copy)
+    with pytest.raises(FeatcacheError, match="stop"):
+        push(sealed, bucket.url)
+    assert "ledger" not in order[0] and "seal" not in order[0] and "/ledger/000000.json" in order[1]
+    assert order[2] == "segments/000000/seal.json" and "segments/000000/seal.json" not in bucket.files()

@@ -1,0 +1,217 @@
+"""A cache opened where it lies: the same values through a bounded local cache, and clear errors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import featcache
+from featcache.errors import CacheError, CorruptCacheError, JobError, UsageError
+from featcache.inspect import info
+from featcache.lease import Leases
+from featcache.push import push
+from featcache.s3 import S3Settings, S3Url
+from featcache.s3_storage import S3Storage
+from featcache.spec import Layout
+from featcache.storage import LocalStorage, open_storage
+from featcache.verify import verify
+from tests.helpers import make_cache, run_cli
+from tests.s3 import KEYS, Bucket, Wire
+
+RNG = np.random.default_rng(6)
+FEATURES = {f"u{i}": RNG.standard_normal((90, 3, 64)).astype(np.float32) for i in range(12)}
+LABELS = {name: {"lang": "it" if i % 2 else "en", "text": f"words of {name}"} for i, name in enumerate(FEATURES)}
+SHARD = "segments/000000/values/c/0/0/0"
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("s3") / "cache"
+    return make_cache(place, FEATURES, LABELS, layout=Layout(chunk_frames=16, shard_frames=192))
+
+
+@pytest.fixture
+def url(sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(tmp_path / "blocks"))
+    for path in sealed.rglob("*"):
+        if path.is_file():
+            bucket.put(f"a/cache/{path.relative_to(sealed).as_posix()}", path.read_bytes())
+    return f"{bucket.url}/a/cache"
+
+
+def test_it_reads_as_it_does_locally(sealed: Path, url: str) -> None:
+    local, remote = featcache.open(sealed), featcache.open(url)
+    assert remote.path == url and list(remote.ids) == list(local.ids) and remote.labels("text") == local.labels("text")
+    assert remote.complete and info(remote) | {"path": ""} == info(local) | {"path": ""}
+    for name in FEATURES:
+        np.testing.assert_array_equal(remote.read(name), local.read(name))
+    again = pickle.loads(pickle.dumps(remote))
+    np.testing.assert_array_equal(again.read("u3", ["2"]), local.read("u3", ["2"]))
+    report = verify(url)
+    assert report.whole and report.files == verify(sealed).files
+
+
+def test_the_commands_work_on_it(url: str) -> None:
+    assert '"utterances": 12' in run_cli("info", "--json", url).out
+    assert run_cli("ls", url, "--where", "lang=it", "--json").out.count("\n") == 6
+    assert '"shape": [\n    90,' in run_cli("show", url, "u2", "--json").out
+    assert "whole" in run_cli("verify", url).out and "complete: yes" in run_cli("status", url).out
+
+
+def test_blocks_are_kept_within_the_limit_and_mended(
+    sealed: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "blocks"
+    monkeypatch.setenv("FEATCACHE_BLOCKS_GB", "0.0002")
+    local, remote = featcache.open(sealed), featcache.open(url)
+    for _ in range(2):
+        for row in range(12):
+            np.testing.assert_array_equal(remote.read(row), local.read(row))
+            kept = [path for path in folder.rglob("*") if path.is_file()]
+            assert 0 < sum(path.stat().st_size for path in kept) <= 200_000
+    for path in kept:
+        path.write_bytes(bytes(path.stat().st_size))
+    np.testing.assert_array_equal(featcache.open(url).read(11), local.read(11))
+    monkeypatch.setenv("FEATCACHE_BLOCKS_GB", "0")
+    np.testing.assert_array_equal(featcache.open(url).read(11), local.read(11))
+
+
+def test_what_was_read_once_is_not_fetched_again(url: str, bucket: Bucket) -> None:
+    wire = Wire(bucket.server.port)
+    storage = S3Storage(S3Url.parse(url), S3Settings.find(endpoint=wire.endpoint))
+    cache = featcache.Cache.open(url)
+    for segment in cache.segments:
+        segment.storage = storage
+    first = [cache.read(row) for row in range(12)]
+    wire.cut()
+    for row in range(12):
+        np.testing.assert_array_equal(cache.read(row), first[row])
+
+
+def test_damage_is_an_error_that_names_the_shard(url: str, bucket: Bucket) -> None:
+    key = f"a/cache/{SHARD}"
+    good = bucket.files()[key]
+    damaged = bytearray(good)
+    damaged[100] ^= 1
+    bucket.put(key, bytes(damaged))
+    with pytest.raises(CorruptCacheError, match="values/c/0/0/0 is damaged"):
+        featcache.open(url).read("u0")
+    assert [problem.key for problem in verify(url).problems] == [SHARD]
+    bucket.delete(key)
+    with pytest.raises(CorruptCacheError, match="values/c/0/0/0 is missing"):
+        featcache.open(url).read("u0")
+    # mended while the cache is open: blocks of the damaged file are not taken for the new one's
+    cache = featcache.open(url)
+    bucket.put(key, good)
+    assert cache.read("u0").shape == (90, 3, 64)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(url: str, bucket: Bucket) -> None:
+    cache = featcache.open(url)
+    assert cache.storage.size(SHARD)
+    bucket.put(f"a/cache/{SHARD}", b"other bytes" * 1000)
+    cache.segments[0]._checked.add(("values", 0))
+    with pytest.raises(CorruptCacheError, match="was replaced or removed while it was read"):
+        cache.read("u0")
+
+
+def test_a_server_that_goes_away_is_a_clear_error(url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(bucket.server.port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+    cache = featcache.open(url)
+    cache.read("u0")
+    wire.cut()
+    with pytest.raises(CacheError, match="the server cannot be reached: check the endpoint") as caught:
+        cache.read("u11")
+    assert not isinstance(caught.value, CorruptCacheError) and "\n" not in str(caught.value)
+
+
+def test_mistakes_are_one_line(url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(place: str, status: int, words: str) -> None:
+        done = run_cli("info", place)
+        assert done.status == status and words in done.err and len(done.err.splitlines()) == 1, done.err
+        assert not any(value in done.err for value in KEYS.values())
+
+    fails(f"{bucket.url}/elsewhere", 1, "there is no cache at s3://")
+    fails("s3://no-such-bucket-here/x", 1, "there is no such bucket")
+    with bucket.server.only_known_keys():
+        fails(url, 1, "the keys are refused as wrong or expired")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    fails(url, 2, "profile nobody holds no keys")
+
+
+def test_one_of_many_creates_and_leases_work(bucket: Bucket) -> None:
+    storage = open_storage(f"{bucket.url}/x")
+    barrier, won = threading.Barrier(6), []
+
+    def attempt(number: int) -> None:
+        barrier.wait()
+        won.append(storage.create("lease", str(number).encode()))
+
+    threads = [threading.Thread(target=attempt, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(won) == 1 and storage.read("lease") is not None
+    mine, theirs = Leases(storage), Leases(storage)
+    assert mine.acquire("leases/1") and not theirs.acquire("leases/1")
+    mine.check("leases/1")
+    mine.close()
+    assert theirs.acquire("leases/1")
+    theirs.close()
+
+
+def test_keys_are_listed_as_they_are_locally(bucket: Bucket, tmp_path: Path) -> None:
+    remote, local = open_storage(bucket.url), LocalStorage(tmp_path / "local")
+    for storage in (remote, local):
+        for key in ("a", "b/2", "b/1", "b/c d/3", "bb/4"):
+            storage.write(key, key.encode())
+        storage.delete("a")
+        storage.delete("never there")
+        assert list(storage.list_keys()) == ["b/1", "b/2", "b/c d/3", "bb/4"]
+        assert list(storage.list_keys("b")) == ["b/1", "b/2", "b/c d/3"]
+        assert storage.folders("") == ["b", "bb"] and storage.folders("b") == ["c d"] and storage.folders("x") == []
+        assert storage.size("b/1") == 3 and storage.size("x") is None and storage.read("x") is None
+        assert storage.read("b/c d/3") == b"b/c d/3" and storage.exists("bb/4") and not storage.exists("b")
+        storage.delete_folder("b")
+        assert list(storage.list_keys()) == ["bb/4"]
+
+
+def test_push_and_pull_are_between_a_folder_and_s3(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is on S3"):
+        push(url, url)
+    with pytest.raises(JobError, match="no such bucket"):
+        open_storage("s3://no-such-bucket-here/x").write("a", b"1")
+
+
+def test_extraction_writes_straight_to_s3_and_goes_on_after_losing_the_server(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = []
+    for i in range(8):
+        soundfile.write(tmp_path / f"{i}.wav", RNG.standard_normal(48_000) * 0.1, 16_000)
+        lines.append(json.dumps({"audio_filepath": f"{i}.wav", "duration": 3.0, "lang": "en"}) + "\n")
+    manifest, local, url = tmp_path / "m.jsonl", tmp_path / "local", f"{bucket.url}/made"
+    manifest.write_text("".join(lines))
+    options = ("--upstream", "mel:80", "--profile", "fp16")
+    assert run_cli("extract", manifest, local, *options).status == 0
+    wire = Wire(bucket.server.port, cut_after=60_000)
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+        done = run_cli("extract", manifest, url, *options)
+    assert wire.is_cut and done.status == 1 and "the server cannot be reached" in done.err.splitlines()[-1], done.err
+    assert not any("seal.json" in key for key in bucket.files("made"))
+    done = run_cli("extract", manifest, url, *options)
+    assert done.status == 0 and done.out.splitlines()[-1] == url, done.err
+    made = {key: data for key, data in bucket.files("made").items() if not key.startswith("log/")}
+    files = (path for path in local.rglob("*") if path.is_file() and "log" not in path.relative_to(local).parts)
+    assert made == {path.relative_to(local).as_posix(): path.read_bytes() for path in files}
