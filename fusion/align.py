@@ -1,6 +1,6 @@
 """When each character and word was said: forced alignment by a trained CTC head, from the cache alone.
 
-CTC marks where a token is recognised, not how long it lasts: most tokens span one frame of logits, and a word
+CTC marks where a token is recognised, not how long it lasts: a token spans a frame of logits or a few, and a word
 runs from its first token to its last. Stretches of speech are words with no long pause between them.
 """
 
