@@ -339,6 +339,24 @@ def test_through_the_store(tmp_path: Path) -> None:
     assert len(cache.read_encoded([0, 1, 3]).planes["exact"]) == 1
 
 
+def test_exact_values_of_an_utterance_in_several_windows(tmp_path: Path) -> None:
+    """Only the frames between the first and the last of them are read, over the windows' borders."""
+    row = speech_like(1800, 7)
+    cases: dict[str, list[int]] = {"none": [], "border": [1440, 1799], "ends": [3, 1700]}
+    features = {name: row.copy() for name in cases}
+    for name, frames in cases.items():
+        features[name][frames, 1, 1] = 1e20
+    cache = Cache.open(make_cache(tmp_path / "cache", features, profile="residual", layout=Layout()))
+    for name, frames in cases.items():
+        span = cache.read_encoded([cache.row(name)]).planes["exact"]
+        assert len(span) == (frames[-1] - frames[0] + 1 if frames else 0)
+        decoded = cache.read(name)
+        assert error_in_steps(cache.codec, features[name], decoded).max() <= BOUND
+        assert (decoded[frames, 1, 1] == np.float32(1e20)).all()
+    together, _ = cache.decode(cache.read_encoded(range(len(cache))))
+    np.testing.assert_array_equal(together[1].numpy(), cache.read("border"))
+
+
 @needs_pcodec
 def test_pcodec_through_the_store(tmp_path: Path) -> None:
     """Also guards against zarr-python handing PCodec an array in another order than it reads it back."""
