@@ -75,17 +75,28 @@ def parse_where(conditions: Sequence[str]) -> dict[str, set[str]]:
     return where
 
 
+def matching(cache: Cache, where: dict[str, set[str]]) -> np.ndarray:
+    """`(utterances,)` bool: which ones have an accepted value of every label in `where`. `id` counts as one.
+
+    Raises:
+        UsageError: no utterance has such a label.
+    """
+    chosen = np.ones(len(cache), bool)
+    for label, accepted in where.items():
+        values = cache.ids if label == "id" else cache.labels(label)
+        chosen &= np.fromiter((value in accepted for value in values), bool, len(cache))
+    return chosen
+
+
 def utterances(cache: Cache, where: dict[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:
     """Every utterance as id, seconds, frames, state and labels; filtered by labels."""
     columns = {name: cache.labels(name) for name in cache.label_names}
-    for label in where or {}:
-        if label not in columns:
-            cache.labels(label)
+    chosen = matching(cache, where or {})
     lengths, seconds = cache.lengths, cache.seconds
     states = np.concatenate([np.zeros(0, np.uint8), *(segment.column("state") for segment in cache.segments)])
     for i, utterance_id in enumerate(cache.ids):
         labels = {name: column[i] for name, column in columns.items()}
-        if all(labels[label] in accepted for label, accepted in (where or {}).items()):
+        if chosen[i]:
             yield {
                 "id": utterance_id,
                 "seconds": round(float(seconds[i]), 4),

@@ -120,6 +120,15 @@ class Storage:
     def delete_folder(self, prefix: str) -> None:
         shutil.rmtree(self.path(prefix), ignore_errors=True)
 
+    def move_folder(self, source: str, target: str) -> None:
+        """Give a folder another name, at once and durably; the target must not be there."""
+        new = self.path(target)
+        with self._explained(new):
+            self._make_folder(new.parent)
+            self.path(source).rename(new)
+            sync_folder(new.parent)
+            sync_folder(self.path(source).parent)
+
     def delete_temporary(self, prefix: str) -> None:
         """Remove what killed writers left half-written below a folder."""
         for folder, _, files in os.walk(self.path(prefix)):
