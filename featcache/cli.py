@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from featcache import cli_remote
+from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
+from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers
+from featcache.cli_sets import sets_app
 from featcache.device import choose_device
 from featcache.errors import FeatcacheError, JobError, UsageError
 
@@ -24,12 +27,9 @@ app = typer.Typer(
 
 app.add_typer(manifest_app, name="manifest")
 cli_remote.register(app)
+app.add_typer(integrity_app)
+app.add_typer(sets_app)
 
-Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
-CachePath = Annotated[
-    str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.", show_default=False)
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]
 UpstreamId = Annotated[
     str | None,
@@ -52,17 +52,9 @@ WindowPolicy = Annotated[
     typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False),
 ]
 Profile = Annotated[str | None, typer.Option(help="Codec profile: fp16, int8 or residual:BITS.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one.", show_default=False)]
 BatchSeconds = Annotated[
     float | None, typer.Option(min=1, help="Audio of one forward pass; part of a new cache's plan.", show_default=False)
 ]  # fmt: skip
-
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes of this machine to share the work.", show_default=False)
-]
-Scheduler = Annotated[
-    str | None, typer.Option(help="Address of a dask cluster to do the work, as tcp://HOST:8786.", show_default=False)
-]
 
 
 @app.command("init")
@@ -243,33 +235,6 @@ def status_command(cache: CachePath, json: Json = False) -> None:
     print_status(status(cache), json)
 
 
-@app.command("verify")
-def verify_command(cache: CachePath, workers: Workers = None, scheduler: Scheduler = None, json: Json = False) -> None:
-    """Check every file against the ledger and the seal. Exit status 1 where anything is wrong."""
-    from featcache.cli_views import print_report
-    from featcache.cluster import connect
-    from featcache.progress import ByteProgress
-    from featcache.verify import shard_bytes, verify
-
-    with connect(workers, scheduler) as client, ByteProgress("verifying", shard_bytes(cache)) as progress:
-        report = verify(cache, progress.advance, client)
-    print_report(report, cache, json)
-    if not report.whole:
-        raise typer.Exit(1)
-
-
-@app.command("repair")
-def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) -> None:
-    """Compute again exactly what verify finds broken."""
-    from featcache.repair import repair
-
-    repaired = repair(manifest, cache, choose_device(device))
-    for key in repaired:
-        print(f"repaired {key}")
-    if not repaired:
-        print("nothing to repair")
-
-
 @app.command("recode")
 def recode_command(
     source: Annotated[str, typer.Argument(metavar="CACHE", help="Folder of a complete cache.", show_default=False)],
@@ -286,18 +251,6 @@ def recode_command(
         recode(source, target, profile, progress.advance)
     print_info(Cache.open(target), as_json=False)
     print(target)
-
-
-@app.command("gc")
-def gc_command(
-    cache: CachePath,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-) -> None:
-    """Remove unfinished segments and files that no seal or ledger names."""
-    from featcache.verify import garbage
-
-    for key in garbage(cache, delete=not dry_run):
-        print(f"{'would remove' if dry_run else 'removed'} {key}")
 
 
 def _request(

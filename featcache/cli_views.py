@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from featcache.diff import Differences
 from featcache.inspect import info
 from featcache.job import Job, Outlook
 from featcache.progress import size_text, time_text
@@ -210,4 +211,29 @@ def print_report(report: Report, place: str, as_json: bool) -> None:
         note(f"{report.unsealed} segment is not finished: `featcache extract` goes on with it")
     for key in report.unknown[:10]:
         note(f"  not part of the cache: {key} (`featcache gc {place}` removes it)")
+    return None
+
+
+def print_differences(found: Differences, as_json: bool) -> None:
+    """What differs between two caches."""
+    if as_json:
+        return print_json({**asdict(found), "same": found.same})
+    for line in found.recipe:
+        print(f"recipe      {line}")
+    lists = {
+        "taps only in A": found.taps_only_a,
+        "taps only in B": found.taps_only_b,
+        "utterances only in A": found.only_a,
+        "utterances only in B": found.only_b,
+        "other audio": found.audio,
+        "usable in one of them": found.usable,
+        **{f"label {name}": changed for name, changed in found.labels.items()},
+        "other values": found.values,
+    }
+    for what, names in lists.items():
+        if names:
+            print(f"{what}: {len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})")
+    if found.values:
+        print(f"largest error: NMSE {found.worst_nmse:.3g}")
+    print(f"{found.compared} utterances compared: {'the same' if found.same else 'different'}")
     return None

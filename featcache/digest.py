@@ -37,3 +37,11 @@ def digest_arrays(arrays: Mapping[str, np.ndarray]) -> str:
         h.update(canonical_json([name, little.dtype.str, list(little.shape)]))
         h.update(little.tobytes())
     return h.hexdigest()
+
+
+def json_differences(stored: Any, current: Any, path: str = "") -> list[str]:
+    """What differs between two JSON values, as `path: stored -> current`."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        keys = sorted(set(stored) | set(current))
+        return [d for key in keys for d in json_differences(stored.get(key), current.get(key), f"{path}{key}.")]
+    return [] if stored == current else [f"{path.rstrip('.')}: {stored!r} -> {current!r}"]

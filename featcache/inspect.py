@@ -77,15 +77,16 @@ def parse_where(conditions: Sequence[str]) -> dict[str, set[str]]:
 
 
 def matching(cache: Cache, where: Mapping[str, set[str]]) -> np.ndarray:
-    """`(utterances,)` bool: which have an accepted value for every label of `where`.
+    """`(utterances,)` bool: which ones have an accepted value of every label in `where`. `id` counts as one.
 
     Raises:
-        UsageError: the cache has no such label.
+        UsageError: no utterance has such a label.
     """
-    mask = np.ones(len(cache), bool)
-    for name, accepted in where.items():
-        mask &= np.fromiter((label in accepted for label in cache.labels(name)), bool, len(cache))
-    return mask
+    chosen = np.ones(len(cache), bool)
+    for label, accepted in where.items():
+        values = cache.ids if label == "id" else cache.labels(label)
+        chosen &= np.fromiter((value in accepted for value in values), bool, len(cache))
+    return chosen
 
 
 def utterances(cache: Cache, where: Mapping[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:

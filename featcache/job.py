@@ -13,6 +13,7 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.audio import AUDIO_RULES
 from featcache.calibrate import SECONDS, calibrate
+from featcache.digest import json_differences
 from featcache.errors import JobError, MismatchError, UsageError
 from featcache.extract import Done, run_shards
 from featcache.lease import Leases, clear_dead
@@ -223,7 +224,8 @@ class Job:
 
     @cached_property
     def writer(self) -> SegmentWriter:
-        name = self.cache.unsealed[0] if self.cache.unsealed else layout.segment_name(len(self.cache.segments))
+        unsealed = self.cache.unsealed
+        name = unsealed[0] if unsealed else layout.next_segment(self.storage.folders(layout.SEGMENTS))
         return SegmentWriter(self.storage, self.spec, self.cache.codec, name, self.plan)
 
     @property
@@ -276,7 +278,7 @@ class Job:
             "taps": list(self.spec.taps),
         }
         # Both sides as JSON, so that a tuple equals the list it was stored as.
-        found = _differences(json.loads(json.dumps(theirs)), json.loads(json.dumps(mine)))
+        found = json_differences(json.loads(json.dumps(theirs)), json.loads(json.dumps(mine)))
         if found:
             raise MismatchError(
                 f"this model would add other values to {self.storage} ({'; '.join(found)}): "
@@ -348,11 +350,3 @@ def label_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     if any(row.text is not None for row in rows):
         columns["text"] = [row.text for row in rows]
     return columns
-
-
-def _differences(stored: Any, current: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, as `path: stored -> current`."""
-    if isinstance(stored, dict) and isinstance(current, dict):
-        keys = sorted(set(stored) | set(current))
-        return [d for key in keys for d in _differences(stored.get(key), current.get(key), f"{path}{key}.")]
-    return [] if stored == current else [f"{path.rstrip('.')}: {stored!r} -> {current!r}"]

@@ -17,7 +17,7 @@ Arrays are rendered in memory into the bytes of their keys; `featcache.storage` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,10 @@ ROOT = "zarr.json"
 CALIBRATION = "calibration"
 SEGMENTS = "segments"
 LOG = "log"
-OWN_FOLDERS = (f"{CALIBRATION}/", f"{SEGMENTS}/", f"{LOG}/")
+# Segments that are written anew without some utterances, and the mark that they are to replace the old ones.
+FORGET = "forget"
+PENDING = f"{FORGET}/pending.json"
+OWN_FOLDERS = (f"{CALIBRATION}/", f"{SEGMENTS}/", f"{LOG}/", f"{FORGET}/")
 SPEC_ATTRIBUTE = "featcache"
 # Rows of one chunk of an index array: ten million utterances are ten chunks.
 INDEX_CHUNK = 1 << 20
@@ -43,6 +46,11 @@ Files = dict[str, bytes]
 
 def segment_name(number: int) -> str:
     return f"{SEGMENTS}/{number:06d}"
+
+
+def next_segment(numbers: Sequence[str]) -> str:
+    """The name of a new segment, given the folders of those that are there; one may have been taken out."""
+    return segment_name(1 + max((int(number) for number in numbers if number.isdecimal()), default=-1))
 
 
 def shard_key(segment: str, plane: Plane, shard: int) -> str:
@@ -160,10 +168,13 @@ __all__ = [
     "LOG",
     "OWN_FOLDERS",
     "ROOT",
+    "FORGET",
+    "PENDING",
     "SEGMENTS",
     "SPEC_ATTRIBUTE",
     "Files",
     "is_shard",
+    "next_segment",
     "read_attributes",
     "render_columns",
     "render_root",

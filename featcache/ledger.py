@@ -15,6 +15,9 @@ from featcache.digest import canonical_json, digest, sha256
 from featcache.errors import CorruptCacheError
 from featcache.storage import Storage
 
+# The file in a segment's `labels/` that proves the others there.
+LABELS_PROOF = "proof.json"
+
 
 class FileProof(BaseModel):
     """Size and SHA-256 of one file."""
@@ -104,6 +107,21 @@ def from_bytes(kind: type[Proven], data: bytes, name: str, remedy: str) -> Prove
 def proof(data: bytes) -> FileProof:
     """Size and digest of a file's bytes."""
     return FileProof(bytes=len(data), sha256=sha256(data))
+
+
+def read_proofs(data: bytes, name: str, remedy: str) -> dict[str, FileProof]:
+    """The proofs of files by name that a self-proving file holds.
+
+    Raises:
+        CorruptCacheError: a byte is not as it was written.
+    """
+    try:
+        content = json.loads(data)["content"]
+        if canonical_json({"content": content, "sha256": digest(content)}) != data:
+            raise ValueError("its content and its digest differ")
+        return {path: FileProof.model_validate(p) for path, p in content.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCacheError(f"{name} is damaged or missing: {remedy}") from error
 
 
 def record_key(segment: str, shard: int) -> str:

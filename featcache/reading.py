@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,17 @@ class Pcm:
     reason: str = ""
 
 
+def recording(row: Row, manifest: Path) -> Path:
+    """The absolute path of a row's recording.
+
+    Raises:
+        AudioError: a relative path leads out of the manifest's folder. An absolute one says what it means.
+    """
+    if not os.path.isabs(row.audio_filepath) and os.path.normpath(row.audio_filepath).split(os.sep)[0] == os.pardir:
+        raise AudioError("the relative path leaves the manifest's folder; write it absolute if that is meant")
+    return resolve(row, manifest)
+
+
 def row_samples(row: Row) -> int:
     """Samples at 16 kHz that the manifest promises."""
     return audio.samples_of(row.duration)
@@ -31,7 +43,7 @@ def load_window(row: Row, manifest: Path, plan: Plan, planned: int) -> Pcm:
     """Read the samples of a planned row; what cannot be used comes back as a reason, never as an error."""
     start, stop = int(plan.start[planned]), int(plan.stop[planned])
     try:
-        path = resolve(row, manifest)
+        path = recording(row, manifest)
         # Without an offset in the manifest the row means the whole file: one more second shows whether
         # the file goes on where the manifest says that it ends.
         beyond = 1.0 if stop == row_samples(row) and not row.is_part else 0.0
@@ -48,7 +60,7 @@ def measured(row: Row, manifest: Path) -> Row:
     if row.is_part:
         return row
     try:
-        found = audio.probe(resolve(row, manifest))
+        found = audio.probe(recording(row, manifest))
     except AudioError:
         return row.model_copy(update={"duration": 0.0})
     seconds = found.samples / found.sample_rate

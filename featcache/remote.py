@@ -13,11 +13,10 @@ from pathlib import Path
 
 from featcache import layout
 from featcache.errors import CacheError, CorruptCacheError, UsageError
-from featcache.ledger import FileProof
+from featcache.ledger import LABELS_PROOF, FileProof
 from featcache.s3 import is_s3
 from featcache.storage import LocalStorage, Storage
 from featcache.verify import Report, segment_proofs
-from featcache.writer import LABELS_PROOF
 
 PHASES = DATA, RECORDS, SEALS, ROOT = range(4)
 # Threads that read files to prove them.

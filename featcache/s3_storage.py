@@ -127,6 +127,16 @@ class S3Storage(Storage):
         for key in list(self.list_keys(prefix)):
             self.delete(key)
 
+    def move_folder(self, source: str, target: str) -> None:
+        """Copies, then deletes: S3 has no names to change."""
+        keys = list(self.list_keys(source))
+        with self._explained(source, JobError):
+            for key in keys:
+                self._obstore.copy(self._store, key, target + key.removeprefix(source))
+        # Without its seal, what is left of the source counts for nothing.
+        for key in sorted(keys, key=lambda key: not key.endswith("/seal.json")):
+            self.delete(key)
+
     def delete_temporary(self, prefix: str) -> None:
         """Nothing: S3 shows no half-written keys."""
 

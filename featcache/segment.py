@@ -14,7 +14,7 @@ from featcache import layout
 from featcache.codec import Arrays, Codec, Plane
 from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
 from featcache.index import MISSING, USABLE, Texts, id_hash
-from featcache.ledger import Seal, from_bytes
+from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs
 from featcache.storage import Storage
 
 Result = TypeVar("Result")
@@ -47,6 +47,7 @@ class Segment:
     def _planes(self) -> dict[str, Any]:
         planes: dict[str, Any] = {}
         for plane in self.codec.planes:
+            self._check_metadata(f"{self.name}/{plane.name}")
             array: Any = self._guard(f"{self.name}/{plane.name}/zarr.json", lambda p=plane: self._group[p.name])  # type: ignore[misc]
             if array.shape[1:] != plane.frame_shape or array.dtype != np.dtype(plane.dtype):
                 raise CorruptCacheError(
@@ -91,7 +92,8 @@ class Segment:
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:
-        return tuple(self.storage.folders(f"{self.name}/labels"))
+        # What the proof names, not what lies there: a column that is gone is missed, not overlooked.
+        return tuple(sorted({name.split("/")[1] for name in self._label_files if name.count("/") > 1}))
 
     def labels(self, name: str) -> list[str | None]:
         """A label column; None where an utterance has no such label."""
@@ -164,6 +166,7 @@ class Segment:
 
     def _read_array(self, path: str) -> np.ndarray:
         def read() -> np.ndarray:
+            self._check_metadata(path)
             array = zarr.open_array(self.storage.zarr(), path=path, mode="r")
             chunk = f"{path}/c/" + "/".join("0" for _ in array.shape)
             if array.size and self.storage.size(chunk) is None:
@@ -171,6 +174,19 @@ class Segment:
             return np.asarray(array[...])
 
         return self._guard(path, read)
+
+    def _check_metadata(self, path: str) -> None:
+        """An array's metadata must be as it was sealed: chunks have checksums, their shape and type have not."""
+        key = f"{path.removeprefix(f'{self.name}/')}/zarr.json"
+        expected = self._label_files.get(key) if key.startswith("labels/") else self.seal.files.get(key)
+        if expected is None or proof(self.storage.read(f"{self.name}/{key}") or b"") != expected:
+            raise CorruptCacheError(f"{self.storage}/{self.name}/{key} is not as it was sealed: {self.remedy}")
+
+    @cached_property
+    def _label_files(self) -> dict[str, FileProof]:
+        key = f"{self.name}/labels/{LABELS_PROOF}"
+        found = read_proofs(self.storage.read(key) or b"", f"{self.storage}/{key}", self.remedy)
+        return {f"labels/{name}": expected for name, expected in found.items()}
 
     def _guard(self, key: str, read: Callable[[], Result]) -> Result:
         """Whatever zarr or a codec says about bytes that are not as written becomes one clear error."""

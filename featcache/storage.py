@@ -75,6 +75,13 @@ class Storage(ABC):
         """Remove all keys below a folder."""
 
     @abstractmethod
+    def move_folder(self, source: str, target: str) -> None:
+        """Give a segment's folder another name, durably; the target must not be there.
+
+        Where that cannot be done at once, the source keeps its seal until the target is complete.
+        """
+
+    @abstractmethod
     def delete_temporary(self, prefix: str) -> None:
         """Remove what killed writers left half-written below a folder."""
 
@@ -128,38 +135,16 @@ class LocalStorage(Storage):
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Temporary file, fsync, rename, fsync of the folder."""
-        path = self.path(key)
-        temporary = path.with_name(TEMPORARY + own_name())
-        with self._explained(path):
-            self._make_folder(path.parent)
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            sync_path(path.parent)
+        with self._written(key, data) as temporary:
+            temporary.replace(self.path(key))
 
     def create(self, key: str, data: bytes) -> bool:
-        path = self.path(key)
-        temporary = path.with_name(TEMPORARY + own_name())
-        with self._explained(path):
-            self._make_folder(path.parent)
+        with self._written(key, data) as temporary:
             try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
                 # A hard link appears whole or not at all, and fails where the name is taken.
-                os.link(temporary, path)
+                os.link(temporary, self.path(key))
             except FileExistsError:
                 return False
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_path(path.parent)
         return True
 
     def temporary(self, key: str) -> Path:
@@ -183,6 +168,14 @@ class LocalStorage(Storage):
     def delete_folder(self, prefix: str) -> None:
         shutil.rmtree(self.path(prefix), ignore_errors=True)
 
+    def move_folder(self, source: str, target: str) -> None:
+        new = self.path(target)
+        with self._explained(new):
+            self._make_folder(new.parent)
+            self.path(source).rename(new)
+            sync_path(new.parent)
+            sync_path(self.path(source).parent)
+
     def delete_temporary(self, prefix: str) -> None:
         for folder, _, files in os.walk(self.path(prefix)):
             for name in files:
@@ -198,6 +191,23 @@ class LocalStorage(Storage):
         while not path.exists():
             path = path.parent
         return shutil.disk_usage(path).free
+
+    @contextlib.contextmanager
+    def _written(self, key: str, data: bytes | memoryview) -> Iterator[Path]:
+        """A temporary file with these bytes, synced, for the block to name; gone after it, and the folder synced."""
+        path = self.path(key)
+        temporary = path.with_name(TEMPORARY + own_name())
+        with self._explained(path):
+            self._make_folder(path.parent)
+            try:
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+                sync_path(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():

@@ -108,6 +108,8 @@ class Cache:
         """
         storage = open_storage(path)
         spec, files = read_spec(storage)
+        if storage.exists(layout.PENDING):
+            raise CacheError(f"{path}: a `featcache forget` was interrupted: run it again to open the cache")
         remedy = f"run `featcache verify {path}`"
         try:
             calibration = read_calibration(storage, storage.folders(layout.CALIBRATION))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +9,21 @@ from typing import Any
 
 from featcache import layout
 from featcache.cluster import absolute, run_tasks
-from featcache.digest import canonical_json, digest
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
-from featcache.ledger import FileProof, Seal, ShardRecord, from_bytes, ledger_digest, proof, record_key
+from featcache.ledger import (
+    LABELS_PROOF,
+    FileProof,
+    Seal,
+    ShardRecord,
+    from_bytes,
+    ledger_digest,
+    proof,
+    read_proofs,
+    record_key,
+)
 from featcache.partial import read_origin
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache, read_spec
-from featcache.writer import LABELS_PROOF
 
 # Files that one task reads: up to either limit.
 TASK_BYTES = 64_000_000
@@ -166,11 +173,8 @@ def _labels_proofs(storage: Storage, name: str, report: Report) -> dict[str, Fil
             report.problems.append(Problem(key, "is missing"))
         return {}
     try:
-        content = json.loads(data)["content"]
-        if canonical_json({"content": content, "sha256": digest(content)}) != data:
-            raise ValueError
-        expected = {path: FileProof.model_validate(p) for path, p in content.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        expected = read_proofs(data, key, "")
+    except CorruptCacheError:
         report.problems.append(Problem(key, "is damaged"))
         return {}
     return {key: proof(data)} | {f"{name}/labels/{path}": p for path, p in expected.items()}
@@ -238,6 +242,8 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     """
     storage = open_storage(place)
     report = verify(place)
+    if storage.exists(layout.PENDING):
+        raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before anything is removed")
     unfinished = [
         f"{layout.SEGMENTS}/{number}"
         for number in storage.folders(layout.SEGMENTS)

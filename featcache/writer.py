@@ -14,6 +14,7 @@ from featcache.digest import canonical_json, digest
 from featcache.errors import CorruptCacheError, JobError, MismatchError
 from featcache.index import QUARANTINED, build_columns, label_text, pack_text
 from featcache.ledger import (
+    LABELS_PROOF,
     FileProof,
     Seal,
     ShardRecord,
@@ -27,8 +28,6 @@ from featcache.ledger import (
 from featcache.plan import Plan
 from featcache.spec import CacheSpec
 from featcache.storage import Storage
-
-LABELS_PROOF = "proof.json"
 
 
 def create_cache(storage: Storage, spec: CacheSpec, calibration: Arrays) -> None:

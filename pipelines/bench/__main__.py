@@ -37,6 +37,30 @@ def codec(
         print_table(result)
 
 
+@app.command()
+def faults(
+    manifest: Annotated[Path, typer.Option(help="Speech to extract.")] = Path("data/demo/manifest.jsonl"),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-tiny.en",
+    utterances: Annotated[int, typer.Option(min=4, help="Short utterances of a job.")] = 24,
+    kills: Annotated[int, typer.Option(min=0, help="Jobs to kill and to go on with.")] = 50,
+    flips: Annotated[int, typer.Option(min=0, help="Bytes to flip, one at a time.")] = 1000,
+    long_seconds: Annotated[float, typer.Option(min=1, help="Length of the very long recording.")] = 600.0,
+    seed: Annotated[int, typer.Option(help="Draws the same times and bytes again.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Kill jobs, flip bytes, feed bad recordings; exit status 1 where anything is not survived."""
+    from pipelines.bench.faults import Plan, run
+
+    found = run(manifest, upstream, Plan(kills, flips, long_seconds, utterances, seed))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        for name, value in found.items():
+            print(f"{name:18} {value}")
+    if any(value for name, value in found.items() if name.endswith("_failures")):
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """A user's mistake is one line on standard error, and the exit status says whose it is."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import threading
 from pathlib import Path
 
@@ -215,3 +216,15 @@ def test_extraction_writes_straight_to_s3_and_goes_on_after_losing_the_server(
     made = {key: data for key, data in bucket.files("made").items() if not key.startswith("log/")}
     files = (path for path in local.rglob("*") if path.is_file() and "log" not in path.relative_to(local).parts)
     assert made == {path.relative_to(local).as_posix(): path.read_bytes() for path in files}
+
+
+def test_a_person_is_forgotten_on_s3_as_on_disk(sealed: Path, url: str, tmp_path: Path) -> None:
+    local = tmp_path / "cache"
+    shutil.copytree(sealed, local)
+    for place in (str(local), url):
+        assert run_cli("forget", place, "--where", "lang=it").status == 0
+        assert verify(place).whole and set(featcache.open(place).labels("lang")) == {"en"}
+    here, there = LocalStorage(local), open_storage(url)
+    keys = {key for key in here.list_keys() if not key.startswith("log/")}
+    assert keys == {key for key in there.list_keys() if not key.startswith("log/")}
+    assert all(here.read(key) == there.read(key) for key in keys)

@@ -1,0 +1,121 @@
+"""Taking recordings out of a cache: they leave every shard, index, label and ledger record.
+
+Segments are immutable, so each that holds one of them is written anew, without it, in a folder of its
+own. A marker then says that all of these are whole, and only after it are the old ones removed and the
+new ones moved to their place. Killed before the marker, nothing has changed; killed after it, the cache
+does not open until the same command has moved the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from featcache import layout
+from featcache.digest import canonical_json
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
+from featcache.inspect import matching
+from featcache.lease import Leases
+from featcache.rewrite import Chosen, Progress, choose, copy_segment
+from featcache.storage import Storage, open_storage
+from featcache.store import Cache
+
+LEASE = f"{layout.LOG}/leases/forget"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """The ids that went (or would go), and the segments written anew or removed for it."""
+
+    ids: list[str]
+    segments: list[str]
+
+
+def forget(
+    place: str | Path,
+    where: dict[str, set[str]],
+    dry_run: bool = False,
+    on_shard: Progress = lambda seconds, written: None,
+) -> Forgotten:
+    """Remove the utterances with these labels. First finishes a removal that was interrupted.
+
+    Raises:
+        UsageError: there is no condition, or no utterance meets it.
+        CacheError: an extraction is not finished, or another removal is at work.
+    """
+    if not where:
+        raise UsageError("everything would go: say what with --where label=value, or delete the folder")
+    storage = open_storage(place)
+    if dry_run:
+        return _find(Cache.open(place), where)[0]
+    leases = Leases(storage)
+    try:
+        if storage.exists(layout.ROOT) and not leases.acquire(LEASE):
+            raise CacheError(f"another `featcache forget` is at work on {place}: wait for it")
+        resumed = storage.exists(layout.PENDING)
+        if resumed:
+            _replace(storage)
+        cache = Cache.open(place)
+        if resumed and not matching(cache, where).any():
+            return Forgotten([], [])
+        found, kept = _find(cache, where)
+        for name in found.segments:
+            if kept[name]:
+                _write_anew(storage, kept[name], name, on_shard)
+        storage.write(layout.PENDING, canonical_json({name: bool(kept[name]) for name in found.segments}))
+        _replace(storage)
+        return found
+    finally:
+        leases.close()
+
+
+def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str, list[Chosen]]]:
+    """What goes, and what stays of each segment that it goes from."""
+    if cache.unsealed:
+        raise CacheError(
+            f"{cache.path}/{cache.unsealed[0]} is not finished: finish it with `featcache extract`, or drop it with "
+            f"`featcache gc {cache.path}`"
+        )
+    gone = matching(cache, where)
+    if not gone.any():
+        raise UsageError(f"no utterance of {cache.path} is meant: `featcache ls {cache.path}` lists them")
+    names = [part.segment.name for part in choose(cache, gone)]
+    kept: dict[str, list[Chosen]] = {name: [] for name in names}
+    for part in choose(cache, ~gone):
+        if part.segment.name in kept:
+            kept[part.segment.name].append(part)
+    ids = list(cache.ids)
+    return Forgotten([ids[row] for row in gone.nonzero()[0].tolist()], names), kept
+
+
+def _staged(name: str) -> str:
+    return name.replace(layout.SEGMENTS, layout.FORGET, 1)
+
+
+def _write_anew(storage: Storage, kept: list[Chosen], name: str, on_shard: Progress) -> None:
+    labels = kept[0].segment.label_names
+    try:
+        copy_segment(kept, storage, _staged(name), labels, on_shard)
+    except (MismatchError, CorruptCacheError):
+        # Left over from a removal of others that was killed before its marker.
+        storage.delete_folder(_staged(name))
+        copy_segment(kept, storage, _staged(name), labels, on_shard)
+
+
+def _replace(storage: Storage) -> None:
+    """Put the new segments in the place of the old ones; what an interrupted call has done is done."""
+    data = storage.read(layout.PENDING)
+    try:
+        replaced = json.loads(data or b"")
+        pairs = [(str(name), bool(has_rest)) for name, has_rest in replaced.items()]
+    except (ValueError, AttributeError) as error:
+        raise CorruptCacheError(f"{storage}/{layout.PENDING} is damaged: restore the cache from a copy") from error
+    for name, has_rest in pairs:
+        staged = storage.exists(f"{_staged(name)}/seal.json")
+        if staged or not has_rest:
+            storage.delete_folder(name)
+        if staged:
+            storage.move_folder(_staged(name), name)
+    storage.delete(layout.PENDING)
+    storage.delete_folder(layout.FORGET)

@@ -1,0 +1,72 @@
+"""Compare what a cache holds with what the live model gives, for some utterances drawn at random."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from featcache.codec import Arrays
+from featcache.diff import nmse
+from featcache.errors import JobError
+from featcache.job import Job, Request
+from featcache.manifest import Row
+from featcache.plan import make_plan
+from featcache.reading import load_window, row_samples
+from featcache.verify import Problem
+
+# A GPU may round otherwise in another batch; a wrong recording, tap or scale is off by far more.
+TOLERANCE = 1e-4
+
+
+def recompute(
+    manifest: str | Path, place: str | Path, count: int, device: str = "cpu", seed: int | None = None
+) -> list[Problem]:
+    """Run the model over `count` random utterances and compare codes; what differs, as problems.
+
+    Args:
+        seed: draws the same utterances again; others each time where it is None.
+
+    Raises:
+        MismatchError: the installed model gives other values than the cache was made for.
+        JobError: the manifest holds none of the cache's usable utterances.
+    """
+    job = Job(manifest, place, Request(), device)
+    job.check_values()
+    lengths = job.cache.lengths
+    known = {row.id: row for row in job.rows}
+    usable = [i for row, i in enumerate(job.cache.ids) if lengths[row] > 0 and i in known]
+    if not usable:
+        raise JobError(f"{manifest} holds no usable utterance of {place}: give the manifest that it was made from")
+    chosen = random.Random(seed).sample(usable, min(count, len(usable)))
+    problems = [(utterance_id, _compare(job, known[utterance_id])) for utterance_id in chosen]
+    return [Problem(f"(utterance {utterance_id})", what) for utterance_id, what in problems if what]
+
+
+def _compare(job: Job, row: Row) -> str:
+    """What is wrong with the stored codes of an utterance; "" where nothing is."""
+    cache = job.cache
+    plan = make_plan([row.id], [row_samples(row)], job.spec, 1)
+    windows = [load_window(row, job.manifest, plan, planned) for planned in range(plan.rows)]
+    waves = [pcm.samples for pcm in windows if pcm.samples is not None]
+    if len(waves) < plan.rows:
+        return f"cannot be read any more: {next(pcm.reason for pcm in windows if pcm.reason)}"
+    # One after the other, as far apart from the batches of the plan as it can be.
+    outputs = [job.upstream.forward([wave])[0] for wave in waves]
+    pieces = [outputs[i][plan.keep[i] : plan.keep[i] + plan.frames[i]] for i in range(plan.rows)]
+    encoded = [cache.codec.encode(piece).planes for piece in pieces]
+    codes = {name: np.concatenate([planes[name] for planes in encoded]) for name in encoded[0]}
+    segment = next(segment for segment in cache.segments if segment.find(row.id) is not None)
+    stored = segment.read(segment.find(row.id) or 0)
+    if all(np.array_equal(stored[name], codes[name]) for name in codes if len(stored[name])):
+        return ""
+    error = nmse(_decode(job, codes, len(codes[cache.codec.planes[0].name])), cache.read(row.id))
+    return "" if error <= TOLERANCE else f"is not what the model gives (NMSE {error:.2g})"
+
+
+def _decode(job: Job, codes: Arrays, frames: int) -> np.ndarray:
+    codec = job.cache.codec
+    planes, taps = codec.select(codes, range(len(job.cache.taps)))
+    return codec.decode({name: torch.from_numpy(p) for name, p in planes.items()}, [frames], taps).numpy()

@@ -1,0 +1,241 @@
+"""Parts of caches: what is kept is unchanged, what is taken out is nowhere, and a crash in between loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featcache import cli
+from featcache.diff import diff
+from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
+from featcache.forget import forget
+from featcache.job import Job, Request
+from featcache.ledger import read_records
+from featcache.select import merge, subset
+from featcache.spec import Layout
+from featcache.storage import Storage
+from featcache.store import Cache
+from featcache.upstreams import UpstreamConfig
+from featcache.verify import verify
+from tests.helpers import contents, make_cache, make_speech
+
+RNG = np.random.default_rng(5)
+# The longest is more than one window of the upstream.
+FRAMES = {"a": 40, "b": 1, "c": 120, "long": 1700, "bad": 30, "d": 64}
+FEATURES = {name: RNG.standard_normal((frames, 2, 8)).astype(np.float32) for name, frames in FRAMES.items()}
+LABELS = {name: {"who": "x" if name in ("a", "long", "bad") else "y", "n": i} for i, name in enumerate(FEATURES)}
+MEL = Request(UpstreamConfig(id="mel:8"), "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cache(
+        tmp_path_factory.mktemp("source") / "cache", FEATURES, LABELS, "int8", quarantine={"bad": "no sound"}
+    )
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three segments of log-mel: four, six and two utterances of three speakers."""
+    folder = tmp_path_factory.mktemp("extended")
+    speech = make_speech(folder, 12)
+    for limit in (4, 10, 12):
+        Job(speech, folder / "cache", MEL, limit=limit).extract()
+    return folder / "cache"
+
+
+def same_values(small: Cache, large: Cache) -> None:
+    for utterance_id in small.ids:
+        np.testing.assert_array_equal(small.read(utterance_id), large.read(utterance_id))
+
+
+def test_a_subset_holds_what_was_chosen_unchanged(source: Path, tmp_path: Path) -> None:
+    made = subset(source, tmp_path / "x", {"who": {"x"}})
+    small, large = Cache.open(tmp_path / "x"), Cache.open(source)
+    assert list(small.ids) == ["a", "long", "bad"] and made.utterances == 3 and verify(tmp_path / "x").whole
+    assert small.labels("n") == ["0", "3", "4"] and small.encoding_id == large.encoding_id and small.complete
+    assert [q.reason for r in read_records(small.storage, "segments/000000", "").values() for q in r.quarantined] == [
+        "no sound"
+    ]
+    same_values(small, large)
+    assert subset(source, tmp_path / "x", {"who": {"x"}}) == made
+    with pytest.raises(MismatchError):
+        subset(source, tmp_path / "x", {"who": {"y"}})
+    with pytest.raises(UsageError, match="no utterance"):
+        subset(source, tmp_path / "none", {"who": {"z"}})
+    subset(source, tmp_path / "dry", {"id": {"a", "b"}}, dry_run=True)
+    assert not (tmp_path / "dry").exists()
+
+
+def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: Path) -> None:
+    subset(source, tmp_path / "x", {"who": {"x"}})
+    subset(source, tmp_path / "y", {"id": {"a", "b", "c", "d"}})
+    made = merge(tmp_path / "x", tmp_path / "y", tmp_path / "whole")
+    assert made.utterances == 6 and made.left_out == 1 and verify(tmp_path / "whole").whole
+    found = diff(source, tmp_path / "whole")
+    assert found.same and found.compared == 5
+    with pytest.raises(MismatchError, match="same kind of codes.*family"):
+        merge(source, extended, tmp_path / "mixed")
+    other = make_cache(tmp_path / "other", FEATURES, LABELS, "int8")
+    record = other / "segments/000000/index"
+    assert record.exists()
+    with pytest.raises(MismatchError, match="'bad' is another recording"):
+        merge(source, other, tmp_path / "mixed")
+    assert not (tmp_path / "mixed").exists()
+
+
+def test_diff_says_what_differs(source: Path, extended: Path, tmp_path: Path) -> None:
+    assert diff(source, source).same
+    changed = {**FEATURES, "c": FEATURES["c"] * 0.9, "new": FEATURES["a"]}
+    del changed["b"]
+    labels = {**LABELS, "d": {"who": "z", "n": 5}}
+    make_cache(tmp_path / "b", changed, labels, "int8", quarantine={"bad": "no sound"})
+    found = diff(source, tmp_path / "b")
+    assert found.only_a == ["b"] and found.only_b == ["new"] and found.labels["who"] == ["d"]
+    assert "c" in {*found.values, *found.audio} and not found.same
+    assert any(line.startswith("identity.family") for line in diff(source, extended).recipe)
+
+
+def test_a_forgotten_speaker_is_nowhere(extended: Path, tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    shutil.copytree(extended, place)
+    before = Cache.open(extended)
+    digests = {i: before.segments[0].column("audio_sha256")[i].tobytes().hex() for i in (1,)}
+    untouched = (place / "segments/000002/seal.json").stat().st_mtime_ns
+    dry = forget(place, {"speaker": {"s1"}}, dry_run=True)
+    assert contents(place) == contents(extended)
+    gone = forget(place, {"speaker": {"s1"}})
+    assert gone == dry and gone.ids == ["u1", "u4", "u7", "u10"]
+    cache = Cache.open(place)
+    assert list(cache.ids) == [i for i in before.ids if i not in gone.ids] and verify(place).whole
+    assert "s1" not in cache.labels("speaker") and not verify(place).unknown
+    same_values(cache, before)
+    everything = b"".join(contents(place).values())
+    for trace in (b"u10", digests[1].encode()):
+        assert trace not in everything
+    assert (place / "segments/000002/seal.json").stat().st_mtime_ns != untouched
+    with pytest.raises(UsageError, match="no utterance"):
+        forget(place, {"speaker": {"s1"}})
+
+
+def test_a_segment_of_which_nothing_is_left_goes_and_extract_adds_after_the_last(
+    extended: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "cache"
+    shutil.copytree(extended, place)
+    forget(place, {"id": {"u0", "u1", "u2", "u3"}})
+    cache = Cache.open(place)
+    assert [segment.name for segment in cache.segments] == ["segments/000001", "segments/000002"]
+    Job(extended.parent / "manifest.jsonl", place, MEL).extract()
+    again = Cache.open(place)
+    assert again.segments[-1].name == "segments/000003" and len(again) == 12 and verify(place).whole
+
+
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles SIGKILL."""
+
+
+def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every sixth step, and each of the last: the cache is as it was, or says what to do."""
+    speech = make_speech(tmp_path, 4)
+    before, whole = tmp_path / "before", tmp_path / "whole"
+    for limit in (2, 3, 4):
+        Job(speech, before, MEL, limit=limit).extract()
+    shutil.copytree(before, whole)
+    # Only the order of the steps matters here: tests/featcache/test_storage.py holds that each is durable.
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    # One of two of the first segment, and all of the second.
+    where = {"id": {"u1", "u2"}}
+    steps = [0]
+    stop_at = [0]
+    originals: dict[str, Callable[..., Any]] = {
+        name: getattr(Storage, name) for name in ("write", "create", "delete", "delete_folder", "move_folder")
+    }
+    for name, original in originals.items():
+
+        def stepped(self: Storage, *arguments: Any, original: Callable[..., Any] = original) -> Any:
+            steps[0] += 1
+            if steps[0] == stop_at[0]:
+                raise Killed
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Storage, name, stepped)
+    forget(whole, where)
+    total, expected = steps[0], contents(whole)
+    assert total > 20
+    # This process plays the one that was killed, and its leases are a dead process's.
+    monkeypatch.setattr("featcache.lease.may_run", lambda *process: False)
+    for stop in [*range(1, total - 8, 6), *range(total - 8, total + 1)]:
+        place = tmp_path / f"c{stop}"
+        shutil.copytree(before, place)
+        steps[0], stop_at[0] = 0, stop
+        with pytest.raises(Killed):
+            forget(place, where)
+        stop_at[0] = 0
+        try:
+            assert len(Cache.open(place)) in (4, 2)
+        except CacheError as error:
+            assert "featcache forget" in str(error)
+        try:
+            forget(place, where)
+        except UsageError as error:  # it was all but done
+            assert "no utterance" in str(error)
+        assert contents(place) == expected, f"killed at step {stop} of {total}"
+        shutil.rmtree(place)
+
+
+def test_the_commands(
+    source: Path, extended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["featcache", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            return int(exit_.code or 0), "".join(capfd.readouterr())
+        return 0, "".join(capfd.readouterr())
+
+    assert run("subset", source, tmp_path / "x", "--where", "who=x") == (
+        0,
+        f"3 utterances, 0.01 h in {tmp_path / 'x'}\n",
+    )
+    assert "3 utterances are in both" in run("merge", tmp_path / "x", source, tmp_path / "y", "--dry-run")[1]
+    assert run("diff", source, source)[0] == 0
+    status, out = run("diff", source, tmp_path / "x", "--json")
+    assert status == 1 and json.loads(out)["only_a"] == ["b", "c", "d"]
+    assert run("forget", tmp_path / "x", "--where", "id=a", "--dry-run") == (0, "would forget a\n")
+    assert "forgot a" in run("forget", tmp_path / "x", "--where", "id=a")[1]
+    place = tmp_path / "cache"
+    shutil.copytree(extended, place)
+    speech = extended.parent / "manifest.jsonl"
+    assert run("verify", place, "--recompute", 3, "--manifest", speech)[0] == 0
+    assert run("verify", place, "--recompute", 3)[0] == 2
+
+
+def test_recompute_finds_values_of_another_recording(extended: Path, tmp_path: Path) -> None:
+    from featcache.recompute import recompute
+
+    speech = make_speech(tmp_path, 12)
+    assert recompute(speech, extended, 12) == []
+    shutil.copy(tmp_path / "3.wav", tmp_path / "4.wav")
+    lines = [json.loads(line) for line in speech.read_text().splitlines()]
+    lines[4]["duration"] = lines[3]["duration"]
+    speech.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [problem] = recompute(speech, extended, 12)
+    assert "u4" in problem.key and "not what the model gives" in problem.what
+    with pytest.raises(FeatcacheError, match="no usable utterance"):
+        recompute(make_speech(tmp_path, 1), make_cache_of_mel_without(extended, tmp_path), 1)
+
+
+def make_cache_of_mel_without(extended: Path, tmp_path: Path) -> Path:
+    place = tmp_path / "without"
+    shutil.copytree(extended, place)
+    forget(place, {"id": {"u0"}})
+    return place
