@@ -148,7 +148,7 @@ def extract_command(
     if done is None:
         note(f"complete: all {len(job.rows)} utterances of {manifest} are in {cache}")
     else:
-        note(f"{done.shards} shards, {size_text(done.bytes)} written, {len(done.quarantined)} utterances left out")
+        note(f"written: shards {done.shards}, {size_text(done.bytes)}; utterances left out: {len(done.quarantined)}")
         for left_out in done.quarantined[:5]:
             note(f"  left out: {left_out.id}: {left_out.reason}")
         if done.saturated:

@@ -27,8 +27,8 @@ BOUND = 4.0
 class Residual(Codec):
     """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
     standard deviations), and `packing`: `zstd` (the default; any Zarr v3 library reads the codes) or
-    `pcodec` (smaller, needs the package pcodec). `level` is zstd's: 1, or up to 19, which takes a tenth less
-    room below 1 bit, is read as fast and written some thirty times as slowly.
+    `pcodec` (smaller, needs the package pcodec). `level` is zstd's: 1, or up to 19, which takes
+    2 to 10 % less room below 1 bit, is read as fast, and packs some thirty times as slowly.
 
     NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
     """
