@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -41,7 +42,7 @@ ENTRIES = (
     Entry("mel", "log-mel, no model", "last", {"norm": "layer"}, features="mel"),
     Entry("last", "last tap", "last"),
     Entry("weighted_sum", "weighted sum", "weighted_sum"),
-    Entry("concat", "concat + projection", "concat", {"norm": "layer"}),
+    Entry("concat", "concatenation", "concat", {"norm": "layer"}),
     Entry("hff", "HFF", "hff"),
 )
 #: What every fuser has, and so takes from the base recipe.
@@ -215,33 +216,29 @@ def row_of(entry: Entry, seeds: Sequence[int], runs: Sequence[Path], errors: Err
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """The table on standard output, with what its figures mean below it."""
-    table = Table()
-    table.add_column("features and fuser")
-    for column in ("fuser", "decoder", "WER", "95 %", "- HFF", "CER", "95 %", "- HFF"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row.entry.title,
-            f"{row.fusion_parameters / 1e3:.0f} k",
-            f"{row.decoder_parameters / 1e3:.0f} k",
-            f"{row.wer:.3f}",
-            f"{row.wer_ci95[0]:.3f} to {row.wer_ci95[1]:.3f}",
-            _difference(row.wer_difference),
-            f"{row.cer:.3f}",
-            f"{row.cer_ci95[0]:.3f} to {row.cer_ci95[1]:.3f}",
-            _difference(row.cer_difference),
-        )
+    """One table a measure on standard output, and what its figures mean below."""
     console = Console()
-    console.print(table)
+    for measure in ("wer", "cer"):
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("features, fuser")
+        for column in ("fuser", measure.upper(), "95 %", "- HFF", "95 %"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            low, high = getattr(row, f"{measure}_ci95")
+            gap = getattr(row, f"{measure}_difference")
+            table.add_row(
+                row.entry.title,
+                f"{row.fusion_parameters / 1e3:.0f} k",
+                f"{getattr(row, measure):.3f}",
+                f"{low:.3f}, {high:.3f}",
+                *(("", "") if gap is None else (f"{gap[0]:+.3f}", f"{gap[1]:+.3f}, {gap[2]:+.3f}")),
+            )
+        console.print(table)
     seeds = rows[0].seeds
     console.print(
+        f"Parameters of the decoders: {', '.join(f'{row.entry.title} {row.decoder_parameters:,}' for row in rows)}. "
         f"Test utterances: {rows[0].utterances}. Seeds: {', '.join(map(str, seeds))} (rates are means over them). "
         "Intervals: bootstrap over utterances. '- HFF': the row's rate minus HFF's on the same utterances, with "
         "the interval of the paired difference; above zero, HFF is better.",
         highlight=False,
     )
-
-
-def _difference(value: tuple[float, ...] | None) -> str:
-    return "" if value is None else f"{value[0]:+.3f} ({value[1]:+.3f} to {value[2]:+.3f})"
