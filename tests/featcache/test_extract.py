@@ -70,13 +70,14 @@ def test_the_same_plan_gives_the_same_bytes(speech: Path, reference: Path, tmp_p
     assert contents(tmp_path / "again") == contents(reference)
 
 
+@pytest.mark.timeout(900)
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(speech: Path, reference: Path, tmp_path: Path) -> None:
     place = tmp_path / "cache"
     finished = 0
     for kill in range(4):
         process = start(speech, place)
         # After one more record than the last time, or right in the middle of the calibration.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             if len(list(place.glob("segments/*/ledger/*.json"))) > finished or (kill == 0 and place.exists()):
                 break
@@ -98,7 +99,7 @@ def test_two_at_the_same_time_share_the_shards(speech: Path, reference: Path, tm
     Job(speech, place, request()).init()
     first, second = start(speech, place), start(speech, place)
     for process in (first, second):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, errors
     assert contents(place) == contents(reference)
 
