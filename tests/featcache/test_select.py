@@ -20,7 +20,7 @@ from featcache.job import Job, Request
 from featcache.ledger import read_records
 from featcache.select import merge, subset
 from featcache.spec import Layout
-from featcache.storage import Storage
+from featcache.storage import LocalStorage
 from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
@@ -156,17 +156,17 @@ def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     steps = [0]
     stop_at = [0]
     originals: dict[str, Callable[..., Any]] = {
-        name: getattr(Storage, name) for name in ("write", "create", "delete", "delete_folder", "move_folder")
+        name: getattr(LocalStorage, name) for name in ("write", "create", "delete", "delete_folder", "move_folder")
     }
     for name, original in originals.items():
 
-        def stepped(self: Storage, *arguments: Any, original: Callable[..., Any] = original) -> Any:
+        def stepped(self: LocalStorage, *arguments: Any, original: Callable[..., Any] = original) -> Any:
             steps[0] += 1
             if steps[0] == stop_at[0]:
                 raise Killed
             return original(self, *arguments)
 
-        monkeypatch.setattr(Storage, name, stepped)
+        monkeypatch.setattr(LocalStorage, name, stepped)
     forget(whole, where)
     total, expected = steps[0], contents(whole)
     assert total > 20
