@@ -157,6 +157,19 @@ def test_verify_notices_any_flip_in_any_file(copy: Path) -> None:
     assert verify(copy).whole
 
 
+@pytest.mark.parametrize("array", ["values", "index/hash", "index/frames", "labels/text/offsets", "labels/text/bytes"])
+def test_an_arrays_altered_metadata_is_never_read_by(copy: Path, array: str) -> None:
+    """One digit of a shape would give other values without any checksum of the data being wrong."""
+    path = copy / "segments" / "000000" / array / "zarr.json"
+    document = json.loads(path.read_bytes())
+    document["shape"][0] -= 1
+    path.write_text(json.dumps(document))
+    with pytest.raises(CorruptCacheError, match=r"zarr.json"):
+        cache = featcache.open(copy)
+        cache.read("u1")
+        cache.labels("text")
+
+
 def test_an_edited_description_does_not_open(copy: Path) -> None:
     root = copy / "zarr.json"
     document = json.loads(root.read_bytes())
