@@ -117,7 +117,7 @@ def compare(
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return
-    Console().print(comparison.table(rows))
+    Console().print(*comparison.tables(rows))
     print(comparison.NOTE)
 
 

@@ -49,4 +49,4 @@ def sweep(
         print(json.dumps(rows, ensure_ascii=False))
         return
     for task in dict.fromkeys(row["task"] for row in rows):
-        Console().print(comparison.table([row for row in rows if row["task"] == task]))
+        Console().print(*comparison.tables([row for row in rows if row["task"] == task]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from featcache.errors import FeatcacheError, UsageError
@@ -14,7 +15,7 @@ from fusion import intervals, tasks
 from fusion.run import Run
 from fusion.tasks import Measure
 
-NOTE = "difference: the value minus that of the first run, paired bootstrap over utterances, 95 % interval"
+NOTE = "- first: the value minus that of the first run, paired bootstrap over utterances, 95 % interval"
 
 
 def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -60,26 +61,24 @@ def measures_of(metrics: Mapping[str, Any]) -> tuple[Measure, ...]:
     return tasks.of_kind(metrics["task"]).measures
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Runs of one task, as the rows of `compare` or their metrics, for a terminal."""
+def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Runs of one task, as the rows of `compare` or their metrics: one table a measure, for a terminal."""
     compared = len(rows) > 1 and any(key.endswith("_difference") for key in rows[1])
-    result = Table("run", "fuser", "parameters")
-    measures = measures_of(rows[0])
-    for measure in measures:
-        for column in (measure.title, "95 %", *(["difference"] if compared else [])):
-            result.add_column(column)
-    for row in rows:
-        cells = [row["run"], row["fuser"], f"{row['fusion_parameters']:,} + {row['decoder_parameters']:,}"]
-        for measure in measures:
-            low, high = row[f"{measure.name}_ci95"]
-            cells += [f"{row[measure.name]:.3f}", f"{low:.3f} to {high:.3f}"]
-            cells += [_difference(row.get(f"{measure.name}_difference"))] if compared else []
-        result.add_row(*cells)
-    return result
-
-
-def _difference(value: Sequence[float] | None) -> str:
-    return "" if value is None else f"{value[0]:+.3f} ({value[1]:+.3f} to {value[2]:+.3f})"
+    found = []
+    for measure in measures_of(rows[0]):
+        result = Table(box=box.SIMPLE_HEAD)
+        result.add_column("run", overflow="fold")
+        for column in ("fuser", measure.title, "95 %", *(["- first", "95 %"] if compared else [])):
+            result.add_column(column, justify="right")
+        for row in rows:
+            difference = row.get(f"{measure.name}_difference")
+            cells = [f"{row['fusion_parameters'] / 1e3:.0f} k", f"{row[measure.name]:.3f}"]
+            cells.append("{:.3f}, {:.3f}".format(*row[f"{measure.name}_ci95"]))
+            if difference is not None:
+                cells += [f"{difference[0]:+.3f}", f"{difference[1]:+.3f}, {difference[2]:+.3f}"]
+            result.add_row(row["run"], *cells)
+        found.append(result)
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -84,7 +84,7 @@ def test_compare_shows_the_measures_of_the_task(cache: Path, tmp_path: Path) -> 
     for name in ("accuracy", "macro_f1", "eer"):
         difference, low, high = rows[1][f"{name}_difference"]
         assert difference == pytest.approx(rows[1][name] - rows[0][name]) and low <= difference <= high
-    assert [column.header for column in comparison.table(rows).columns][3] == "accuracy"
+    assert [table.columns[2].header for table in comparison.tables(rows)] == ["accuracy", "macro F1", "EER"]
 
 
 def test_classification_pools_over_the_valid_frames_only() -> None:
