@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,17 +19,16 @@ import torch
 
 from featcache.errors import JobError
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, ShardRecord
+from featcache.ledger import Quarantined
 from featcache.manifest import Row
 from featcache.plan import SAMPLE_RATE, Plan
 from featcache.reading import Pcm, load_window
+from featcache.shards import finish, leased
 from featcache.upstreams import Upstream
 from featcache.writer import SegmentWriter
 
 READERS = 2
 QUEUED_BATCHES = 2
-# How long to wait before looking again for a shard that another process is writing.
-POLL_SECONDS = 1.0
 
 Item = TypeVar("Item")
 
@@ -146,7 +144,7 @@ def run_shards(
 
     def read() -> None:
         with ThreadPoolExecutor(READERS, "read") as pool:
-            for shard in _leased(writer, leases, shards, pipe):
+            for shard in leased(writer, leases, shards, pipe.stop.is_set):
                 batches = list(plan.batches(shard))
                 if not batches:
                     pipe.put(loaded, _Read(shard, [], [], True))
@@ -196,35 +194,10 @@ def run_shards(
     return done
 
 
-def _leased(writer: SegmentWriter, leases: Leases, shards: Sequence[int], pipe: _Pipe) -> Iterator[int]:
-    """The shards that are ours to write; comes back to those of others until they are recorded."""
-    waiting = list(shards)
-    while waiting and not pipe.stop.is_set():
-        others: list[int] = []
-        for shard in waiting:
-            if pipe.stop.is_set():
-                return
-            if leases.acquire(_lease_key(writer, shard)):
-                # Another process may have finished it since we looked.
-                if writer.is_done(shard):
-                    leases.release(_lease_key(writer, shard))
-                else:
-                    yield shard
-            else:
-                others.append(shard)
-        waiting = [shard for shard in others if not writer.is_done(shard)]
-        if waiting:
-            time.sleep(POLL_SECONDS)
-
-
 def _why_no_frames(row: Row, manifest: Path, plan: Plan, planned: int) -> str:
     """The reason in the recording itself, where it is unreadable; otherwise that it is too short."""
     pcm = load_window(row, manifest, plan, planned)
     return pcm.reason or f"{row.duration:.3f} s is too short for the model to make a frame of"
-
-
-def _lease_key(writer: SegmentWriter, shard: int) -> str:
-    return f"{writer.name}/leases/{shard:06d}"
 
 
 def _forward(upstream: Upstream, item: _Read) -> _Computed:
@@ -294,20 +267,7 @@ def _finish(
     if strict and state.quarantined:
         first = state.quarantined[0]
         raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
-    files = writer.render(block, state.shard)
-    lease = _lease_key(writer, state.shard)
-    leases.check(lease)
-    proofs = writer.write_files(files)
-    leases.check(lease)
-    writer.record(
-        ShardRecord(
-            shard=state.shard,
-            files=proofs,
-            first=state.span.start,
-            audio=tuple(state.audio[row] for row in state.span),
-            quarantined=tuple(sorted(state.quarantined, key=lambda q: q.row)),
-            saturated=state.saturated,
-        )
-    )
-    leases.release(lease)
-    return sum(len(data) for data in files.values())
+    return finish(
+        writer, leases, state.shard, block, [state.audio[row] for row in state.span],
+        sorted(state.quarantined, key=lambda q: q.row), state.saturated,
+    )  # fmt: skip

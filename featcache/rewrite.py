@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,10 @@ import numpy as np
 from featcache.codec import Arrays
 from featcache.errors import CacheError
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, Seal, ShardRecord, from_bytes, read_records
+from featcache.ledger import Quarantined, Seal, from_bytes, read_records
 from featcache.plan import make_plan
 from featcache.segment import Segment
+from featcache.shards import finish, leased
 from featcache.storage import Storage
 from featcache.store import Cache
 from featcache.writer import SegmentWriter
@@ -38,50 +39,18 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
     plan = writer.plan
     leases = Leases(writer.storage)
     try:
-        for shard in _free_shards(writer, leases):
-            files = writer.render(block_of(shard), shard)
-            lease = f"{writer.name}/leases/{shard:06d}"
-            leases.check(lease)
-            proofs = writer.write_files(files)
-            leases.check(lease)
+        records = writer.records()
+        for shard in leased(writer, leases, [s for s in range(plan.shards) if s not in records]):
             span = plan.shard_rows(shard)
-            writer.record(
-                ShardRecord(
-                    shard=shard,
-                    files=proofs,
-                    first=span.start,
-                    audio=tuple(origin.audio[row] for row in span),
-                    quarantined=tuple(
-                        Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=origin.reasons[row])
-                        for row in span
-                        if row in origin.reasons
-                    ),
-                )
-            )
-            leases.release(lease)
-            seconds = sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000
-            on_shard(seconds, sum(map(len, files.values())))
+            quarantined = [
+                Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=origin.reasons[row])
+                for row in span
+                if row in origin.reasons
+            ]
+            written = finish(writer, leases, shard, block_of(shard), [origin.audio[row] for row in span], quarantined)
+            on_shard(sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000, written)
     finally:
         leases.close()
-
-
-def _free_shards(writer: SegmentWriter, leases: Leases) -> Iterator[int]:
-    """Shards that are still to be written, each under a lease; waits for those that others write."""
-    while True:
-        records = writer.records()
-        left = [shard for shard in range(writer.plan.shards) if shard not in records]
-        if not left:
-            return
-        ours = 0
-        for shard in left:
-            if leases.acquire(f"{writer.name}/leases/{shard:06d}"):
-                ours += 1
-                if writer.is_done(shard):
-                    leases.release(f"{writer.name}/leases/{shard:06d}")
-                else:
-                    yield shard
-        if not ours:
-            leases.wait(1.0)
 
 
 def origin_of(segment: Segment) -> Origin:
