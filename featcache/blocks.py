@@ -19,15 +19,13 @@ from pathlib import Path
 from featcache.digest import sha256
 from featcache.errors import UsageError
 from featcache.process import own_name
+from featcache.storage import TEMPORARY, TEMPORARY_SECONDS
 
 BLOCK_BYTES = 1 << 20
 DEFAULT_GB = 10.0
 # Evicting stops at this share of the limit, so that it is not done for every block.
 LOW_WATER = 0.9
 _CRC = 4
-_TEMPORARY = ".tmp-"
-# A temporary file older than this was left by a killed process.
-_TEMPORARY_SECONDS = 3600
 
 
 class Blocks:
@@ -60,7 +58,7 @@ class Blocks:
         if size > self.limit:
             return
         path = self._path(name)
-        temporary = path.with_name(_TEMPORARY + own_name())
+        temporary = path.with_name(TEMPORARY + own_name())
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._make_room(size)
@@ -92,7 +90,7 @@ class Blocks:
                     status = path.stat()
                 except FileNotFoundError:
                     continue
-                if name.startswith(_TEMPORARY) and status.st_mtime < time.time() - _TEMPORARY_SECONDS:
+                if name.startswith(TEMPORARY) and status.st_mtime < time.time() - TEMPORARY_SECONDS:
                     path.unlink(missing_ok=True)
                 else:
                     found.append((status.st_mtime_ns, status.st_size, path))

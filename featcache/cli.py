@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from featcache import cli_remote
 from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
 from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers
+from featcache.cli_remote import remote_app
 from featcache.cli_sets import sets_app
 from featcache.device import choose_device
 from featcache.errors import FeatcacheError, JobError, UsageError
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(manifest_app, name="manifest")
-cli_remote.register(app)
+app.add_typer(remote_app)
 app.add_typer(integrity_app)
 app.add_typer(sets_app)
 

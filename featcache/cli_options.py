@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
-CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
+CachePath = Annotated[
+    str, typer.Argument(metavar="CACHE", help="Folder of the cache, or s3://bucket/prefix.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU where there is one.", show_default=False)]
 Workers = Annotated[

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.cli_options import DryRun, Json
 from featcache.transfer import JOBS
+
+if TYPE_CHECKING:
+    from featcache.remote import Transfer
+
+remote_app = typer.Typer()
 
 Endpoint = Annotated[
     str | None,
@@ -18,12 +24,11 @@ Profile = Annotated[
 ]
 Region = Annotated[str | None, typer.Option(help="Region of the bucket; else AWS_REGION.", show_default=False)]
 Jobs = Annotated[int, typer.Option(min=1, help="Files in flight.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be copied.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Url = Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix", show_default=False)]
 Place = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
 
 
+@remote_app.command("push")
 def push_command(
     cache: Place,
     target: Url,
@@ -41,6 +46,7 @@ def push_command(
     _print(push(cache, target, S3Settings.find(endpoint_url, profile, region), jobs, dry_run), dry_run, json)
 
 
+@remote_app.command("pull")
 def pull_command(
     source: Url,
     cache: Place,
@@ -62,17 +68,10 @@ def pull_command(
     _print(pull(source, cache, where or [], found, jobs, dry_run), dry_run, json)
 
 
-def register(app: typer.Typer) -> None:
-    app.command("push")(push_command)
-    app.command("pull")(pull_command)
-
-
-def _print(result: object, dry_run: bool, as_json: bool) -> None:
+def _print(result: Transfer, dry_run: bool, as_json: bool) -> None:
     from featcache.cli_views import note, print_json
     from featcache.progress import size_text
-    from featcache.remote import Transfer
 
-    assert isinstance(result, Transfer)
     for name in result.unsealed:
         note(f"{name} is not finished and is left out")
     if as_json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from featcache import codec as codecs
 from featcache import layout
@@ -69,9 +68,7 @@ def _nmse(
     """The worst tap's mean squared error, each channel by its variance; channels that never vary are left out."""
     total = np.zeros(variance.shape)
     for row, planes in zip(rows, encoded, strict=True):
-        tensors = {name: torch.from_numpy(plane) for name, plane in planes.items()}
-        decoded = codec.decode(tensors, [len(row)], range(codec.taps)).numpy()
-        total += np.square(row - decoded, dtype=np.float64).sum(axis=0)
+        total += np.square(row - codec.decode_row(planes, len(row)), dtype=np.float64).sum(axis=0)
     varies = variance > 0
     relative = np.where(varies, total / np.where(varies, variance, 1), 0).sum(axis=1)
     return float((relative / np.maximum(varies.sum(axis=1), 1)).max()) / sum(map(len, rows))

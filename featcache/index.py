@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -34,7 +35,27 @@ def pack_text(texts: Sequence[str]) -> dict[str, np.ndarray]:
     return {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
 
 
-class Texts(Sequence[str]):
+class LazyTexts(Sequence[str]):
+    """Strings that are decoded one at a time, as they are asked for; a slice is a list."""
+
+    @overload
+    def __getitem__(self, item: int) -> str: ...
+    @overload
+    def __getitem__(self, item: slice) -> list[str]: ...
+    def __getitem__(self, item: int | slice) -> str | list[str]:
+        if isinstance(item, slice):
+            return [self[i] for i in range(*item.indices(len(self)))]
+        position = item + len(self) if item < 0 else item
+        if not 0 <= position < len(self):
+            raise IndexError(item)
+        return self._text(position)
+
+    @abstractmethod
+    def _text(self, position: int) -> str:
+        """The string at a position from 0 to below the length."""
+
+
+class Texts(LazyTexts):
     """A sequence of strings over packed bytes; nothing is decoded before it is asked for."""
 
     def __init__(self, data: np.ndarray, offsets: np.ndarray) -> None:
@@ -44,18 +65,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    @overload
-    def __getitem__(self, item: int) -> str: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[str]: ...
-    def __getitem__(self, item: int | slice) -> str | list[str]:
-        if isinstance(item, slice):
-            return [self[i] for i in range(*item.indices(len(self)))]
-        if item < 0:
-            item += len(self)
-        if not 0 <= item < len(self):
-            raise IndexError(item)
-        return bytes(self._data[self._offsets[item] : self._offsets[item + 1]]).decode()
+    def _text(self, position: int) -> str:
+        return bytes(self._data[self._offsets[position] : self._offsets[position + 1]]).decode()
 
     def __iter__(self) -> Iterator[str]:
         data = self._data.tobytes()

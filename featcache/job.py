@@ -27,7 +27,7 @@ from featcache.spec import CacheSpec, Layout
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache, read_spec
 from featcache.upstreams import Upstream, UpstreamConfig, load
-from featcache.writer import SegmentWriter, create_cache
+from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
 RATES = f"{layout.LOG}/rates.json"
 INIT_LEASE = f"{layout.LOG}/leases/init"
@@ -101,12 +101,7 @@ class Job:
         everything = read_manifest(self.manifest)
         if self.request.upstream is None:
             raise UsageError(f"there is no cache at {self.storage} yet: name the model with --upstream to make one")
-        # What an init that was killed has left behind is no obstacle.
-        foreign = next((key for key in self.storage.list_keys() if not key.startswith(layout.OWN_FOLDERS)), None)
-        if foreign is not None:
-            raise UsageError(
-                f"{self.storage} holds other files ({foreign}) and no cache: give a new or an empty folder"
-            )
+        refuse_foreign(self.storage)
         upstream = self.upstream
         leases = Leases(self.storage)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
@@ -36,7 +37,7 @@ class _Detail(ProgressColumn):
         return Text(str(task.fields.get("detail", "")))
 
 
-class _Progress:
+class _Progress(ABC):
     """Work of a known amount; what its unit is and what else is shown is up to the subclass."""
 
     def __init__(self, what: str, total: float, done: float = 0.0) -> None:
@@ -73,8 +74,9 @@ class _Progress:
         """Amount done per second since the start."""
         return (self.done - self._began_with) / max(time.monotonic() - self._began, 1e-9)
 
+    @abstractmethod
     def _details(self) -> list[str]:
-        raise NotImplementedError
+        """What is shown beside the share that is done."""
 
     def _add(self, amount: float) -> None:
         self.done += amount

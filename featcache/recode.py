@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from featcache import codec as codecs
 from featcache import layout
@@ -167,18 +166,11 @@ def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -
         if not segment.usable[owner]:
             continue
         if owner != utterance:
-            utterance, features = owner, _read(cache, segment, owner)
+            utterance = owner
+            features = cache.codec.decode_row(segment.read(owner), int(segment.frames[owner]))
         offset = int(plan.frames[plan.first_row[owner] : row].sum())
         encoded = writer.codec.encode(features[offset : offset + int(plan.frames[row])])
         at = int(plan.position[row]) - shard * plan.shard_frames
         for name, codes in encoded.planes.items():
             block[name][at : at + len(codes)] = codes
     return block
-
-
-def _read(cache: Cache, segment: Segment, utterance: int) -> np.ndarray:
-    taps: Sequence[int] = range(len(cache.taps))
-    planes, selected = cache.codec.select(segment.read(utterance), taps)
-    lengths = [int(segment.frames[utterance])]
-    decoded = cache.codec.decode({name: torch.from_numpy(p) for name, p in planes.items()}, lengths, selected)
-    return decoded.numpy()

@@ -6,9 +6,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from featcache.codec import Arrays
 from featcache.diff import nmse
 from featcache.errors import JobError
 from featcache.job import Job, Request
@@ -62,11 +60,5 @@ def _compare(job: Job, row: Row) -> str:
     stored = segment.read(segment.find(row.id) or 0)
     if all(np.array_equal(stored[name], codes[name]) for name in codes if len(stored[name])):
         return ""
-    error = nmse(_decode(job, codes, len(codes[cache.codec.planes[0].name])), cache.read(row.id))
+    error = nmse(cache.codec.decode_row(codes, len(codes[cache.codec.planes[0].name])), cache.read(row.id))
     return "" if error <= TOLERANCE else f"is not what the model gives (NMSE {error:.2g})"
-
-
-def _decode(job: Job, codes: Arrays, frames: int) -> np.ndarray:
-    codec = job.cache.codec
-    planes, taps = codec.select(codes, range(len(job.cache.taps)))
-    return codec.decode({name: torch.from_numpy(p) for name, p in planes.items()}, [frames], taps).numpy()

@@ -15,6 +15,7 @@ from featcache.inspect import matching
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
+from featcache.writer import refuse_foreign
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,7 @@ def _prepare(source: Storage, target: Storage, dry_run: bool) -> None:
         if target.read(layout.ROOT) != source.read(layout.ROOT):
             raise MismatchError(f"{target} holds another cache: give a new or an empty folder")
         return
-    foreign = next((key for key in target.list_keys() if not key.startswith(layout.OWN_FOLDERS)), None)
-    if foreign is not None:
-        raise UsageError(f"{target} holds other files ({foreign}) and no cache: give a new or an empty folder")
+    refuse_foreign(target)
     # The description last: it makes a cache of it.
     for key in () if dry_run else (*source.list_keys(layout.CALIBRATION), layout.ROOT):
         data = source.read(key)

@@ -24,7 +24,7 @@ from featcache.process import left_by_the_dead, own_name
 from featcache.s3 import S3Url, is_s3
 
 TEMPORARY = ".tmp-"
-# A temporary file of another machine is taken for abandoned after this time.
+# A temporary file of which it is not known whose it is, is taken for abandoned after this time.
 TEMPORARY_SECONDS = 3600
 
 

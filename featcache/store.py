@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from featcache import layout
 from featcache.codec import Arrays, Codec, build, encoding_id
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.index import LazyTexts
 from featcache.ledger import proof
 from featcache.partial import read_origin
 from featcache.segment import Segment, open_segment, read_calibration
@@ -46,7 +47,7 @@ class Encoded:
         return replace(self, planes={name: torch.from_numpy(p).pin_memory() for name, p in self.planes.items()})
 
 
-class Ids(Sequence[str]):
+class Ids(LazyTexts):
     """The ids of all segments, one after the other; decoded as they are asked for."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
@@ -55,19 +56,12 @@ class Ids(Sequence[str]):
     def __len__(self) -> int:
         return sum(len(segment) for segment in self._segments)
 
-    @overload
-    def __getitem__(self, item: int) -> str: ...
-    @overload
-    def __getitem__(self, item: slice) -> list[str]: ...
-    def __getitem__(self, item: int | slice) -> str | list[str]:
-        if isinstance(item, slice):
-            return [self[i] for i in range(*item.indices(len(self)))]
-        position = item + len(self) if item < 0 else item
+    def _text(self, position: int) -> str:
         for segment in self._segments:
-            if 0 <= position < len(segment):
+            if position < len(segment):
                 return segment.ids[position]
             position -= len(segment)
-        raise IndexError(item)
+        raise IndexError(position)
 
     def __iter__(self) -> Iterator[str]:
         for segment in self._segments:

@@ -57,14 +57,6 @@ class Report:
         return not self.problems
 
 
-@dataclass(frozen=True)
-class _Check:
-    """A file and what it must be; `names` is the shard that it belongs to, for the message."""
-
-    key: str
-    expected: FileProof
-
-
 def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: None, client: Any | None = None) -> Report:
     """Check every file of a cache against its ledger and its seal, in parallel (dask).
 
@@ -89,10 +81,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     report.unknown = [
         key
         for key in storage.list_keys()
-        if key not in checks
-        and key != layout.ROOT
-        and not key.startswith((f"{layout.LOG}/",))
-        and "/leases/" not in key
+        if key not in checks and key != layout.ROOT and not key.startswith(f"{layout.LOG}/") and "/leases/" not in key
     ]
     if read_origin(storage) is not None:
         report.not_pulled = [key for key in checks if layout.is_shard(key) and not storage.exists(key)]

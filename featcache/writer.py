@@ -11,7 +11,7 @@ import numpy as np
 from featcache import layout
 from featcache.codec import Arrays, Codec
 from featcache.digest import canonical_json, digest
-from featcache.errors import CorruptCacheError, JobError, MismatchError
+from featcache.errors import CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.index import QUARANTINED, build_columns, label_text, pack_text
 from featcache.ledger import (
     LABELS_PROOF,
@@ -28,6 +28,17 @@ from featcache.ledger import (
 from featcache.plan import Plan
 from featcache.spec import CacheSpec
 from featcache.storage import Storage
+
+
+def refuse_foreign(storage: Storage) -> None:
+    """What an `init` that was killed has left behind is no obstacle to a new cache; anything else is.
+
+    Raises:
+        UsageError: the place holds other files.
+    """
+    foreign = next((key for key in storage.list_keys() if not key.startswith(layout.OWN_FOLDERS)), None)
+    if foreign is not None:
+        raise UsageError(f"{storage} holds other files ({foreign}) and no cache: give a new or an empty folder")
 
 
 def create_cache(storage: Storage, spec: CacheSpec, calibration: Arrays) -> None:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from featcache.errors import FeatcacheError, UsageError
 from fusion.cli_align import align
-from fusion.cli_options import AsJson, RunFolder
+from fusion.cli_options import AsJson, Limit, Overrides, Restart, RunFolder, Runs
 from fusion.cli_sweep import sweep
 
 # Before torch is imported: OpenMP threads that wait shall sleep, not spin. Where another job wants the same
@@ -46,17 +46,11 @@ app.command()(sweep)
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="TOML file that fixes the run.", show_default=False)],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe: train.steps=100."),
-    ] = None,
+    set_: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Only go on with a run that was begun.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away the run that is there.")] = False,
-    limit: Annotated[
-        int,
-        typer.Option(min=0, help="Try on this many utterances of each split, for 50 steps at most; 0 is all."),
-    ] = 0,
-    runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+    restart: Restart = False,
+    limit: Limit = 0,
+    runs: Runs = Path("runs"),
 ) -> None:
     """Train a head, evaluate it on test once, print its scores and, last, its folder.
 

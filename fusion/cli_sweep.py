@@ -10,23 +10,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fusion.cli_options import AsJson
+from fusion.cli_options import AsJson, Limit, Overrides, Restart, Runs
 
 
 def sweep(
     recipes: Annotated[
         list[Path], typer.Argument(metavar="RECIPE...", help="TOML files, one a head.", show_default=False)
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe: train.steps=100."),
-    ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away the runs that are there.")] = False,
-    limit: Annotated[
-        int,
-        typer.Option(min=0, help="Try on this many utterances of each split, for 50 steps at most; 0 is all."),
-    ] = 0,
-    runs: Annotated[Path, typer.Option(help="The folder of all runs.")] = Path("runs"),
+    set_: Overrides = None,
+    restart: Restart = False,
+    limit: Limit = 0,
+    runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """Train a head a recipe, all from the same batches, and show them side by side.

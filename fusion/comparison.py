@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from featcache.errors import FeatcacheError, UsageError
+from featcache.errors import UsageError
 from fusion import intervals, tasks
 from fusion.run import Run
 from fusion.tasks import Measure
@@ -31,7 +30,7 @@ def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
     for path in paths:
-        metrics, table = _read(Path(path))
+        metrics, table = Run.read_metrics(path), Run.read_table(path)
         row = {"run": str(path), **metrics}
         if not rows:
             first = table
@@ -79,13 +78,3 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             result.add_row(row["run"], *cells)
         found.append(result)
     return found
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    metrics = Run.read_metrics(path)
-    place = path / "utterances.jsonl"
-    try:
-        lines = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise FeatcacheError(f"{place} cannot be read ({error}); `fusion eval {path}` writes it again") from error
-    return metrics, {line["id"]: line for line in lines}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,20 @@ class Run:
             raise UsageError(f"run {path} is not finished: `fusion train {files.recipe}` goes on with it")
         metrics: dict[str, Any] = checkpoint.read_json(files.metrics)
         return metrics
+
+    @staticmethod
+    def read_table(path: str | Path) -> dict[str, dict[str, Any]]:
+        """The per-utterance table that a run was finished with, by id.
+
+        Raises:
+            FeatcacheError: it is missing or damaged.
+        """
+        place = Files(Path(path)).utterances
+        try:
+            rows = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+            return {row["id"]: row for row in rows}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FeatcacheError(f"{place} cannot be read ({error}); `fusion eval {path}` writes it again") from error
 
     def metrics(self) -> dict[str, Any]:
         """The scores that this run was finished with; see `read_metrics`."""

@@ -14,7 +14,7 @@ from featcache.errors import FeatcacheError, UsageError
 
 app = typer.Typer(
     name="pipelines",
-    help="The ends that join both stages: the demo, the table of fusers, transcription of raw audio.",
+    help="The ends that join both stages: the demo, the table of fusers, quality by rate, transcription.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -24,6 +24,11 @@ app.add_typer(demo_app, name="demo")
 messages = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, comma separated.")]
+Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Recipe override for every run, as in train.steps=100.")
+]
 ALL_LANGUAGES = "en,es,fr,it,ru"
 
 
@@ -97,11 +102,9 @@ def fusers(
         Path | None, typer.Option(help="The recipe that every row is made from; asr.toml if not given.")
     ] = None,
     only: Annotated[str, typer.Option(help="Names of rows to train, comma separated; all if empty.")] = "",
-    seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "1",
-    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Recipe override for every row, as in train.steps=100.")
-    ] = None,
+    seeds: Seeds = "1",
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
     restart: Annotated[bool, typer.Option("--restart", help="Train again what is there.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the rates too: a .png, .svg or .pdf.")] = None,
     as_json: Json = False,
@@ -141,12 +144,10 @@ def rate(
         list[str] | None, typer.Option("--profile", help="A profile; may be repeated. A curve of eight if not given.")
     ] = None,
     recipes: Annotated[str, typer.Option(help="Recipes, comma separated.")] = "pipelines/recipes/asr.toml",
-    seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "1",
+    seeds: Seeds = "1",
     caches: Annotated[Path, typer.Option(help="Folder of the recoded caches.")] = Path("caches/rate"),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Recipe override for every run, as in train.steps=100.")
-    ] = None,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses by rate: a .png, .svg or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:

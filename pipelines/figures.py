@@ -69,7 +69,7 @@ def losses_by_rate(points: Sequence[Point], path: Path) -> None:
 
 
 def _panels(path: Path, count: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of `count` panels side by side, `size` inches in all; checks the name before any work."""
+    """A figure of `count` panels side by side, `size` inches in all."""
     import matplotlib
 
     matplotlib.use("Agg")

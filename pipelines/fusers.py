@@ -21,6 +21,7 @@ from rich.table import Table
 from featcache.errors import JobError, UsageError
 from featcache.store import Cache
 from fusion import evaluate, recipe
+from fusion.run import Run
 from fusion.train import fit
 
 BASE_RECIPE = Path(__file__).parent / "recipes" / "asr.toml"
@@ -165,10 +166,7 @@ def settings_of(
 
 def read_errors(runs: Sequence[Path]) -> Errors:
     """The tables of test utterances of one row's runs, one run a seed."""
-    tables = []
-    for run in runs:
-        lines = (run / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
-        tables.append({row["id"]: row for row in map(json.loads, lines)})
+    tables = [Run.read_table(run) for run in runs]
     ids = tuple(sorted(tables[0]))
     if any(tuple(sorted(table)) != ids for table in tables):
         names = ", ".join(map(str, runs))
@@ -182,7 +180,7 @@ def read_errors(runs: Sequence[Path]) -> Errors:
 
 def row_of(entry: Entry, seeds: Sequence[int], runs: Sequence[Path], errors: Errors, reference: Errors | None) -> Row:
     """Means, intervals and the paired difference to the reference."""
-    metrics = json.loads((runs[0] / "metrics.json").read_text(encoding="utf-8"))
+    metrics = Run.read_metrics(runs[0])
     wer = errors.word_errors.sum(1) / errors.words.sum()
     cer = errors.character_errors.sum(1) / errors.characters.sum()
     word_gap = character_gap = None

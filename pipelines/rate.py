@@ -86,9 +86,9 @@ def sweep(
         raise UsageError("give at least one profile, one recipe and one seed")
     if len(set(names)) < len(names):
         raise UsageError(f"recipes {', '.join(map(str, recipes))} share a name: rename one")
-    places = {Cache.open(str(reference)).profile: reference}
+    places = {Cache.open(str(reference)).spec.profile_text: reference}
     for profile in profiles:
-        places[profile] = recoded(reference, profile, caches, console)
+        places[profile] = recoded(reference, profile, caches)
     points: list[Point] = []
     base: dict[str, list[Rows]] = {}
     for profile, cache in places.items():
@@ -100,7 +100,7 @@ def sweep(
                 place = [f"cache={json.dumps(str(cache))}", f"seed={seed}", f"name={name}"]
                 console.print(f"{path.stem} from {profile}, seed {seed}: {runs / name}", highlight=False)
                 run = fit(recipe.read(path, [*overrides, *place]), runs=runs, console=console).path
-                tables.append(read_table(run))
+                tables.append(Run.read_table(run))
             task = tasks.of_kind(str(Run.read_metrics(run)["task"]))
             ids = list(base.setdefault(path.stem, tables)[0])
             for measure in task.measures:
@@ -111,19 +111,12 @@ def sweep(
     return points
 
 
-def recoded(reference: Path, profile: str, caches: Path, console: Console) -> Path:
+def recoded(reference: Path, profile: str, caches: Path) -> Path:
     """The cache of this profile, made where it is absent."""
     target = caches / _folder(profile)
-    seconds = inspect.info(Cache.open(str(reference)))["hours"] * 3600
-    with AudioProgress(f"recoding to {profile}", seconds) as progress:
+    with AudioProgress(f"recoding to {profile}", float(Cache.open(str(reference)).seconds.sum())) as progress:
         recode(str(reference), str(target), profile, progress.advance)
     return target
-
-
-def read_table(run: Path) -> Rows:
-    """The per-utterance table of a finished run, by id."""
-    lines = (run / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
-    return {row["id"]: row for row in map(json.loads, lines)}
 
 
 def cell_of(measure: Measure, ids: Sequence[str], tables: Sequence[Rows], reference: Sequence[Rows]) -> Cell:

@@ -82,6 +82,12 @@ class Codec(ABC):
         The work is done on the device that the planes are on. `taps` are positions among the stored taps.
         """
 
+    def decode_row(self, planes: Arrays, frames: int) -> np.ndarray:
+        """All taps of one row of `frames` frames, on the CPU: float32 `(frames, taps, channels)`."""
+        selected, taps = self.select(planes, range(self.taps))
+        tensors = {name: torch.from_numpy(plane) for name, plane in selected.items()}
+        return self.decode(tensors, [frames], taps).numpy()
+
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         """Drop what `decode` does not need for these taps; returns the planes and the taps' new positions."""
         return planes, taps

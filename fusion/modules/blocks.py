@@ -21,4 +21,4 @@ def by_blocks(fuse: Callable[[torch.Tensor], torch.Tensor], features: torch.Tens
     rows = features.flatten(0, 1)
     blocks = rows.split(BLOCK_ROWS) if rows.device.type == "cpu" and len(rows) else (rows,)
     fused = torch.cat([fuse(block) for block in blocks])
-    return fused.view(batch, frames, -1)
+    return fused.unflatten(0, (batch, frames))

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from featcache.errors import UsageError
+from fusion.modules.blocks import by_blocks
 from fusion.modules.dropout import Dropout
-from fusion.modules.projection import Folded, StackedLinear, TapProjection, activation, normalise
+from fusion.modules.projection import Folded, StackedLinear, TapProjection, activation, norm_layer, normalise
 
 
 class NodeStack(nn.Module):
@@ -95,10 +96,6 @@ class HFF(nn.Module):
         UsageError: for a group below 2 or an unknown activation or norm.
     """
 
-    # Rows computed at a time on a CPU. Larger blocks leave the cache, and their temporaries go back to the
-    # system after each operation (measured: 27 ms of page faults for each of 15 MB).
-    block = 512
-
     def __init__(
         self,
         taps: int,
@@ -132,9 +129,7 @@ class HFF(nn.Module):
         self.levels = nn.ModuleList(nn.ModuleList(stacks) for stacks in levels)
         if residual:
             self._start_as_mean()
-        self.norm: nn.Module = nn.Identity()
-        if residual and norm != "none":
-            self.norm = nn.LayerNorm(width) if norm == "layer" else nn.RMSNorm(width, eps=1e-5)
+        self.norm = norm_layer(norm if residual else "none", width)
 
     def _start_as_mean(self) -> None:
         """Start as a gated mean of taps in one common space, which `gate_start` makes nearly the last tap.
@@ -144,25 +139,18 @@ class HFF(nn.Module):
         have in common, CTC leaves its all-blank start several times later
         (docs/decisions/0005-start-of-the-tree.md).
         """
-        with torch.no_grad():
-            self.leaves.weight.copy_(self.leaves.weight[:1].expand_as(self.leaves.weight))
-            self.leaves.bias.copy_(self.leaves.bias[:1].expand_as(self.leaves.bias))
-            for level in self.levels:
-                for stack in cast(Iterable[NodeStack], level):
-                    stack.out.weight.zero_()
-                    stack.out.bias.zero_()
+        self.leaves.start_equal()
+        for level in self.levels:
+            for stack in cast(Iterable[NodeStack], level):
+                stack.out.start_at_zero()
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, frames, taps, channels) -> (batch, frames, width).
 
         Frames are independent of each other, so lengths do not matter.
         """
-        batch, frames = features.shape[:2]
-        rows = features.flatten(0, 1)
-        blocks = rows.split(self.block) if rows.device.type == "cpu" and len(rows) else (rows,)
         folded = self.leaves.folded()
-        fused = torch.cat([self._fuse(block, folded) for block in blocks])
-        return fused.view(batch, frames, self.width)
+        return by_blocks(lambda rows: self._fuse(rows, folded), features)
 
     def _fuse(self, rows: torch.Tensor, folded: Folded) -> torch.Tensor:
         """(rows, taps, channels) -> (rows, width)."""

@@ -116,6 +116,12 @@ class StackedLinear(nn.Module):
         weight, bias = folded or self.folded()
         return torch.baddbmm(bias, normalise(x, self.norm), weight)
 
+    def start_at_zero(self) -> None:
+        """Zero weights and biases: what is added by this layer begins at nothing."""
+        with torch.no_grad():
+            self.weight.zero_()
+            self.bias.zero_()
+
 
 class TapProjection(StackedLinear):
     """Norm and linear layer of each tap: (rows, taps, channels) -> (taps, rows, width).
@@ -125,6 +131,12 @@ class TapProjection(StackedLinear):
 
     def __init__(self, taps: int, channels: int, width: int, norm: str = "layer", fan_in: int | None = None):
         super().__init__(taps, channels, width, norm, fan_in)
+
+    def start_equal(self) -> None:
+        """One and the same projection for all taps at first, as they share a residual stream's coordinates."""
+        with torch.no_grad():
+            self.weight.copy_(self.weight[:1].expand_as(self.weight))
+            self.bias.copy_(self.bias[:1].expand_as(self.bias))
 
     def folded(self) -> Folded:
         """As `StackedLinear.folded`, and for a layer norm with weights centred over the channels.

@@ -214,11 +214,8 @@ class Ladder(nn.Module):
         self.up = StackedLinear(taps - 1, width, hidden, norm)
         self.down = StackedLinear(taps - 1, hidden, width, "none")
         self.norm = norm_layer(norm, width)
-        with torch.no_grad():
-            self.projection.weight.copy_(self.projection.weight[:1].expand_as(self.projection.weight))
-            self.projection.bias.copy_(self.projection.bias[:1].expand_as(self.projection.bias))
-            self.down.weight.zero_()
-            self.down.bias.zero_()
+        self.projection.start_equal()
+        self.down.start_at_zero()
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, frames, taps, channels) -> (batch, frames, width)."""

@@ -17,6 +17,7 @@ from featcache.errors import UsageError
 from fusion.modules import (
     DECODERS,
     FUSERS,
+    blocks,
     build_decoder,
     build_fuser,
     count_parameters,
@@ -97,11 +98,11 @@ TREES += [{"taps": 8, "group": 2, "norm": "layer", "residual": True, "tap_norm":
 
 
 @pytest.mark.parametrize("params", TREES, ids=lambda p: "-".join(map(str, p.values())))
-def test_the_batched_tree_is_the_tree_by_loops(params: dict) -> None:
+def test_the_batched_tree_is_the_tree_by_loops(params: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     features = features_of(taps=params["taps"])
     hff = build_fuser("hff", channels=12, width=6, dropout=0.5, **params).eval()
     shake(hff)
-    hff.block = 10  # 27 rows: blocks of 10, 10 and 7
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 10)  # 27 rows: blocks of 10, 10 and 7
     fused, looped = hff(features), tree_by_loops(hff, features)
     assert fused.shape == (3, 9, 6)
     torch.testing.assert_close(fused, looped, rtol=1e-4, atol=1e-5)
