@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -174,7 +175,10 @@ def _write(profile: Profile, folder: Path, frames: int) -> Any:
 
 def print_table(result: dict[str, Any]) -> None:
     """The comparison for people, on standard output."""
-    table = Table("codec", "bits/value", "SNR dB", "worst tap dB", "encode MB/s", "decode MB/s", "read + decode MB/s")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("codec", overflow="fold")
+    for column in ("bits", "SNR dB", "worst tap", "encode MB/s", "decode", "read + decode"):
+        table.add_column(column, justify="right")
     reading = {row["name"]: row for row in result["reading"]}
     for row in result["rows"]:
         if "absent" in row:
