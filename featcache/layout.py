@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from featcache.codec import Arrays, Codec, Plane
+from featcache.codec import Arrays, Codec, Plane, literal
 from featcache.errors import UsageError
 from featcache.spec import CacheSpec, Layout
 
@@ -115,14 +117,28 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
         chunks=(layout.chunk_frames, *plane.frame_shape),
         shards=(shard_frames, *plane.frame_shape),
         serializer=_pcodec(plane) if plane.coder == "pcodec" else "auto",
-        compressors=(Crc32cCodec(),)
-        if plane.coder == "pcodec"
-        else _compressors(layout.zstd_level if plane.level is None else plane.level),
+        compressors=_plane_compressors(plane, layout),
         fill_value=0,
         dimension_names=_dimension_names(plane),
         # Otherwise a shard of zeros is not written, and a valid cache looks torn.
         config={"write_empty_chunks": True},
     )
+
+
+def _plane_compressors(plane: Plane, layout: Layout) -> tuple[Any, ...]:
+    if plane.coder == "pcodec":
+        return (Crc32cCodec(),)
+    if plane.coder == "literal":
+        return (LiteralZstd(level=1, checksum=True), Crc32cCodec())
+    return _compressors(layout.zstd_level if plane.level is None else plane.level)
+
+
+class LiteralZstd(ZstdCodec):
+    """Zarr's own codec `zstd`, but for how it compresses."""
+
+    async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
+        data = literal.compress(chunk_bytes.as_numpy_array())
+        return chunk_spec.prototype.buffer.from_bytes(data)
 
 
 def _dimension_names(plane: Plane) -> tuple[str, ...]:

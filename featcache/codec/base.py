@@ -17,8 +17,9 @@ Arrays = dict[str, np.ndarray]
 class Plane:
     """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it.
 
-    `coder` is "zstd" or "pcodec", `level` its level where the layout's is not the best one, `page` PCodec's
-    page. `axes` names the axes of a frame where they are not taps and channels.
+    `coder` is "zstd", "literal" (also zstd, see `featcache.codec.literal`) or "pcodec", `level` its level where the
+    layout's is not the best one, `page` PCodec's page. `axes` names the axes of a frame where they are not taps
+    and channels.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The inverse of profile `residual` with torch, on any device; the same integers as `featcache.codec.kernels`.
 
-The recursion runs over diagonals `frame + tap`: all taps of a diagonal, all rows and all channels are
-independent of one another and are computed at once.
+Products across channels are one matrix product a tap. The recursion over frames is left: all rows and channels
+take it at once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from featcache.codec import packing
+from featcache.codec.mixing import product
 
 UNIT_BITS, RANGE, WEIGHT_BITS, SMOOTH_SHIFT = 6, 32767, 12, 8
 
@@ -27,7 +28,10 @@ class Decoder:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
         self.taps, self.channels = calibration["mean"].shape
-        self.weights = put(calibration["weights"].astype(np.int32))
+        self.own = put(calibration["own"].astype(np.int32))
+        self.mixing = put(calibration["mixing"])
+        self.shift = put(calibration["mixing_shift"].astype(np.int32))
+        self.input_shift = int(calibration["input_shift"][0])
         self.centroid = put(calibration["centroid"].astype(np.int32))
         self.smoother = put(calibration["smoother"].astype(np.int32))
         self.scale = put(scale)
@@ -39,7 +43,7 @@ class Decoder:
 
     def decode(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         """float32 `(frames, len(taps), channels)` of whole rows laid end to end, as they are stored."""
-        first = (block[:, 0] & 1) != 0
+        first = (block[:, 0] & packing.FIRST) != 0
         rec = self.reconstruct(self.codes(block)[:, :depth], first)
         return self.smooth(rec, first, taps)
 
@@ -47,20 +51,28 @@ class Decoder:
         """int32 `(frames, taps, channels)`."""
         values = self.taps * self.channels
         if self.table is None:
-            return block[:, 1:][:, self.place].int().view(-1, self.taps, self.channels)
+            return block[:, 1:].int().view(-1, self.taps, self.channels)
         body = packing.packed_bytes(values, self.radix)
         packed = block[:, packing.HEADER : packing.HEADER + body].int()
-        codes = self.table[packed].flatten(1)[:, self.place].int()
-        tail = block[:, packing.HEADER + body :].int()
-        tail = tail.view(len(block), tail.shape[1] // packing.ESCAPE, packing.ESCAPE)
-        if tail.shape[1]:
-            used = torch.arange(tail.shape[1], device=block.device) < block[:, 1, None]
-            frame, entry = used.nonzero(as_tuple=True)
-            six = tail[frame, entry]
-            position = six[:, 0] | six[:, 1] << 8 | six[:, 2] << 16 | six[:, 3] << 24
-            code = (six[:, 4] | six[:, 5] << 8) << 16 >> 16
-            codes[frame, position.long()] = code
-        return codes.view(-1, self.taps, self.channels)
+        codes = self.table[packed].flatten(1)[:, :values].int()
+        frame, place = (codes.abs() == packing.limit_of(self.radix)).nonzero(as_tuple=True)
+        if len(frame):
+            codes[frame, place] += codes[frame, place].sign() * self._beyond(block[:, packing.HEADER + body :], frame)
+        return codes[:, self.place].view(-1, self.taps, self.channels)
+
+    @staticmethod
+    def _beyond(tail: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        """How far each code at the limit lies beyond it, int32; `frame` is where they are, in their order."""
+        count = torch.bincount(frame, minlength=len(tail))
+        number = torch.arange(len(frame), device=tail.device) - (count.cumsum(0) - count)[frame]
+        size = (tail[frame, number >> 2].int() >> (2 * (number & 3)).int()) & 3
+        large = (size == 3).nonzero()[:, 0]
+        within = frame[large]
+        share = torch.bincount(within, minlength=len(tail))
+        at = torch.arange(len(large), device=tail.device) - (share.cumsum(0) - share)[within]
+        at = (count[within] + 3) // 4 + 2 * at
+        size[large] += tail[within, at].int() | tail[within, at + 1].int() << 8
+        return size
 
     def reconstruct(self, codes: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """int32 `(frames, depth, channels)`."""
@@ -70,37 +82,43 @@ class Decoder:
         longest = int(lengths.max()) if len(lengths) else 0
         row = torch.repeat_interleave(torch.arange(len(starts), device=codes.device), lengths)
         time = torch.arange(frames, device=codes.device) - starts[row]
-        delta = self.centroid[:depth]
-        # What a code adds to the prediction, and skewed so that a diagonal is one slice.
-        added = (codes << UNIT_BITS) - torch.sign(codes) * delta
-        skewed = codes.new_zeros((longest + depth, len(starts), depth, channels))
-        tap = torch.arange(depth, device=codes.device)
-        skewed[(time[:, None] + tap), row[:, None], tap] = added
-        w0, w1, w2 = (self.weights[:depth, k] for k in range(3))
+        out = torch.zeros_like(codes)
         half = 1 << (WEIGHT_BITS - 1)
-        now = codes.new_zeros((len(starts), depth, channels))
-        past = torch.zeros_like(now)
-        out = torch.empty_like(skewed)
-        for diagonal in range(longest + depth - 1):
-            below, corner = (pad(rec[:, :-1], (0, 0, 1, 0)) for rec in (now, past))
-            p = (w0 * now + w1 * below + w2 * corner + half) >> WEIGHT_BITS
-            r = (p + skewed[diagonal]).clamp_(-RANGE, RANGE)
-            # Taps whose row has not begun on this diagonal.
-            if diagonal < depth - 1:
-                r[:, diagonal + 1 :] = 0
-            past, now = now, r
-            out[diagonal] = r
-        return out[(time[:, None] + tap), row[:, None], tap]
+        for tap in range(depth):
+            added = (codes[:, tap] << UNIT_BITS) - torch.sign(codes[:, tap]) * self.centroid[tap]
+            if tap:
+                shift = self.shift[tap]
+                added += (self._mixed(out[:, tap - 1], first, tap) + ((1 << shift) >> 1)) >> shift
+            steps = added.new_zeros((longest, len(starts), channels))
+            steps[time, row] = added
+            now = torch.zeros_like(steps[0]) if longest else steps
+            for t in range(longest):
+                now = (((self.own[tap] * now + half) >> WEIGHT_BITS) + steps[t]).clamp_(-RANGE, RANGE)
+                steps[t] = now
+            out[:, tap] = steps[time, row]
+        return out
+
+    def _mixed(self, below: torch.Tensor, first: torch.Tensor, tap: int) -> torch.Tensor:
+        rounded = (below + ((1 << self.input_shift) >> 1)) >> self.input_shift
+        here = rounded.clamp_(-127, 127).to(torch.int8)
+        before, after = self._around(here, first)
+        return product(torch.cat([here, before, after], dim=1), self.mixing[tap])
+
+    @staticmethod
+    def _around(values: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same a frame before and a frame after, zero beyond the row."""
+        shape = (-1, *[1] * (values.dim() - 1))
+        begins, ends = first.view(shape), torch.cat([first[1:], first.new_ones(min(1, len(first)))]).view(shape)
+        before = torch.cat([torch.zeros_like(values[:1]), values[:-1]]).masked_fill(begins, 0)
+        after = torch.cat([values[1:], torch.zeros_like(values[:1])]).masked_fill(ends, 0)
+        return before, after
 
     def smooth(self, rec: torch.Tensor, first: torch.Tensor, taps: Sequence[int]) -> torch.Tensor:
         """float32 estimates at the taps wanted."""
         chosen = list(taps)
         known = rec.shape[1]
-        begins = first[:, None, None]
-        ends = torch.cat([first[1:], first.new_ones(min(1, len(first)))])[:, None, None]
         here = rec[:, chosen]
-        before = torch.cat([torch.zeros_like(here[:1]), here[:-1]]).masked_fill(begins, 0)
-        after = torch.cat([here[1:], torch.zeros_like(here[:1])]).masked_fill(ends, 0)
+        before, after = self._around(here, first)
         around = pad(rec, (0, 0, 1, 1))
         below, above = around[:, chosen], around[:, [min(t, known - 1) + 2 for t in chosen]]
         a = self.smoother[chosen]

@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featcache.codec import packing
+from featcache.codec import literal, packing
 from featcache.codec.base import Arrays
 from featcache.codec.parameters import DEFAULT_LEVEL, Asked
 from featcache.errors import UsageError
 
-# Neighbours of the predictor and of the smoother: frames and taps away.
-PREDICTOR = ((-1, 0), (0, -1), (-1, -1))
+if TYPE_CHECKING:
+    from featcache.codec.fit_mixing import Statistics
+
+# Neighbours of the smoother: frames and taps away.
 SMOOTHER = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 RIDGE = 1e-3
 # Values this many times the width of a channel's middle 90 % from its median are no part of its deviation.
 OUTLIER = 100.0
-ROUNDS = 2
-# Frames that the step is searched on, and that the rest is fitted on.
+# Frames that the step is searched on, and that the predictor is fitted to.
 SEARCH_FRAMES = 4096
-FIT_FRAMES = 24_576
+FIT_FRAMES = 32_768
 # Steps are looked for between these many standard deviations.
 STEP_RANGE = (1 / 256, 12.0)
 TOLERANCE = 2e-3
@@ -31,12 +33,8 @@ TOLERANCE = 2e-3
 SIZE_MARGIN = 0.96
 ERROR_MARGIN = 0.93
 CHUNK_FRAMES = 64
-# Bytes, measured.
-EXACT_COST = 6.0
 PCODEC_LEVEL = 8
 PCODEC_PAGE = 1 << 18
-# Codes are int16; with steps of 64 units, larger ones would leave the range of reconstructions.
-ESCAPE_LIMIT = 511
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,36 @@ def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
     Raises:
         UsageError: no step reaches the target on these rows.
     """
+    from featcache.codec import fit_mixing
+
     mean, deviation = moments(rows)
+    learnt, held_out = _split(rows)
+    stats = fit_mixing.statistics(learnt, mean, deviation)
+
+    def at(step: float) -> Fitted:
+        return fit_step(held_out, mean, deviation, stats, step, asked)
+
     target, value = asked.target, asked.value
     if target == "step":
-        return fit_step(_some(rows, FIT_FRAMES), mean, deviation, value, asked).arrays
-    sample = _some(rows, SEARCH_FRAMES)
+        return at(value).arrays
 
     def measure(step: float) -> float:
-        fitted = fit_step(sample, mean, deviation, step, asked)
+        fitted = at(step)
         return fitted.bits if target == "bits" else float(fitted.nmse.max())
 
     goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
-    step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, sum(map(len, sample)))
-    return fit_step(_some(rows, FIT_FRAMES), mean, deviation, step, asked).arrays
+    step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, sum(map(len, held_out)))
+    return at(step).arrays
+
+
+def _split(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Rows for the predictor, which has many weights, and others for all that is measured with it."""
+    usable = [np.ascontiguousarray(row, np.float32) for row in rows if len(row)]
+    if len(usable) < 2:
+        return usable, usable
+    stride = min(max(2, sum(map(len, usable)) // SEARCH_FRAMES), len(usable))
+    learnt = [row for number, row in enumerate(usable) if number % stride]
+    return _some(learnt, FIT_FRAMES), _some(usable[::stride], SEARCH_FRAMES)
 
 
 def dead_zone(step: float) -> float:
@@ -105,9 +120,17 @@ def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.clip(deviation, 2.0**-90, 2.0**120)
 
 
-def fit_step(rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray, step: float, asked: Asked) -> Fitted:
+def fit_step(
+    rows: Sequence[np.ndarray],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+    stats: Statistics,
+    step: float,
+    asked: Asked,
+) -> Fitted:
     """Everything but the choice of the step, which is `step` deviations in every tap and channel."""
-    from featcache.codec import kernels
+    from featcache.codec import fit_mixing, kernels
+    from featcache.codec.prediction import Coding
 
     taps, channels = mean.shape
     arrays: Arrays = {
@@ -116,22 +139,16 @@ def fit_step(rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray
         "step": np.ascontiguousarray(deviation * step, np.float32),
         "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * kernels.UNIT), np.int16),
         "centroid": np.zeros((taps, channels), np.int16),
+        **fit_mixing.predictor(stats, step),
     }
     inverse = inverse_of(arrays["step"])
     target = [kernels.targets(row, arrays["mean"], inverse) for row in rows]
-    source: list[np.ndarray] = target
-    codes: list[np.ndarray] = []
-    framed: list[np.ndarray] = []
-    for last in range(ROUNDS + 1):
-        # The predictor sees reconstructions; from the second round on it is fitted to them.
-        if last < ROUNDS:
-            solution = _solve(target, source, PREDICTOR)
-            arrays["weights"] = _fixed(solution, kernels.WEIGHT_BITS, kernels.WEIGHT_LIMIT)
-        coded = [_encode(row, arrays) for row in target]
-        codes, framed = [c for c, _ in coded], [r for _, r in coded]
-        source = [np.ascontiguousarray(r[1:, 1:-1]) for r in framed]
-        if last == ROUNDS - 1:
-            arrays["centroid"] = _centroid(target, codes, source)
+    free = Coding(arrays)
+    first = [free.encode(row) for row in target]
+    arrays["centroid"] = _centroid(target, [c for c, _ in first], [r[1:, 1:-1] for _, r in first])
+    coded = [free.encode(row) for row in target]
+    codes, framed = [c for c, _ in coded], [r for _, r in coded]
+    source = [np.ascontiguousarray(r[1:, 1:-1]) for r in framed]
     smoother = _solve(target, source, SMOOTHER)
     arrays["smoother"] = _fixed(smoother, kernels.SMOOTH_BITS, kernels.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
@@ -147,14 +164,6 @@ def inverse_of(step: np.ndarray) -> np.ndarray:
     from featcache.codec import kernels
 
     return (np.float32(kernels.UNIT) / step).astype(np.float32)
-
-
-def _encode(target: np.ndarray, arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    from featcache.codec import kernels
-
-    return kernels.encode(
-        target, arrays["weights"], arrays["rounding"], arrays["centroid"], ESCAPE_LIMIT, 0, ESCAPE_LIMIT
-    )
 
 
 def _solve(
@@ -216,37 +225,29 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
 
 
 def _choose(codes: np.ndarray, order: np.ndarray, asked: Asked) -> tuple[np.ndarray, float]:
-    """int32 `(radix, escapes a frame)` of the smallest packing, and its bits per value."""
+    """int32 `(radix, bytes of a frame's tail)` of the smallest packing, and its bits per value."""
     if asked.packing == "pcodec":
         return np.zeros(2, np.int32), _size_pcodec(codes)
     best: tuple[float, int, int] | None = None
     for radix in packing.DIGITS:
-        limit = packing.limit_of(radix)
-        beyond = (np.abs(codes) > limit).sum(axis=1)
-        if beyond.max(initial=0) > 16 * packing.MAX_ESCAPES or np.mean(beyond) > packing.MAX_ESCAPES / 2:
+        quarters = packing.tail_quarters(codes, radix)
+        if quarters.mean() > codes.shape[1] and radix < max(packing.DIGITS):
             continue
-        escapes = int(min(packing.MAX_ESCAPES, max(4, 4 * math.ceil(np.quantile(beyond, 0.999) / 4))))
-        kept = np.where((beyond > escapes)[:, None], np.clip(codes, -limit, limit), codes)
-        size = _size_zstd(packing.assemble(kept, order, radix, escapes), asked.level)
-        # Codes that find no room among the escapes cost an exact value, and some after them do.
-        size += EXACT_COST * float(np.maximum(beyond - escapes, 0).mean())
+        # Room for frames half as large again as the largest here: zeros cost next to nothing.
+        tail = int(np.ceil(quarters.max(initial=0) * 1.5 / 64)) * 16 + 16
+        padded = packing.padded_order(order, radix)
+        size = _size_zstd(packing.assemble(codes, padded, radix, tail))
         if best is None or size < best[0]:
-            best = (size, radix, escapes)
-    if best is None:
-        clipped = np.clip(codes, -127, 127).astype(np.int16)
-        frames = packing.assemble(clipped, order, 255, packing.MAX_ESCAPES)
-        best = (_size_zstd(frames, asked.level), 255, packing.MAX_ESCAPES)
+            best = (size, radix, tail)
+    assert best is not None  # The largest radix is always tried.
     overhead = _chunk_overhead(codes.shape[1]) / min(CHUNK_FRAMES, len(codes))
     return np.array(best[1:], np.int32), 8 * (best[0] + overhead) / codes.shape[1]
 
 
-def _size_zstd(frames: np.ndarray, level: int) -> float:
+def _size_zstd(frames: np.ndarray) -> float:
     """Bytes a frame as zstd leaves them, chunk by chunk."""
-    from numcodecs.zstd import Zstd
-
-    coder = Zstd(level=level, checksum=True)
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
-    sizes = [len(coder.encode(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]))) for at in chunks]
+    sizes = [len(literal.compress(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]))) for at in chunks]
     return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
 
 
@@ -283,7 +284,9 @@ def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
     from featcache.codec import kernels
 
     scale = (arrays["step"] * np.float32(kernels.SMOOTHED_UNIT)).astype(np.float32)
-    out: np.ndarray = kernels.smooth(rec, arrays["smoother"], scale, arrays["mean"])
+    taps, channels = scale.shape
+    out = np.empty((len(rec) - 1, taps, channels), np.float32)
+    kernels.smooth(rec, arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)
     return out
 
 
@@ -293,8 +296,8 @@ def _some(rows: Sequence[np.ndarray], frames: int) -> list[np.ndarray]:
     usable = [np.ascontiguousarray(row, np.float32) for row in rows if len(row)]
     if total <= frames:
         return usable
-    stride = math.ceil(total / frames)
-    return usable[::stride]
+    count = math.ceil(len(usable) * frames / total)
+    return [usable[n * len(usable) // count] for n in range(count)]
 
 
 def _search(

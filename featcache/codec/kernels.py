@@ -5,10 +5,10 @@ interpreter lock. `featcache.codec.device` computes the same integers with torch
 
 Reconstructions are int16 in units of `step / UNIT`. A prediction is
 
-    (w0 * before + w1 * below + w2 * below_before + 2^(WEIGHT_BITS - 1)) >> WEIGHT_BITS
+    ((own * before + 2^(WEIGHT_BITS - 1)) >> WEIGHT_BITS) + ((mixed + 2^(shift - 1)) >> shift)
 
-in int32, where `before` is the frame before, `below` the tap below, and what does not exist is zero. With
-weights below 2^14 and reconstructions below 2^15, three products stay below 2^31.
+in int32, where `before` is the frame before and `mixed` is the product of all channels of the tap below, in this
+frame and its two neighbours (`regressors`), with a matrix (`featcache.codec.mixing`). What does not exist is zero.
 
 Framed reconstructions are `(1 + frames, 1 + taps + 1, channels)`: a frame of zeros before the first, a tap of
 zeros below and above.
@@ -22,8 +22,9 @@ import numpy as np
 # A reconstruction counts in these parts of a step.
 UNIT_BITS = 6
 UNIT = 1 << UNIT_BITS
-# The largest reconstruction: 511.98 steps.
+# The largest reconstruction: 511.98 steps; and the largest code.
 RANGE = 32767
+LARGEST = 511
 WEIGHT_BITS = 12
 WEIGHT_LIMIT = (1 << 14) - 1
 # The smoother: five neighbours, weights below 4. Its sum keeps 24 bits, which float32 holds exactly.
@@ -61,15 +62,12 @@ def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.n
 
 
 @numba.njit(nogil=True, cache=True)
-def _predict(before: np.ndarray, below: np.ndarray, corner: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    w0, w1, w2 = weights[0], weights[1], weights[2]
+def _predict(
+    before: np.ndarray, own: np.ndarray, mixed: np.ndarray, shift: np.ndarray, half: np.ndarray, out: np.ndarray
+) -> None:
     for c in range(len(out)):
-        out[c] = (
-            np.int32(w0[c]) * np.int32(before[c])
-            + np.int32(w1[c]) * np.int32(below[c])
-            + np.int32(w2[c]) * np.int32(corner[c])
-            + np.int32(1 << (WEIGHT_BITS - 1))
-        ) >> np.int32(WEIGHT_BITS)
+        past = (np.int32(own[c]) * np.int32(before[c]) + np.int32(1 << (WEIGHT_BITS - 1))) >> np.int32(WEIGHT_BITS)
+        out[c] = past + ((mixed[c] + half[c]) >> shift[c])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -92,78 +90,112 @@ def _quantise(target: np.ndarray, predicted: np.ndarray, rounding: np.ndarray, l
 
 
 @numba.njit(nogil=True, cache=True)
-def encode(
-    target: np.ndarray,
-    weights: np.ndarray,
-    rounding: np.ndarray,
-    centroid: np.ndarray,
-    limit: int,
-    escapes: int,
-    escape_limit: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int16 `(frames, taps, channels)` and framed reconstructions of one row.
+def regressors(rec: np.ndarray, tap: int, shift: int, out: np.ndarray) -> None:
+    """What a tap is predicted from: the tap below in this frame, the one before and the one after, int8.
 
     Args:
-        target: int32, from `targets`.
-        weights: int16 `(taps, 3, channels)`.
-        rounding: int16 `(taps, channels)`, what is added to a residual's size before it is cut to whole
-            steps; UNIT / 2 rounds to the nearest, less makes a dead zone.
-        centroid: int16 `(taps, channels)`, by how much a code other than 0 is moved towards 0.
-        limit: the largest code; beyond it lie the first `escapes` codes of a frame, up to `escape_limit`.
+        rec: framed reconstructions of one row.
+        tap: the tap below.
+        shift: reconstructions are counted in `2 ** shift` units, and cut at 127 of them.
+        out: int8 `(frames, 3 * channels)`.
     """
-    frames, taps, channels = target.shape
-    codes = np.zeros(target.shape, np.int16)
-    rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
-    predicted = np.zeros(channels, np.int32)
+    frames, channels = len(rec) - 1, rec.shape[2]
+    half = np.int32((1 << shift) >> 1)
     for t in range(frames):
-        escaped = 0
-        for tap in range(taps):
-            code = codes[t, tap]
-            _predict(rec[t, tap + 1], rec[t + 1, tap], rec[t, tap], weights[tap], predicted)
-            _quantise(target[t, tap], predicted, rounding[tap], escape_limit, code)
-            beyond = 0
-            for c in range(channels):
-                beyond += int(abs(code[c]) > limit)
-            if escaped + beyond > escapes:
-                for c in range(channels):
-                    if abs(code[c]) > limit:
-                        escaped += 1
-                        if escaped > escapes:
-                            code[c] = np.int16(limit if code[c] > 0 else -limit)
-            else:
-                escaped += beyond
-            _update(predicted, code, centroid[tap], rec[t + 1, tap + 1])
-    return codes, rec
+        source, here = rec[t + 1, tap + 1], out[t, :channels]
+        for c in range(channels):
+            q = (np.int32(source[c]) + half) >> np.int32(shift)
+            here[c] = np.int8(min(max(q, np.int32(-127)), np.int32(127)))
+    for t in range(frames):
+        if t:
+            out[t, channels : 2 * channels] = out[t - 1, :channels]
+        else:
+            out[t, channels : 2 * channels] = 0
+        if t + 1 < frames:
+            out[t, 2 * channels :] = out[t + 1, :channels]
+        else:
+            out[t, 2 * channels :] = 0
 
 
 @numba.njit(nogil=True, cache=True)
-def _unpack(packed: np.ndarray, table: np.ndarray, digits: int, order: np.ndarray, out: np.ndarray) -> None:
-    """Codes of one frame in their places; `order` is padded to whole bytes, `out` to the padding's places."""
-    if digits == 0:
-        for i in range(len(order)):
-            out[order[i]] = packed[i]
-    elif digits == 1:
-        for b in range(len(order)):
-            out[order[b]] = table[packed[b], 0]
-    elif digits == 2:
-        for b in range(len(order) // 2):
-            g = packed[b]
-            out[order[2 * b]] = table[g, 0]
-            out[order[2 * b + 1]] = table[g, 1]
-    elif digits == 3:
-        for b in range(len(order) // 3):
-            g = packed[b]
-            out[order[3 * b]] = table[g, 0]
-            out[order[3 * b + 1]] = table[g, 1]
-            out[order[3 * b + 2]] = table[g, 2]
-    else:
-        for b in range(len(order) // 5):
-            g = packed[b]
-            out[order[5 * b]] = table[g, 0]
-            out[order[5 * b + 1]] = table[g, 1]
-            out[order[5 * b + 2]] = table[g, 2]
-            out[order[5 * b + 3]] = table[g, 3]
-            out[order[5 * b + 4]] = table[g, 4]
+def _within(code: np.ndarray, limit: int, spent: int, budget: int) -> int:
+    """Cut codes for which a frame's tail has no room; returns what is spent then, in quarters of a byte."""
+    for c in range(len(code)):
+        size = abs(np.int32(code[c])) - limit
+        if size >= 0:
+            cost = 1 if size < 3 else 9
+            if spent + cost > budget:
+                code[c] = np.int16(limit - 1 if code[c] > 0 else 1 - limit)
+            else:
+                spent += cost
+    return spent
+
+
+@numba.njit(nogil=True, cache=True)
+def encode_tap(
+    target: np.ndarray,
+    tap: int,
+    mixed: np.ndarray,
+    own: np.ndarray,
+    shift: np.ndarray,
+    half: np.ndarray,
+    rounding: np.ndarray,
+    centroid: np.ndarray,
+    limit: int,
+    budget: int,
+    spent: np.ndarray,
+    codes: np.ndarray,
+    rec: np.ndarray,
+) -> None:
+    """Codes and reconstructions of one tap of a row, into `codes` and `rec`.
+
+    Args:
+        target: int32 `(frames, taps, channels)`, from `targets`.
+        mixed: int32 `(frames, channels)`, the product of `regressors` with the tap's matrix.
+        own, shift, half: of this tap, `(channels,)`: weight of the frame before; by how many bits `mixed` is
+            shifted to units, and what is added to round it.
+        rounding: int16 `(channels,)`, what is added to a residual's size before it is cut to whole steps;
+            UNIT / 2 rounds to the nearest, less makes a dead zone.
+        centroid: int16 `(channels,)`, by how much a code other than 0 is moved towards 0.
+        limit: the largest code that is packed; of codes from it on the tail says more.
+        budget: the room for that, a frame, in quarters of a byte. `spent` int32 `(frames,)` is what taps before used.
+        codes: int16 `(frames, taps, channels)`. rec: framed reconstructions.
+    """
+    frames, _, channels = target.shape
+    predicted = np.zeros(channels, np.int32)
+    for t in range(frames):
+        code = codes[t, tap]
+        _predict(rec[t, tap + 1], own, mixed[t], shift, half, predicted)
+        _quantise(target[t, tap], predicted, rounding, LARGEST, code)
+        ordinary, large = 0, 0
+        for c in range(channels):
+            ordinary += int(abs(code[c]) >= limit)
+            large += int(abs(code[c]) >= limit + 3)
+        cost = ordinary + 8 * large
+        if spent[t] + cost > budget:
+            spent[t] = _within(code, limit, spent[t], budget)
+        else:
+            spent[t] += cost
+        _update(predicted, code, centroid, rec[t + 1, tap + 1])
+
+
+@numba.njit(nogil=True, cache=True)
+def decode_tap(
+    codes: np.ndarray,
+    tap: int,
+    mixed: np.ndarray,
+    own: np.ndarray,
+    shift: np.ndarray,
+    half: np.ndarray,
+    centroid: np.ndarray,
+    rec: np.ndarray,
+) -> None:
+    """The inverse of `encode_tap`, with its arguments; `codes` may have any number of taps."""
+    frames, _, channels = codes.shape
+    predicted = np.zeros(channels, np.int32)
+    for t in range(frames):
+        _predict(rec[t, tap + 1], own, mixed[t], shift, half, predicted)
+        _update(predicted, codes[t, tap], centroid, rec[t + 1, tap + 1])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -201,75 +233,19 @@ def _smooth(
 
 
 @numba.njit(nogil=True, cache=True)
-def smooth(rec: np.ndarray, smoother: np.ndarray, scale: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Estimates of the features of one row, float32 `(frames, taps, channels)`, from its framed reconstructions.
+def smooth(
+    rec: np.ndarray, smoother: np.ndarray, scale: np.ndarray, mean: np.ndarray, taps: np.ndarray, out: np.ndarray
+) -> None:
+    """Estimates of the features of one row from its framed reconstructions.
 
     Args:
         smoother: int16 `(taps, 5, channels)`: weights of here, before, after, below, above.
         scale: float32 `(taps, channels)`, SMOOTHED_UNIT * step.
         mean: float32 `(taps, channels)`.
+        taps: positions of the taps wanted.
+        out: float32 `(frames, len(taps), channels)`.
     """
     frames = len(rec) - 1
-    out = np.empty((frames, *mean.shape), np.float32)
     total = np.empty(mean.shape[1], np.int32)
-    taps = np.arange(len(mean))
     for t in range(frames):
         _smooth(rec[t + 1], rec[t], rec[t + 2 if t + 1 < frames else 0], smoother, scale, mean, taps, total, out[t])
-    return out
-
-
-@numba.njit(nogil=True, cache=True)
-def decode(
-    packed: np.ndarray,
-    table: np.ndarray,
-    digits: int,
-    order: np.ndarray,
-    escapes: np.ndarray,
-    first: np.ndarray,
-    weights: np.ndarray,
-    centroid: np.ndarray,
-    smoother: np.ndarray,
-    scale: np.ndarray,
-    mean: np.ndarray,
-    taps: np.ndarray,
-) -> np.ndarray:
-    """Features float32 `(frames, len(taps), channels)` of rows laid end to end, from packed codes.
-
-    Three frames of reconstructions are held at a time, so that they stay in the cache nearest to the core.
-
-    Args:
-        packed: uint8 `(frames, bytes)`, or int16 `(frames, values)` where `digits` is 0.
-        table: int8 `(256, digits)`, the codes that a byte stands for.
-        order: uint32, position `tap * channels + channel` of each packed value, padded to whole bytes with
-            positions beyond all taps.
-        escapes: int32 `(escapes, 3)`: frame, position, code; sorted by frame.
-        first: bool `(frames,)`, whether a row begins here.
-        weights, centroid: as in `encode`, for the taps up to one above the highest wanted.
-        smoother, scale, mean: as in `smooth`.
-        taps: positions of the taps wanted.
-    """
-    frames = len(packed)
-    depth, _, channels = weights.shape
-    out = np.empty((frames, len(taps), channels), np.float32)
-    # Frames t - 2, t - 1 and t in turns; the last one stays zero.
-    rec = np.zeros((4, depth + 2, channels), np.int16)
-    codes = np.zeros(int(order.max()) + 1, np.int16)
-    buffer = np.zeros(channels, np.int32)
-    at = 0
-    for t in range(frames):
-        _unpack(packed[t], table, digits, order, codes)
-        while at < len(escapes) and escapes[at, 0] == t:
-            codes[escapes[at, 1]] = np.int16(escapes[at, 2])
-            at += 1
-        past, now = rec[3 if first[t] else (t + 2) % 3], rec[t % 3]
-        for tap in range(depth):
-            _predict(past[tap + 1], now[tap], past[tap], weights[tap], buffer)
-            _update(buffer, codes[tap * channels : (tap + 1) * channels], centroid[tap], now[tap + 1])
-        if t > 0:
-            before = rec[3 if first[t - 1] else (t + 1) % 3]
-            after = rec[3 if first[t] else t % 3]
-            _smooth(rec[(t + 2) % 3], before, after, smoother, scale, mean, taps, buffer, out[t - 1])
-    if frames:
-        before = rec[3 if first[frames - 1] else (frames + 1) % 3]
-        _smooth(rec[(frames - 1) % 3], before, rec[3], smoother, scale, mean, taps, buffer, out[frames - 1])
-    return out

@@ -1,4 +1,4 @@
-"""What the encoder of the `residual` profile does after quantisation: bytes of frames, and values kept exactly."""
+"""Around the kernels of the `residual` profile: bytes of frames, both ways, and values kept exactly."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 @numba.njit(nogil=True, cache=True)
 def _symbols(codes: np.ndarray, limit: np.int32, out: np.ndarray) -> int:
-    """Codes to symbols, 0 for 0; returns how many lay beyond the limit."""
-    beyond = 0
+    """Codes to symbols, 0 for 0; returns how many are at the limit or beyond."""
+    reached = 0
     for i in range(len(codes)):
         k = np.int32(codes[i])
-        beyond += int(abs(k) > limit)
+        reached += int(abs(k) >= limit)
         k = min(max(k, -limit), limit)
         out[i] = np.uint8(2 * k - 1 if k > 0 else -2 * k)
-    return beyond
+    return reached
 
 
 @numba.njit(nogil=True, cache=True)
@@ -38,6 +38,23 @@ def _group(symbols: np.ndarray, order: np.ndarray, radix: int, digits: int, out:
 
 
 @numba.njit(nogil=True, cache=True)
+def _tail(codes: np.ndarray, order: np.ndarray, limit: np.int32, reached: int, out: np.ndarray) -> None:
+    """How far the codes at the limit lie beyond it, in their order; `reached` of them."""
+    at, large = 0, (reached + 3) // 4
+    for i in range(len(order)):
+        place = order[i]
+        if place < len(codes):
+            size = abs(np.int32(codes[place])) - limit
+            if size >= 0:
+                out[at >> 2] |= np.uint8(min(size, 3) << (2 * (at & 3)))
+                at += 1
+                if size >= 3:
+                    out[large] = np.uint8((size - 3) & 255)
+                    out[large + 1] = np.uint8((size - 3) >> 8)
+                    large += 2
+
+
+@numba.njit(nogil=True, cache=True)
 def assemble(
     codes: np.ndarray, order: np.ndarray, radix: int, digits: int, header: int, body: int, out: np.ndarray
 ) -> None:
@@ -51,20 +68,99 @@ def assemble(
     # The last one stays zero: it is what padding packs.
     symbols = np.zeros(codes.shape[1] + 1, np.uint8)
     for t in range(len(codes)):
-        row = codes[t]
-        beyond = _symbols(row, limit, symbols)
+        reached = _symbols(codes[t], limit, symbols)
         _group(symbols, order, radix, digits, out[t, header : header + body])
-        out[t, 1] = np.uint8(beyond)
-        at = header + body
-        if beyond:
-            for i in range(len(row)):
-                if abs(row[i]) > limit:
-                    code = np.int32(row[i])
-                    for byte in range(4):
-                        out[t, at + byte] = np.uint8((i >> (8 * byte)) & 255)
-                    out[t, at + 4] = np.uint8(code & 255)
-                    out[t, at + 5] = np.uint8((code >> 8) & 255)
-                    at += 6
+        if reached:
+            _tail(codes[t], order, limit, reached, out[t, header + body :])
+
+
+@numba.njit(nogil=True, cache=True)
+def _spread(packed: np.ndarray, table: np.ndarray, digits: int, order: np.ndarray, out: np.ndarray) -> None:
+    """Codes of one frame to their places. Written out, as in `_group`."""
+    if digits == 1:
+        for b in range(len(packed)):
+            out[order[b]] = table[packed[b], 0]
+    elif digits == 2:
+        for b in range(len(packed)):
+            g = packed[b]
+            out[order[2 * b]] = table[g, 0]
+            out[order[2 * b + 1]] = table[g, 1]
+    elif digits == 3:
+        for b in range(len(packed)):
+            g = packed[b]
+            out[order[3 * b]] = table[g, 0]
+            out[order[3 * b + 1]] = table[g, 1]
+            out[order[3 * b + 2]] = table[g, 2]
+    else:
+        for b in range(len(packed)):
+            g = packed[b]
+            out[order[5 * b]] = table[g, 0]
+            out[order[5 * b + 1]] = table[g, 1]
+            out[order[5 * b + 2]] = table[g, 2]
+            out[order[5 * b + 3]] = table[g, 3]
+            out[order[5 * b + 4]] = table[g, 4]
+
+
+@numba.njit(nogil=True, cache=True)
+def _reached(
+    packed: np.ndarray, counts: np.ndarray, places: np.ndarray, digits: int, order: np.ndarray, out: np.ndarray
+) -> int:
+    """The positions of the codes at the limit, in their order, and how many. Without a branch for each."""
+    found = 0
+    for b in range(len(packed)):
+        g = packed[b]
+        for i in range(digits):
+            out[found + i] = order[digits * b + places[g, i]]
+        found += counts[g]
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
+def disassemble(
+    frames: np.ndarray,
+    table: np.ndarray,
+    counts: np.ndarray,
+    places: np.ndarray,
+    order: np.ndarray,
+    header: int,
+    body: int,
+    out: np.ndarray,
+) -> int:
+    """The codes of whole frames, the inverse of `assemble`.
+
+    Args:
+        table, counts, places: of `packing.table` and `packing.at_limit`.
+        out: int16 `(frames * values + 1,)`. Padding is written just behind a frame, where the next one begins.
+
+    Returns:
+        the first frame whose tail says what no encoder writes, or -1.
+    """
+    digits = table.shape[1]
+    values = (len(out) - 1) // max(len(frames), 1)
+    reached = np.zeros(len(order) + digits, np.uint32)
+    for t in range(len(frames)):
+        packed, tail = frames[t, header : header + body], frames[t, header + body :]
+        codes = out[t * values : (t + 1) * values + 1]
+        _spread(packed, table, digits, order, codes)
+        found = _reached(packed, counts, places, digits, order, reached)
+        large = (found + 3) // 4
+        if large > len(tail):
+            return t
+        for b in range(large):
+            byte = np.int32(tail[b])
+            if byte == 0:
+                continue
+            for i in range(4):
+                size = (byte >> (2 * i)) & 3
+                if size and 4 * b + i < found:
+                    if size == 3:
+                        if large + 2 > len(tail):
+                            return t
+                        size += np.int32(tail[large]) | np.int32(tail[large + 1]) << 8
+                        large += 2
+                    code = np.int32(codes[reached[4 * b + i]])
+                    codes[reached[4 * b + i]] = np.int16(code + size if code > 0 else code - size)
+    return -1
 
 
 @numba.njit(nogil=True, cache=True)

@@ -1,13 +1,14 @@
-"""Codes of a frame in bytes: several small codes a byte, a header before them and escapes after them.
+"""Codes of a frame in bytes: several small codes a byte, and what those at the limit lack behind them.
 
-A frame of `values` codes is `header (2) | packed codes | escapes (6 each)`:
+A frame of `values` codes is `flags (1) | packed codes | tail`:
 
-    byte 0        flags: 1 where a row begins, 2 where the plane `exact` holds values of this frame
-    byte 1        number of escapes
+    flags         1 where a row begins, 2 where the plane `exact` holds values of this frame
     packed        code k becomes 2k - 1 for k > 0 and -2k otherwise, so that 0 is 0; `digits` of them are one
-                  byte in the number system of base `radix`, the first one least significant
-    escapes       uint32 position `tap * channels + channel`, int16 code that stands in place of the packed one;
-                  unused ones are zero
+                  byte in the number system of base `radix`, the first one least significant. Codes beyond the
+                  limit are packed as the limit
+    tail          for each code at the limit, in their order, how many steps it lies beyond it: two bits, four of
+                  them a byte, the first one least significant; then, for each that is 3, uint16 of what lies
+                  beyond those 3. The rest is zero
 
 Radix 3 holds five codes of -1 .. 1, radix 5 three of -2 .. 2, radix 15 two of -7 .. 7, radix 255 one of
 -127 .. 127. Byte-aligned groups keep zstd's literal coder close to the entropy at every rate.
@@ -19,12 +20,9 @@ from functools import cache
 
 import numpy as np
 
-from featcache.errors import CorruptCacheError
-
 DIGITS = {3: 5, 5: 3, 15: 2, 255: 1}
-HEADER = 2
-ESCAPE = 6
-MAX_ESCAPES = 252
+HEADER = 1
+FIRST, EXACT = 1, 2
 
 
 def limit_of(radix: int) -> int:
@@ -34,6 +32,11 @@ def limit_of(radix: int) -> int:
 
 def packed_bytes(values: int, radix: int) -> int:
     return -(-values // DIGITS[radix])
+
+
+def budget_of(tail: int) -> int:
+    """What a tail of so many bytes holds in quarters of a byte, whatever the last byte is filled with."""
+    return max(4 * tail - 3, 0)
 
 
 @cache
@@ -49,45 +52,40 @@ def table(radix: int) -> np.ndarray:
     return out
 
 
+@cache
+def at_limit(radix: int) -> tuple[np.ndarray, np.ndarray]:
+    """For every byte: how many of its codes are at the limit, uint8 `(256,)`, and which, uint8 `(256, digits)`."""
+    codes = np.abs(table(radix).astype(np.int16)) == limit_of(radix)
+    places = np.zeros(codes.shape, np.uint8)
+    for byte, marks in enumerate(codes):
+        found = np.flatnonzero(marks)
+        places[byte, : len(found)] = found
+    return codes.sum(axis=1).astype(np.uint8), places
+
+
 def padded_order(order: np.ndarray, radix: int) -> np.ndarray:
     """The order filled up to whole bytes, with places beyond all values."""
     spare = packed_bytes(len(order), radix) * DIGITS[radix] - len(order)
     return np.concatenate([order, np.full(spare, len(order))]).astype(np.uint32)
 
 
-def assemble(codes: np.ndarray, order: np.ndarray, radix: int, escapes: int) -> np.ndarray:
+def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.ndarray:
     """uint8 `(frames, bytes)`: whole frames, flags still zero.
 
     Args:
-        codes: int16 `(frames, taps * channels)`; at most `escapes` a frame beyond the radix's limit.
-        order: the position of each packed code.
+        codes: int16 `(frames, taps * channels)`; what they need of the tail fits into `tail` bytes.
+        order: the position of each packed code, padded to whole bytes.
     """
     from featcache.codec import kernels_pack
 
-    frames, values = codes.shape
-    body = packed_bytes(values, radix)
-    out = np.zeros((frames, HEADER + body + ESCAPE * escapes), np.uint8)
-    kernels_pack.assemble(codes, padded_order(order, radix), radix, DIGITS[radix], HEADER, body, out)
+    body = packed_bytes(codes.shape[1], radix)
+    out = np.zeros((len(codes), HEADER + body + tail), np.uint8)
+    kernels_pack.assemble(codes, order, radix, DIGITS[radix], HEADER, body, out)
     return out
 
 
-def escaped(block: np.ndarray, values: int, radix: int) -> np.ndarray:
-    """int32 `(escapes, 3)`: frame, position and code of every escape in these frames, in order.
-
-    Raises:
-        CorruptCacheError: a frame says what no encoder writes.
-    """
-    start = HEADER + packed_bytes(values, radix)
-    entries = (block.shape[1] - start) // ESCAPE
-    tail = block[:, start:].reshape(len(block), entries, ESCAPE)
-    counts = block[:, 1]
-    if counts.max(initial=0) > entries:
-        raise CorruptCacheError(f"a frame has {counts.max()} escapes where {entries} fit: run `featcache verify CACHE`")
-    frame = np.repeat(np.arange(len(block)), counts)
-    entry = np.arange(len(frame)) - np.repeat(np.cumsum(counts, dtype=np.int64) - counts, counts)
-    raw = np.ascontiguousarray(tail[frame, entry])
-    position = np.ascontiguousarray(raw[:, :4]).view("<u4")[:, 0]
-    code = np.ascontiguousarray(raw[:, 4:]).view("<i2")[:, 0]
-    if position.max(initial=0) >= values:
-        raise CorruptCacheError(f"a frame has a code at {position.max()} of {values}: run `featcache verify CACHE`")
-    return np.stack([frame, position, code], axis=1).astype(np.int32)
+def tail_quarters(codes: np.ndarray, radix: int) -> np.ndarray:
+    """What each frame needs of a tail, in quarters of a byte, int64 `(frames,)`."""
+    size = np.abs(codes) - limit_of(radix)
+    quarters: np.ndarray = (size >= 0).sum(axis=1) + 8 * (size >= 3).sum(axis=1)
+    return quarters

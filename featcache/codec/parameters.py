@@ -12,18 +12,17 @@ from featcache.errors import UsageError
 TARGETS = ("bits", "nmse", "step")
 DEFAULT_BITS = 2.0
 PACKINGS = ("zstd", "pcodec")
-# Of zstd: packed codes hold few matches, and fast levels lose little by not looking for them.
-DEFAULT_LEVEL, HIGHEST_LEVEL = 1, 19
+# Of zstd, for planes that are almost empty.
+DEFAULT_LEVEL = 1
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a profile is fitted for: `value` of `target`, in a packing, at a level of zstd."""
+    """What a profile is fitted for: `value` of `target`, in a packing."""
 
     target: str = "bits"
     value: float = DEFAULT_BITS
     packing: str = PACKINGS[0]
-    level: int = DEFAULT_LEVEL
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def parse(text: str) -> dict[str, Any]:
             if name == "packing":
                 found[name] = value
             else:
-                found[name] = int(value) if name == "level" else float(value.removesuffix("bit"))
+                found[name] = float(value.removesuffix("bit"))
         except ValueError:
             raise UsageError(
                 f"residual:{text}: {part!r} is no parameter; write residual:1.5, residual:nmse=0.05 or residual:step=1"
@@ -58,10 +57,10 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     Raises:
         UsageError: one is unknown or out of its range, or two exclude one another.
     """
-    unknown = sorted(set(parameters) - {*TARGETS, "packing", "level"})
+    unknown = sorted(set(parameters) - {*TARGETS, "packing"})
     if unknown:
         raise UsageError(
-            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, packing and level"
+            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, and packing"
         )
     given = [name for name in TARGETS if name in parameters]
     if len(given) > 1:
@@ -73,9 +72,4 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     packing = parameters.get("packing", PACKINGS[0])
     if packing not in PACKINGS:
         raise UsageError(f"profile residual has no packing {packing!r}: choose one of {', '.join(PACKINGS)}")
-    level = parameters.get("level", DEFAULT_LEVEL)
-    if not isinstance(level, int) or not 1 <= level <= HIGHEST_LEVEL:
-        raise UsageError(f"profile residual: level = {level!r} is not one of zstd's, 1 to {HIGHEST_LEVEL}")
-    if packing != "zstd" and "level" in parameters:
-        raise UsageError(f"profile residual: level is zstd's, and packing={packing} has none: leave it out")
-    return Asked(target, float(value), str(packing), level)
+    return Asked(target, float(value), str(packing))

@@ -1,10 +1,10 @@
 """Profile `residual`: prediction over time and taps, small codes, and a smoother that reads between them.
 
-A value is coded as the residual of an integer prediction from the frame before, the tap below and the tap
-below in the frame before, all as they are reconstructed (`featcache.codec.kernels`), in steps fixed per tap
-and channel by the calibration. What is returned is not the reconstruction itself but an estimate from it and
-its neighbours in time and taps, also in integers. Every value is within `BOUND` steps of the truth: what
-would not be is kept as float32 in the plane `exact`, which is read only where a frame's flags ask for it.
+A value is coded as the residual of an integer prediction from its channel in the frame before and from all
+channels of the tap below in three frames, all as they are reconstructed (`featcache.codec.kernels`), in steps
+fixed per tap and channel by the calibration. What is returned is not the reconstruction itself but an estimate
+from it and its neighbours in time and taps, also in integers. Every value is within `BOUND` steps of the truth:
+what would not be is kept as float32 in the plane `exact`, which is read only where a frame's flags ask for it.
 """
 
 from __future__ import annotations
@@ -18,38 +18,37 @@ import torch
 
 from featcache.codec import fitting, packing
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
+from featcache.codec.packing import EXACT, FIRST
 from featcache.codec.parameters import DEFAULT_LEVEL, check
+from featcache.errors import CorruptCacheError
 
-FIRST, EXACT = 1, 2
 BOUND = 4.0
 
 
 class Residual(Codec):
     """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
     standard deviations), and `packing`: `zstd` (the default; any Zarr v3 library reads the codes) or
-    `pcodec` (smaller, needs the package pcodec). `level` is zstd's: 1, or up to 19, which takes
-    2 to 10 % less room below 1 bit, is read as fast, and packs some thirty times as slowly.
+    `pcodec` (needs the package pcodec).
 
     NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
     """
 
     profile = "residual"
-    version = 1
+    version = 2
 
     def __init__(self, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays) -> None:
         # Kernels are fast on contiguous arrays only.
         contiguous = {name: np.ascontiguousarray(array) for name, array in calibration.items()}
         super().__init__(taps, channels, parameters, contiguous)
         asked = check(parameters)
-        self.packing, self.level = asked.packing, asked.level
-        self.radix, self.escapes = (int(n) for n in calibration["coding"])
+        self.packing = asked.packing
+        self.radix, self.tail = (int(n) for n in calibration["coding"])
         step = calibration["step"]
         self._inverse = fitting.inverse_of(step)
         self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
         self._bound = (step * np.float32(BOUND)).astype(np.float32)
-        self._order = calibration["order"].astype(np.uint32)
         if self.packing == "zstd":
-            self._order = packing.padded_order(self._order, self.radix)
+            self._order = packing.padded_order(calibration["order"], self.radix)
         self._on_device: dict[torch.device, Any] = {}
 
     @classmethod
@@ -66,9 +65,17 @@ class Residual(Codec):
                 axes=("code",),
             )  # fmt: skip
         else:
-            width = packing.HEADER + packing.packed_bytes(values, self.radix) + packing.ESCAPE * self.escapes
-            codes = Plane("codes", "|u1", (width,), level=self.level, axes=("byte",))
+            width = packing.HEADER + packing.packed_bytes(values, self.radix) + self.tail
+            codes = Plane("codes", "|u1", (width,), coder="literal", axes=("byte",))
         return codes, Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL)
+
+    @cached_property
+    def _coding(self) -> Any:
+        from featcache.codec.prediction import Coding
+
+        if self.packing == "pcodec":
+            return Coding(self.calibration)
+        return Coding(self.calibration, packing.limit_of(self.radix), packing.budget_of(self.tail))
 
     def needed(self, plane: str, found: Arrays, frames: int) -> range:
         if plane != "exact":
@@ -82,16 +89,13 @@ class Residual(Codec):
         arrays = self.calibration
         features = np.ascontiguousarray(features, np.float32)
         target = kernels.targets(features, arrays["mean"], self._inverse)
-        limit = fitting.ESCAPE_LIMIT if self.packing == "pcodec" else packing.limit_of(self.radix)
-        codes, rec = kernels.encode(
-            target, arrays["weights"], arrays["rounding"], arrays["centroid"], limit, self.escapes, fitting.ESCAPE_LIMIT
-        )
+        codes, rec = self._coding.encode(target)
         exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
         flat = codes.reshape(len(codes), self.taps * self.channels)
         if self.packing == "pcodec":
-            block = np.concatenate([np.zeros((len(flat), 1), np.int16), flat[:, arrays["order"]]], axis=1)
+            block = np.concatenate([np.zeros((len(flat), 1), np.int16), flat], axis=1)
         else:
-            block = packing.assemble(flat, arrays["order"], self.radix, self.escapes)
+            block = packing.assemble(flat, self._order, self.radix, self.tail)
         block[:1, 0] |= FIRST
         block[marked, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact}, 0)
@@ -137,21 +141,33 @@ class Residual(Codec):
     def _decode_cpu(self, block: np.ndarray, depth: int, taps: Sequence[int]) -> torch.Tensor:
         from featcache.codec import kernels
 
-        arrays = self.calibration
-        first = (self._flags(block) & FIRST) != 0
-        values = self.taps * self.channels
-        if self.packing == "pcodec":
-            body, table, digits = block[:, 1:], np.zeros((1, 1), np.int8), 0
-            escapes = np.zeros((0, 3), np.int32)
-        else:
-            body = block[:, packing.HEADER :]
-            table, digits = packing.table(self.radix), packing.DIGITS[self.radix]
-            escapes = packing.escaped(block, values, self.radix)
-        out = kernels.decode(
-            body, table, digits, self._order, escapes, first, arrays["weights"][:depth], arrays["centroid"][:depth],
-            arrays["smoother"], self._scale, arrays["mean"], np.asarray(taps, np.int64),
-        )  # fmt: skip
+        arrays, wanted = self.calibration, np.asarray(taps, np.int64)
+        out = np.empty((len(block), len(taps), self.channels), np.float32)
+        starts = np.flatnonzero((self._flags(block) & FIRST) != 0)
+        if len(block) and (not len(starts) or starts[0]):
+            raise CorruptCacheError("codes do not begin with a row: run `featcache verify CACHE`")
+        # Row by row, so that what is in work stays near the core.
+        for begin, end in zip(starts, [*starts[1:], len(block)], strict=False):
+            rec = self._coding.decode(self._codes(block[begin:end]), depth)
+            kernels.smooth(rec, arrays["smoother"], self._scale, arrays["mean"], wanted, out[begin:end])
         return torch.from_numpy(out)
+
+    def _codes(self, block: np.ndarray) -> np.ndarray:
+        """int16 `(frames, taps, channels)` of whole frames."""
+        shape = (len(block), self.taps, self.channels)
+        if self.packing == "pcodec":
+            return np.ascontiguousarray(block[:, 1:]).reshape(shape)
+        from featcache.codec import kernels_pack
+
+        values = self.taps * self.channels
+        flat = np.empty(len(block) * values + 1, np.int16)
+        body = packing.packed_bytes(values, self.radix)
+        wrong = kernels_pack.disassemble(
+            block, packing.table(self.radix), *packing.at_limit(self.radix), self._order, packing.HEADER, body, flat
+        )
+        if wrong >= 0:
+            raise CorruptCacheError("a frame's codes are none that were ever written: run `featcache verify CACHE`")
+        return flat[:-1].reshape(shape)
 
     def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         from featcache.codec.device import Decoder
