@@ -57,7 +57,12 @@ def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arr
     size = 0
     for plane in codec.planes:
         block = np.zeros((padded, *plane.frame_shape), plane.dtype)
-        np.concatenate([row[plane.name] for row in encoded], out=block[:frames])
+        at = 0
+        for row in encoded:
+            length = len(row[codec.planes[0].name])
+            if plane.name in row:
+                block[at : at + length] = row[plane.name]
+            at += length
         size += len(layout.render_shard(plane, arrangement, block))
     return 8 * size / (frames * codec.taps * codec.channels)
 
@@ -68,7 +73,7 @@ def _nmse(
     """The worst tap's mean squared error, each channel by its variance; channels that never vary are left out."""
     total = np.zeros(variance.shape)
     for row, planes in zip(rows, encoded, strict=True):
-        total += np.square(row - codec.decode_row(planes, len(row)), dtype=np.float64).sum(axis=0)
+        total += np.square(row - codec.decode_row(codec.complete(planes), len(row)), dtype=np.float64).sum(axis=0)
     varies = variance > 0
     relative = np.where(varies, total / np.where(varies, variance, 1), 0).sum(axis=1)
     return float((relative / np.maximum(varies.sum(axis=1), 1)).max()) / sum(map(len, rows))

@@ -214,8 +214,7 @@ class Job:
     @cached_property
     def plan(self) -> Plan:
         rows = self.new_rows
-        widest = max(plane.bytes_per_frame for plane in self.cache.codec.planes)
-        return make_plan([row.id for row in rows], [row_samples(row) for row in rows], self.spec, widest)
+        return make_plan([row.id for row in rows], [row_samples(row) for row in rows], self.spec, self.cache.codec.bytes_per_frame)
 
     @cached_property
     def writer(self) -> SegmentWriter:

@@ -134,8 +134,7 @@ def _segment(
     on_progress: Callable[[float, int], None],
 ) -> None:
     ids = list(segment.ids)
-    widest = max(plane.bytes_per_frame for plane in codec.planes)
-    plan = make_plan(ids, segment.column("samples"), spec, widest)
+    plan = make_plan(ids, segment.column("samples"), spec, codec.bytes_per_frame)
     if not np.array_equal(plan.first_row, segment.column("first_row")):
         raise CacheError(
             f"{cache.path}/{segment.name} was planned by other rules than this version's: extract it again"

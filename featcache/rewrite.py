@@ -93,7 +93,7 @@ def copy_segment(
     owners = [(part.segment, utterance) for part in chosen for utterance in part.utterances]
     ids = [segment.ids[utterance] for segment, utterance in owners]
     samples = [int(segment.column("samples")[utterance]) for segment, utterance in owners]
-    plan = make_plan(ids, samples, spec, max(plane.bytes_per_frame for plane in codec.planes))
+    plan = make_plan(ids, samples, spec, codec.bytes_per_frame)
     writer = SegmentWriter(storage, spec, codec, name, plan)
     writer.begin()
     data = storage.read(f"{name}/seal.json")

@@ -19,7 +19,7 @@ class Plane:
 
     `coder` is "zstd", "literal" (also zstd, see `featcache.codec.literal`) or "pcodec", `level` its level where the
     layout's is not the best one, `page` PCodec's page. `axes` names the axes of a frame where they are not taps
-    and channels.
+    and channels. A `sparse` plane is almost empty, and does not count for how long a shard is.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Plane:
     level: int | None = None
     page: int = 1 << 18
     axes: tuple[str, ...] = ("tap", "channel")
+    sparse: bool = False
 
     @property
     def bytes_per_frame(self) -> int:
@@ -37,7 +38,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One row as it is stored: an array `(frames, *frame_shape)` per plane.
+    """One row as it is stored: an array `(frames, *frame_shape)` per plane, but for sparse ones that are all zeros.
 
     `saturated` counts the values that lay beyond what the profile can hold and were set to its limit.
     """
@@ -71,6 +72,19 @@ class Codec(ABC):
     @abstractmethod
     def planes(self) -> tuple[Plane, ...]:
         """The arrays that hold the codes, the largest first."""
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """What decides how many frames a shard holds: the size of one in the largest plane, before packing."""
+        return max(plane.bytes_per_frame for plane in self.planes if not plane.sparse)
+
+    def complete(self, planes: Arrays) -> Arrays:
+        """The planes of an encoded row with those that were left out."""
+        frames = len(planes[self.planes[0].name])
+        return {
+            plane.name: planes.get(plane.name, np.zeros((frames, *plane.frame_shape), plane.dtype))
+            for plane in self.planes
+        }
 
     @abstractmethod
     def encode(self, features: np.ndarray) -> EncodedRow:

@@ -67,7 +67,7 @@ class Residual(Codec):
         else:
             width = packing.HEADER + packing.packed_bytes(values, self.radix) + self.tail
             codes = Plane("codes", "|u1", (width,), coder="literal", axes=("byte",))
-        return codes, Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL)
+        return codes, Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True)
 
     @cached_property
     def _coding(self) -> Any:
@@ -98,7 +98,7 @@ class Residual(Codec):
             block = packing.assemble(flat, self._order, self.radix, self.tail)
         block[:1, 0] |= FIRST
         block[marked, 0] |= EXACT
-        return EncodedRow({"codes": block, "exact": exact}, 0)
+        return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
 
     def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is kept as it is: float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where."""

@@ -59,7 +59,7 @@ class Profile(Method):
         self.codec = codecs.build(self.profile, kind.version, taps, channels, self.parameters, calibration)
 
     def encode(self, rows: Rows) -> tuple[int, Any]:
-        encoded = [self.codec.encode(row).planes for row in rows]
+        encoded = [self.codec.complete(self.codec.encode(row).planes) for row in rows]
         self.shards = {}
         for plane in self.codec.planes:
             block = _padded([row[plane.name] for row in encoded])
