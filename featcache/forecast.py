@@ -12,13 +12,12 @@ import numpy as np
 
 from featcache import codec as codecs
 from featcache import layout
+from featcache.codec.fitting import split
 from featcache.errors import UsageError
 from featcache.spec import Forecast, Layout
 
 # What `plan` compares, as users write it.
 PROFILES = ("fp16", "int8", "residual:2.0", "residual:1.5", "residual:1.0")
-# Frames that each of them is fitted to and measured on.
-FRAMES = 2048
 
 
 def forecast(rows: Sequence[np.ndarray], arrangement: Layout) -> dict[str, Forecast]:
@@ -26,7 +25,7 @@ def forecast(rows: Sequence[np.ndarray], arrangement: Layout) -> dict[str, Forec
 
     A profile that cannot be fitted to them is left out.
     """
-    sample = _sample(rows)
+    _, sample = split(rows)
     taps, channels = sample[0].shape[1:]
     variance = np.concatenate(sample).var(axis=0, dtype=np.float64)
     found = {}
@@ -34,7 +33,7 @@ def forecast(rows: Sequence[np.ndarray], arrangement: Layout) -> dict[str, Forec
         name, parameters = codecs.parse_profile(text)
         kind = codecs.profile_class(name)
         try:
-            calibration = kind.fit(sample, parameters)
+            calibration = kind.fit(rows, parameters)
         except UsageError:
             continue
         codec = codecs.build(name, kind.version, taps, channels, parameters, calibration)
@@ -73,13 +72,7 @@ def _nmse(
     """The worst tap's mean squared error, each channel by its variance; channels that never vary are left out."""
     total = np.zeros(variance.shape)
     for row, planes in zip(rows, encoded, strict=True):
-        total += np.square(row - codec.decode_row(codec.complete(planes), len(row)), dtype=np.float64).sum(axis=0)
+        total += np.square(row - codec.decode_row(planes, len(row)), dtype=np.float64).sum(axis=0)
     varies = variance > 0
     relative = np.where(varies, total / np.where(varies, variance, 1), 0).sum(axis=1)
     return float((relative / np.maximum(varies.sum(axis=1), 1)).max()) / sum(map(len, rows))
-
-
-def _sample(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Whole rows, evenly spread, of about `FRAMES` frames in all."""
-    stride = max(1, round(sum(map(len, rows)) / FRAMES))
-    return list(rows[::stride])

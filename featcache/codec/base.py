@@ -99,7 +99,7 @@ class Codec(ABC):
 
     def decode_row(self, planes: Arrays, frames: int) -> np.ndarray:
         """All taps of one row of `frames` frames, on the CPU: float32 `(frames, taps, channels)`."""
-        selected, taps = self.select(planes, range(self.taps))
+        selected, taps = self.select(self.complete(planes), range(self.taps))
         tensors = {name: torch.from_numpy(plane) for name, plane in selected.items()}
         return self.decode(tensors, [frames], taps).numpy()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from featcache.codec import literal, packing
 from featcache.codec.base import Arrays
 from featcache.codec.parameters import DEFAULT_LEVEL, Asked
 from featcache.errors import UsageError
-
-if TYPE_CHECKING:
-    from featcache.codec.fit_mixing import Statistics
 
 # Neighbours of the smoother: frames and taps away.
 SMOOTHER = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
@@ -58,11 +55,16 @@ def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
     from featcache.codec import fit_mixing
 
     mean, deviation = moments(rows)
-    learnt, held_out = _split(rows)
+    learnt, held_out = split(rows)
     stats = fit_mixing.statistics(learnt, mean, deviation)
 
+    @cache
+    def predictor(halves: int) -> Arrays:
+        return fit_mixing.predictor(stats, 2.0 ** (halves / 2))
+
     def at(step: float) -> Fitted:
-        return fit_step(held_out, mean, deviation, stats, step, asked)
+        # Its equations are large, and it changes little with the step: one for each half of a power of two.
+        return fit_step(held_out, mean, deviation, predictor(round(2 * math.log2(step))), step, asked)
 
     target, value = asked.target, asked.value
     if target == "step":
@@ -77,7 +79,7 @@ def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
     return at(step).arrays
 
 
-def _split(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def split(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Rows for the predictor, which has many weights, and others for all that is measured with it."""
     usable = [np.ascontiguousarray(row, np.float32) for row in rows if len(row)]
     if len(usable) < 2:
@@ -124,12 +126,12 @@ def fit_step(
     rows: Sequence[np.ndarray],
     mean: np.ndarray,
     deviation: np.ndarray,
-    stats: Statistics,
+    predictor: Arrays,
     step: float,
     asked: Asked,
 ) -> Fitted:
-    """Everything but the choice of the step, which is `step` deviations in every tap and channel."""
-    from featcache.codec import fit_mixing, kernels
+    """Everything but the predictor and the choice of the step, `step` deviations in every tap and channel."""
+    from featcache.codec import kernels
     from featcache.codec.prediction import Coding
 
     taps, channels = mean.shape
@@ -139,7 +141,7 @@ def fit_step(
         "step": np.ascontiguousarray(deviation * step, np.float32),
         "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * kernels.UNIT), np.int16),
         "centroid": np.zeros((taps, channels), np.int16),
-        **fit_mixing.predictor(stats, step),
+        **predictor,
     }
     inverse = inverse_of(arrays["step"])
     target = [kernels.targets(row, arrays["mean"], inverse) for row in rows]
