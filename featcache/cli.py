@@ -51,7 +51,7 @@ WindowPolicy = Annotated[
     Literal["crop", "pad"] | None,
     typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False),
 ]
-Profile = Annotated[str | None, typer.Option(help="Codec profile: fp16, int8 or residual:BITS.", show_default=False)]
+Profile = Annotated[str | None, typer.Option(help="Codec profile: residual:BITS, int8 or fp16.", show_default=False)]
 BatchSeconds = Annotated[
     float | None, typer.Option(min=1, help="Audio of one forward pass; part of a new cache's plan.", show_default=False)
 ]  # fmt: skip
@@ -239,7 +239,13 @@ def status_command(cache: CachePath, json: Json = False) -> None:
 def recode_command(
     source: Annotated[str, typer.Argument(metavar="CACHE", help="Folder of a complete cache.", show_default=False)],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Folder of the smaller one.", show_default=False)],
-    profile: Annotated[str, typer.Option(help="int8, or residual:BITS as in residual:1.5.", show_default=False)],
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="As in residual:1.0, int8, blosc:step=0.5 or bitround:3.",
+            show_default=False,
+        ),
+    ],
 ) -> None:
     """Write a cache in a smaller profile, without the model. Goes on where an earlier run stopped."""
     from featcache.cli_views import print_info

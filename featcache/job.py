@@ -214,7 +214,9 @@ class Job:
     @cached_property
     def plan(self) -> Plan:
         rows = self.new_rows
-        return make_plan([row.id for row in rows], [row_samples(row) for row in rows], self.spec, self.cache.codec.bytes_per_frame)
+        return make_plan(
+            [row.id for row in rows], [row_samples(row) for row in rows], self.spec, self.cache.codec.bytes_per_frame
+        )
 
     @cached_property
     def writer(self) -> SegmentWriter:

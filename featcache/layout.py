@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
@@ -116,7 +116,7 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
         dtype=plane.dtype,
         chunks=(layout.chunk_frames, *plane.frame_shape),
         shards=(shard_frames, *plane.frame_shape),
-        serializer=_pcodec(plane) if plane.coder == "pcodec" else "auto",
+        serializer=_pcodec() if plane.coder == "pcodec" else "auto",
         compressors=_plane_compressors(plane, layout),
         fill_value=0,
         dimension_names=_dimension_names(plane),
@@ -128,6 +128,8 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
 def _plane_compressors(plane: Plane, layout: Layout) -> tuple[Any, ...]:
     if plane.coder == "pcodec":
         return (Crc32cCodec(),)
+    if plane.coder == "blosc":
+        return (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
     if plane.coder == "literal":
         return (LiteralZstd(level=1, checksum=True), Crc32cCodec())
     return _compressors(layout.zstd_level if plane.level is None else plane.level)
@@ -145,12 +147,12 @@ def _dimension_names(plane: Plane) -> tuple[str, ...]:
     return ("frame", *plane.axes[: len(plane.frame_shape)])
 
 
-def _pcodec(plane: Plane) -> Any:
+def _pcodec() -> Any:
     try:
         from zarr.codecs.numcodecs import PCodec
     except ImportError as error:
-        raise UsageError(f"PCodec cannot be used ({error}): run `pip install pcodec`") from error
-    return PCodec(level=plane.level, equal_pages_up_to=plane.page)
+        raise UsageError(f"profile pcodec cannot be used ({error}): run `pip install pcodec`") from error
+    return PCodec(level=8, equal_pages_up_to=1 << 15)
 
 
 def _compressors(level: int) -> tuple[Any, ...]:

@@ -53,7 +53,9 @@ def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list
 def _repair_segment(job: Job, name: str, problems: Sequence[Problem]) -> None:
     storage, cache = job.storage, job.cache
     rows = _rows_of(job, name, any("/index/" in p.key for p in problems))
-    plan = make_plan([row.id for row in rows], [row_samples(row) for row in rows], job.spec, cache.codec.bytes_per_frame)
+    plan = make_plan(
+        [row.id for row in rows], [row_samples(row) for row in rows], job.spec, cache.codec.bytes_per_frame
+    )
     writer = SegmentWriter(storage, job.spec, cache.codec, name, plan)
     seal = storage.read(f"{name}/seal.json")
     for problem in problems:

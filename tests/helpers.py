@@ -66,6 +66,7 @@ def make_cache(
     quarantine: Mapping[str, str] | None = None,
     layout: Layout | None = None,
     identity: Mapping[str, Any] | None = None,
+    parameters: dict[str, Any] | None = None,
 ) -> Path:
     """A sealed cache of one segment.
 
@@ -74,13 +75,16 @@ def make_cache(
     """
     rows = list(features.values())
     taps, channels = rows[0].shape[1:]
-    calibration = codecs.profile_class(profile).fit(rows, {})
-    spec = make_spec(taps, channels, calibration, profile, layout, identity)
-    codec = codecs.build(profile, spec.profile_version, taps, channels, {}, calibration)
+    parameters = parameters or {}
+    calibration = codecs.profile_class(profile).fit(rows, parameters)
+    spec = make_spec(taps, channels, calibration, profile, layout, identity).model_copy(
+        update={"parameters": parameters}
+    )
+    codec = codecs.build(profile, spec.profile_version, taps, channels, parameters, calibration)
     storage = LocalStorage(path)
     create_cache(storage, spec, calibration)
     samples = [len(row) * GEOMETRY.hop for row in rows]
-    plan = make_plan(list(features), samples, spec, codec.planes[0].bytes_per_frame)
+    plan = make_plan(list(features), samples, spec, codec.bytes_per_frame)
     writer = SegmentWriter(storage, spec, codec, "segments/000000", plan)
     writer.begin()
     quarantine = quarantine or {}

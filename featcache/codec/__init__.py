@@ -7,12 +7,12 @@ from typing import Any
 
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
 from featcache.codec.direct import Fp16, Int8
-from featcache.codec.parameters import parse as parse_residual
+from featcache.codec.plain import BitRound, Blosc, PCodec
 from featcache.codec.residual import Residual
 from featcache.digest import digest, digest_arrays
 from featcache.errors import CacheError, UsageError
 
-PROFILES: dict[str, type[Codec]] = {codec.profile: codec for codec in (Fp16, Int8, Residual)}
+PROFILES: dict[str, type[Codec]] = {codec.profile: codec for codec in (Fp16, Int8, Residual, Blosc, PCodec, BitRound)}
 DEFAULT_PROFILE = Int8.profile
 
 
@@ -29,18 +29,14 @@ def profile_class(name: str) -> type[Codec]:
 
 def parse_profile(text: str) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a profile as users write it: `fp16`, `residual`, `residual:1.5`,
-    `residual:nmse=0.05`, `residual:step=1.0,packing=pcodec`.
+    `residual:nmse=0.05`, `blosc:step=0.5`, `bitround:3`.
 
     Raises:
         UsageError: there is no such profile or parameter.
     """
     name, colon, rest = text.partition(":")
-    profile_class(name)
-    if not colon:
-        return name, {}
-    if name != Residual.profile:
-        raise UsageError(f"profile {name} takes no parameters, but got {rest!r}: write --profile {name}")
-    return name, parse_residual(rest)
+    kind = profile_class(name)
+    return name, kind.parse(rest) if colon else {}
 
 
 def format_profile(name: str, parameters: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from featcache.errors import UsageError
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -17,8 +19,8 @@ Arrays = dict[str, np.ndarray]
 class Plane:
     """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it.
 
-    `coder` is "zstd", "literal" (also zstd, see `featcache.codec.literal`) or "pcodec", `level` its level where the
-    layout's is not the best one, `page` PCodec's page. `axes` names the axes of a frame where they are not taps
+    `coder` is "zstd", "literal" (also zstd, see `featcache.codec.literal`), "blosc" or "pcodec"; `level` is zstd's
+    where the layout's is not the best one. `axes` names the axes of a frame where they are not taps
     and channels. A `sparse` plane is almost empty, and does not count for how long a shard is.
     """
 
@@ -27,7 +29,6 @@ class Plane:
     frame_shape: tuple[int, ...]
     coder: str = "zstd"
     level: int | None = None
-    page: int = 1 << 18
     axes: tuple[str, ...] = ("tap", "channel")
     sparse: bool = False
 
@@ -62,6 +63,15 @@ class Codec(ABC):
         self.channels = channels
         self.parameters = dict(parameters)
         self.calibration = calibration
+
+    @classmethod
+    def parse(cls, text: str) -> dict[str, Any]:
+        """Parameters from what stands after the colon of a profile as users write it.
+
+        Raises:
+            UsageError: the profile has none, or this is none of them.
+        """
+        raise UsageError(f"profile {cls.profile} takes no parameters, but got {text!r}: write --profile {cls.profile}")
 
     @classmethod
     @abstractmethod

@@ -22,7 +22,7 @@ class Decoder:
     """Calibration on one device."""
 
     def __init__(
-        self, calibration: Mapping[str, np.ndarray], scale: np.ndarray, radix: int, plain: bool, device: torch.device
+        self, calibration: Mapping[str, np.ndarray], scale: np.ndarray, radix: int, device: torch.device
     ) -> None:
         def put(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -38,8 +38,7 @@ class Decoder:
         self.mean = put(calibration["mean"])
         self.place = put(np.argsort(calibration["order"]).astype(np.int64))
         self.radix = radix
-        self.plain = plain
-        self.table = None if plain else put(packing.table(radix))
+        self.table = put(packing.table(radix))
 
     def decode(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         """float32 `(frames, len(taps), channels)` of whole rows laid end to end, as they are stored."""
@@ -50,8 +49,6 @@ class Decoder:
     def codes(self, block: torch.Tensor) -> torch.Tensor:
         """int32 `(frames, taps, channels)`."""
         values = self.taps * self.channels
-        if self.table is None:
-            return block[:, 1:].int().view(-1, self.taps, self.channels)
         body = packing.packed_bytes(values, self.radix)
         packed = block[:, packing.HEADER : packing.HEADER + body].int()
         codes = self.table[packed].flatten(1)[:, :values].int()

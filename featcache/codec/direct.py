@@ -51,10 +51,10 @@ class Fp16(Codec):
 
     def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
         values = planes["values"]
-        return values.float().mul_(_rows(self.calibration["scale"], taps, values.device))
+        return values.float().mul_(rows_of(self.calibration["scale"], taps, values.device))
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
-        return {"values": _pick(planes["values"], taps, self.taps)}, taps
+        return {"values": pick(planes["values"], taps, self.taps)}, taps
 
 
 class Int8(Codec):
@@ -89,18 +89,20 @@ class Int8(Codec):
 
     def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
         codes = planes["codes"]
-        step = _rows(self.calibration["step"], taps, codes.device)
-        return codes.float().mul_(step).add_(_rows(self.calibration["offset"], taps, codes.device))
+        step = rows_of(self.calibration["step"], taps, codes.device)
+        return codes.float().mul_(step).add_(rows_of(self.calibration["offset"], taps, codes.device))
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
-        return {"codes": _pick(planes["codes"], taps, self.taps)}, taps
+        return {"codes": pick(planes["codes"], taps, self.taps)}, taps
 
 
-def _rows(array: np.ndarray, taps: Sequence[int], device: torch.device) -> torch.Tensor:
+def rows_of(array: np.ndarray, taps: Sequence[int], device: torch.device) -> torch.Tensor:
+    """The calibration of these taps, on a device."""
     return torch.from_numpy(array[list(taps)]).to(device)
 
 
-def _pick(plane: np.ndarray, taps: Sequence[int], stored: int) -> np.ndarray:
+def pick(plane: np.ndarray, taps: Sequence[int], stored: int) -> np.ndarray:
+    """A plane `(frames, taps, channels)` with these taps alone, as a view where it can be."""
     return plane if list(taps) == list(range(stored)) else plane[:, list(taps)]
 
 

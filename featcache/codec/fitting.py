@@ -30,8 +30,6 @@ TOLERANCE = 2e-3
 SIZE_MARGIN = 0.96
 ERROR_MARGIN = 0.93
 CHUNK_FRAMES = 64
-PCODEC_LEVEL = 8
-PCODEC_PAGE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
 
     def at(step: float) -> Fitted:
         # Its equations are large, and it changes little with the step: one for each half of a power of two.
-        return fit_step(held_out, mean, deviation, predictor(round(2 * math.log2(step))), step, asked)
+        return fit_step(held_out, mean, deviation, predictor(round(2 * math.log2(step))), step)
 
     target, value = asked.target, asked.value
     if target == "step":
@@ -128,7 +126,6 @@ def fit_step(
     deviation: np.ndarray,
     predictor: Arrays,
     step: float,
-    asked: Asked,
 ) -> Fitted:
     """Everything but the predictor and the choice of the step, `step` deviations in every tap and channel."""
     from featcache.codec import kernels
@@ -154,10 +151,8 @@ def fit_step(
     smoother = _solve(target, source, SMOOTHER)
     arrays["smoother"] = _fixed(smoother, kernels.SMOOTH_BITS, kernels.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
-    arrays["order"] = np.arange(taps * channels, dtype=np.int32)
-    if asked.packing == "zstd":
-        arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
-    arrays["coding"], bits = _choose(flat, arrays["order"], asked)
+    arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
+    arrays["coding"], bits = _choose(flat, arrays["order"])
     return Fitted(arrays, bits, _nmse(rows, framed, arrays))
 
 
@@ -226,10 +221,8 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
     return np.round(total, 9)
 
 
-def _choose(codes: np.ndarray, order: np.ndarray, asked: Asked) -> tuple[np.ndarray, float]:
+def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
     """int32 `(radix, bytes of a frame's tail)` of the smallest packing, and its bits per value."""
-    if asked.packing == "pcodec":
-        return np.zeros(2, np.int32), _size_pcodec(codes)
     best: tuple[float, int, int] | None = None
     for radix in packing.DIGITS:
         quarters = packing.tail_quarters(codes, radix)
@@ -251,18 +244,6 @@ def _size_zstd(frames: np.ndarray) -> float:
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
     sizes = [len(literal.compress(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]))) for at in chunks]
     return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
-
-
-def _size_pcodec(codes: np.ndarray) -> float:
-    """Bits per value as PCodec leaves them, chunk by chunk."""
-    from featcache.codec.pcodec import coder
-
-    pcodec = coder(PCODEC_LEVEL, PCODEC_PAGE)
-    chunks = range(0, max(len(codes) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
-    blocks = (np.ascontiguousarray(codes[at : at + CHUNK_FRAMES]) for at in chunks)
-    size = sum(len(pcodec.encode(block)) for block in blocks)
-    size += len(chunks) * _chunk_overhead(codes.shape[1])
-    return 8 * size / min(len(codes), len(chunks) * CHUNK_FRAMES) / codes.shape[1]
 
 
 def _chunk_overhead(values: int) -> int:

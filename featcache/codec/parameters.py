@@ -11,22 +11,20 @@ from featcache.errors import UsageError
 
 TARGETS = ("bits", "nmse", "step")
 DEFAULT_BITS = 2.0
-PACKINGS = ("zstd", "pcodec")
 # Of zstd, for planes that are almost empty.
 DEFAULT_LEVEL = 1
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a profile is fitted for: `value` of `target`, in a packing."""
+    """What a profile is fitted for: `value` of `target`."""
 
     target: str = "bits"
     value: float = DEFAULT_BITS
-    packing: str = PACKINGS[0]
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05,packing=pcodec`.
+    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05`.
 
     A bare number is bits per value.
 
@@ -39,10 +37,7 @@ def parse(text: str) -> dict[str, Any]:
         name = name.strip() or "bits"
         value = value.strip()
         try:
-            if name == "packing":
-                found[name] = value
-            else:
-                found[name] = float(value.removesuffix("bit"))
+            found[name] = float(value.removesuffix("bit"))
         except ValueError:
             raise UsageError(
                 f"residual:{text}: {part!r} is no parameter; write residual:1.5, residual:nmse=0.05 or residual:step=1"
@@ -57,11 +52,9 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     Raises:
         UsageError: one is unknown or out of its range, or two exclude one another.
     """
-    unknown = sorted(set(parameters) - {*TARGETS, "packing"})
+    unknown = sorted(set(parameters) - set(TARGETS))
     if unknown:
-        raise UsageError(
-            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, and packing"
-        )
+        raise UsageError(f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}")
     given = [name for name in TARGETS if name in parameters]
     if len(given) > 1:
         raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")
@@ -69,7 +62,4 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     value = parameters.get(target, DEFAULT_BITS)
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise UsageError(f"profile residual: {target} = {value!r} is not a positive number")
-    packing = parameters.get("packing", PACKINGS[0])
-    if packing not in PACKINGS:
-        raise UsageError(f"profile residual has no packing {packing!r}: choose one of {', '.join(PACKINGS)}")
-    return Asked(target, float(value), str(packing))
+    return Asked(target, float(value))

@@ -19,7 +19,7 @@ import torch
 from featcache.codec import fitting, packing
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
 from featcache.codec.packing import EXACT, FIRST
-from featcache.codec.parameters import DEFAULT_LEVEL, check
+from featcache.codec.parameters import DEFAULT_LEVEL, check, parse
 from featcache.errors import CorruptCacheError
 
 BOUND = 4.0
@@ -27,8 +27,7 @@ BOUND = 4.0
 
 class Residual(Codec):
     """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
-    standard deviations), and `packing`: `zstd` (the default; any Zarr v3 library reads the codes) or
-    `pcodec` (needs the package pcodec).
+    standard deviations).
 
     NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
     """
@@ -40,16 +39,18 @@ class Residual(Codec):
         # Kernels are fast on contiguous arrays only.
         contiguous = {name: np.ascontiguousarray(array) for name, array in calibration.items()}
         super().__init__(taps, channels, parameters, contiguous)
-        asked = check(parameters)
-        self.packing = asked.packing
+        check(parameters)
         self.radix, self.tail = (int(n) for n in calibration["coding"])
         step = calibration["step"]
         self._inverse = fitting.inverse_of(step)
         self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
         self._bound = (step * np.float32(BOUND)).astype(np.float32)
-        if self.packing == "zstd":
-            self._order = packing.padded_order(calibration["order"], self.radix)
+        self._order = packing.padded_order(calibration["order"], self.radix)
         self._on_device: dict[torch.device, Any] = {}
+
+    @classmethod
+    def parse(cls, text: str) -> dict[str, Any]:
+        return parse(text)
 
     @classmethod
     def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
@@ -57,24 +58,16 @@ class Residual(Codec):
 
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
-        values = self.taps * self.channels
-        if self.packing == "pcodec":
-            # In their natural order: zarr 3.1.6 loses the order of values that `transpose` hands to PCodec.
-            codes = Plane(
-                "codes", "<i2", (1 + values,), coder="pcodec", level=fitting.PCODEC_LEVEL, page=fitting.PCODEC_PAGE,
-                axes=("code",),
-            )  # fmt: skip
-        else:
-            width = packing.HEADER + packing.packed_bytes(values, self.radix) + self.tail
-            codes = Plane("codes", "|u1", (width,), coder="literal", axes=("byte",))
-        return codes, Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True)
+        width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
+        return (
+            Plane("codes", "|u1", (width,), coder="literal", axes=("byte",)),
+            Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
+        )
 
     @cached_property
     def _coding(self) -> Any:
         from featcache.codec.prediction import Coding
 
-        if self.packing == "pcodec":
-            return Coding(self.calibration)
         return Coding(self.calibration, packing.limit_of(self.radix), packing.budget_of(self.tail))
 
     def needed(self, plane: str, found: Arrays, frames: int) -> range:
@@ -92,10 +85,7 @@ class Residual(Codec):
         codes, rec = self._coding.encode(target)
         exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
         flat = codes.reshape(len(codes), self.taps * self.channels)
-        if self.packing == "pcodec":
-            block = np.concatenate([np.zeros((len(flat), 1), np.int16), flat], axis=1)
-        else:
-            block = packing.assemble(flat, self._order, self.radix, self.tail)
+        block = packing.assemble(flat, self._order, self.radix, self.tail)
         block[:1, 0] |= FIRST
         block[marked, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
@@ -154,9 +144,6 @@ class Residual(Codec):
 
     def _codes(self, block: np.ndarray) -> np.ndarray:
         """int16 `(frames, taps, channels)` of whole frames."""
-        shape = (len(block), self.taps, self.channels)
-        if self.packing == "pcodec":
-            return np.ascontiguousarray(block[:, 1:]).reshape(shape)
         from featcache.codec import kernels_pack
 
         values = self.taps * self.channels
@@ -167,15 +154,13 @@ class Residual(Codec):
         )
         if wrong >= 0:
             raise CorruptCacheError("a frame's codes are none that were ever written: run `featcache verify CACHE`")
-        return flat[:-1].reshape(shape)
+        return flat[:-1].reshape(len(block), self.taps, self.channels)
 
     def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         from featcache.codec.device import Decoder
 
         if codes.device not in self._on_device:
-            self._on_device[codes.device] = Decoder(
-                self.calibration, self._scale, self.radix, self.packing == "pcodec", codes.device
-            )
+            self._on_device[codes.device] = Decoder(self.calibration, self._scale, self.radix, codes.device)
         out: torch.Tensor = self._on_device[codes.device].decode(codes, depth, taps)
         return out
 

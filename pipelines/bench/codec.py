@@ -104,7 +104,7 @@ def _measure(method: Method, calibration: Rows, rows: Rows) -> dict[str, Any]:
         "bits_per_value": round(8 * size / values, 4),
         "snr_db": round(-10 * float(np.log10(nmse.mean())), 2),
         "worst_tap_snr_db": round(-10 * float(np.log10(nmse.max())), 2),
-        "nmse_per_tap": [round(float(n), 6) for n in nmse],
+        "nmse_per_tap": [float(f"{n:.4g}") for n in nmse],
         "encode_mb_s": round(4e-6 * values / encoding, 1),
         "decode_mb_s": round(4e-6 * values / decoding, 1),
     }
@@ -190,3 +190,12 @@ def print_table(result: dict[str, Any]) -> None:
         read_speed = reading.get(row["name"], {}).get("read_and_decode_mb_s", "")
         table.add_row(row["name"], *(str(row[key]) for key in keys), str(read_speed))
     Console().print(table)
+    taps = Table(title="SNR of each tap, dB", title_justify="left", box=box.SIMPLE_HEAD)
+    taps.add_column("codec", overflow="fold")
+    found = [row for row in result["rows"] if "nmse_per_tap" in row]
+    for tap in range(len(found[0]["nmse_per_tap"]) if found else 0):
+        taps.add_column(str(tap), justify="right")
+    for row in found:
+        decibels = (-10 * np.log10(max(nmse, 1e-12)) for nmse in row["nmse_per_tap"])
+        taps.add_row(row["name"], *(f"{decibel:.1f}" for decibel in decibels))
+    Console().print(taps)

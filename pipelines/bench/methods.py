@@ -135,16 +135,6 @@ def _padded(rows: Rows) -> np.ndarray:
     return np.concatenate([joined, np.zeros((-len(joined) % CHUNK, *joined.shape[1:]), joined.dtype)])
 
 
-def _numcodecs(name: str, make: Callable[[], Any], dtype: str, step: float | None, needs: str | None = None) -> Chunked:
-    def encode(block: np.ndarray) -> bytes:
-        return bytes(make().encode(block))
-
-    def decode(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-        return np.frombuffer(make().decode(data), dtype).reshape(shape)
-
-    return Chunked(name, encode, decode, step, dtype, needs)
-
-
 def _zfp(tolerance: float) -> Chunked:
     def encode(block: np.ndarray) -> bytes:
         zfpy = importlib.import_module("zfpy")
@@ -173,41 +163,17 @@ def _blosc2(step: float) -> Chunked:
     return Chunked(f"Blosc2 zstd int8 step {step}", encode, decode, step, "|i1", "blosc2")
 
 
-def _bitround(keep: int) -> Chunked:
-    from numcodecs import BitRound, Blosc
-
-    rounding = BitRound(keepbits=keep)
-
-    def encode(block: np.ndarray) -> bytes:
-        return bytes(Blosc(cname="zstd", clevel=5, shuffle=Blosc.SHUFFLE).encode(rounding.encode(block)))
-
-    def decode(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-        return np.frombuffer(Blosc().decode(data), "<f4").reshape(shape)
-
-    return Chunked(f"BitRound {keep} bits + Blosc zstd", encode, decode)
-
-
 def methods() -> list[Method]:
     """Every row of the comparison."""
-    from numcodecs import Blosc
-
-    def blosc() -> Any:
-        return Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE)
-
-    def pcodec() -> Any:
-        from featcache.codec.pcodec import coder
-
-        return coder(8, 1 << 15)
-
     return [
-        *(Profile(f"residual:{target}") for target in ("nmse=0.003", "2.0", "1.5", "1.0", "0.7")),
-        *(Profile(f"residual:{rate},packing=pcodec", "pcodec") for rate in ("3.0", "2.0", "1.5", "1.0", "0.7", "0.5")),
+        *(Profile(f"residual:{bits}") for bits in ("3.0", "2.0", "1.5", "1.0", "0.75", "0.5", "0.35")),
+        Profile("residual:nmse=0.003"),
         Profile("fp16"),
         Profile("int8"),
         *(Lilcom(tick) for tick in (-3, -2, -1, 0, 1)),
         *(_zfp(tolerance) for tolerance in (0.25, 1.0, 4.0)),
-        *(_numcodecs(f"PCodec int16 step {step}", pcodec, "<i2", step, "pcodec") for step in (0.2, 0.5, 1.0)),
-        *(_numcodecs(f"Blosc zstd int8 step {step}", blosc, "|i1", step) for step in (0.2, 0.5, 1.0)),
+        *(Profile(f"pcodec:step={step}", "pcodec") for step in (0.2, 0.5, 1.0)),
+        *(Profile(f"blosc:step={step}") for step in (0.2, 0.5, 1.0)),
         *(_blosc2(step) for step in (0.5,)),
-        *(_bitround(keep) for keep in (1, 3)),
+        *(Profile(f"bitround:{keep}") for keep in (1, 3)),
     ]

@@ -52,6 +52,6 @@ def test_sizes_are_of_the_whole_manifest_with_the_own_profile_first() -> None:
 
 def test_profiles_are_written_as_users_write_them() -> None:
     spec = make_spec(4, 64, {}, "fp16")
-    for text in (*PROFILES, "residual", "residual:nmse=0.02,packing=pcodec"):
+    for text in (*PROFILES, "residual", "residual:nmse=0.02", "bitround:keep=3"):
         name, parameters = codecs.parse_profile(text)
         assert spec.model_copy(update={"profile": name, "parameters": parameters}).profile_text == text

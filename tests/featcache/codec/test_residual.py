@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as hypothesis_arrays
@@ -30,7 +29,6 @@ FINITE = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False, width=32),
     st.sampled_from([0.0, -0.0, 1e-45, -1e-40, 3.4e38, -3.4e38]),
 )
-needs_pcodec = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('pcodec')")
 
 
 def speech_like(frames: int, seed: int, taps: int = TAPS, channels: int = CHANNELS) -> np.ndarray:
@@ -210,7 +208,6 @@ def test_literal_frames_are_smaller_than_those_of_any_level_and_any_zstd_reads_t
         {"bits": "2"},
         {"bits": 1, "step": 1},
         {"rate": 1},
-        {"packing": "zip"},
         {"level": 3},
     ],
 )
@@ -224,11 +221,11 @@ def test_profiles_as_users_write_them() -> None:
     assert codecs.parse_profile("residual") == ("residual", {})
     assert codecs.parse_profile("residual:1.5") == ("residual", {"bits": 1.5})
     assert codecs.parse_profile("residual:1.5bit") == ("residual", {"bits": 1.5})
-    assert codecs.parse_profile("residual:nmse=0.05,packing=pcodec") == (
-        "residual", {"nmse": 0.05, "packing": "pcodec"},
-    )  # fmt: skip
-    wrongs = ("much", "level=3", "bits=1,step=2", "packing=zip")
-    for wrong in (*(f"residual:{rest}" for rest in wrongs), "int8:1", "none"):
+    assert codecs.parse_profile("residual:nmse=0.05") == ("residual", {"nmse": 0.05})
+    assert codecs.parse_profile("blosc:step=0.5") == codecs.parse_profile("blosc:0.5") == ("blosc", {"step": 0.5})
+    assert codecs.parse_profile("bitround:3") == ("bitround", {"keep": 3})
+    wrongs = ("much", "level=3", "bits=1,step=2")
+    for wrong in (*(f"residual:{rest}" for rest in wrongs), "int8:1", "blosc:many", "none"):
         with pytest.raises(UsageError):
             codecs.parse_profile(wrong)
 
@@ -242,7 +239,7 @@ def test_torch_gives_the_integers_of_the_kernels(step: float) -> None:
     rows = [speech_like(n, n) for n in (1, 2, 37, 80)]
     rows[2][5, 1, 3] = 1e4
     block = np.concatenate([codec.encode(row).planes["codes"] for row in rows])
-    decoder = Decoder(codec.calibration, codec._scale, codec.radix, codec.packing == "pcodec", torch.device("cpu"))
+    decoder = Decoder(codec.calibration, codec._scale, codec.radix, torch.device("cpu"))
     for taps in ([0, 1, 2], [1], [2, 0]):
         depth = min(max(taps) + 2, TAPS)
         ours = codec._decode_cpu(block, depth, taps)
@@ -254,7 +251,7 @@ def test_no_frames_at_all(codec: Residual) -> None:
     nothing = np.zeros((0, TAPS, CHANNELS), np.float32)
     assert decode(codec, [nothing]).shape == nothing.shape
     block = torch.from_numpy(codec.encode(nothing).planes["codes"])
-    decoder = Decoder(codec.calibration, codec._scale, codec.radix, False, torch.device("cpu"))
+    decoder = Decoder(codec.calibration, codec._scale, codec.radix, torch.device("cpu"))
     assert decoder.decode(block, TAPS, [0, 1, 2]).shape == nothing.shape
 
 
@@ -392,26 +389,6 @@ def test_exact_values_of_an_utterance_in_several_windows(tmp_path: Path) -> None
         assert (decoded[frames, 1, 1] == np.float32(1e20)).all()
     together, _ = cache.decode(cache.read_encoded(range(len(cache))))
     np.testing.assert_array_equal(together[1].numpy(), cache.read("border"))
-
-
-@needs_pcodec
-def test_pcodec_through_the_store(tmp_path: Path) -> None:
-    """Also guards against zarr-python handing PCodec an array in another order than it reads it back."""
-    codec = build({"step": 0.5, "packing": "pcodec"})
-    rows = [speech_like(64, 1), speech_like(64, 2)]
-    encoded = [codec.complete(codec.encode(row).planes) for row in rows]
-    files = layout.render_segment("s", codec, Layout(), 1, 128)
-    for plane in codec.planes:
-        block = np.concatenate([e[plane.name] for e in encoded])
-        files[layout.shard_key("s", plane, 0)] = layout.render_shard(plane, Layout(), block)
-    for key, data in files.items():
-        (tmp_path / key).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / key).write_bytes(data)
-    opened = zarr.open_group(tmp_path / "s", mode="r")
-    planes = {plane.name: torch.from_numpy(np.asarray(opened[plane.name][:])) for plane in codec.planes}
-    found = codec.decode(planes, [64, 64], [0, 1, 2]).numpy()
-    np.testing.assert_array_equal(found, decode(codec, rows))
-    assert error_in_steps(codec, np.concatenate(rows), found).max() <= BOUND
 
 
 def test_a_newer_version_is_a_clear_error(codec: Residual) -> None:

@@ -1,0 +1,127 @@
+"""Profiles that hand each value by itself to a codec of numcodecs: `blosc`, `pcodec` and `bitround`.
+
+They are what others would use, and what `residual` is compared with: larger at the same error, and simpler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
+from featcache.codec.direct import pick, rows_of
+from featcache.errors import UsageError
+
+LIMIT = 32767
+MANTISSA_BITS = 23
+
+
+class Uniform(Codec):
+    """Whole numbers of steps; `step` is in standard deviations of each tap and channel, 0.5 if not given."""
+
+    version = 1
+    coder: ClassVar[str]
+
+    @classmethod
+    def parse(cls, text: str) -> dict[str, Any]:
+        return {"step": _number(cls.profile, "step", text)}
+
+    @classmethod
+    def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
+        from featcache.codec.fitting import moments
+
+        step = _checked(cls.profile, "step", parameters, 0.5)
+        if not 0 < step < math.inf:
+            raise UsageError(f"profile {cls.profile}: step = {step!r} is not a positive number")
+        mean, deviation = moments(rows)
+        return {"mean": mean.astype(np.float32), "step": np.maximum(deviation * step, 2.0**-100).astype(np.float32)}
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return (Plane("codes", "<i2", (self.taps, self.channels), coder=self.coder),)
+
+    def encode(self, features: np.ndarray) -> EncodedRow:
+        codes = np.rint((features - self.calibration["mean"]) / self.calibration["step"])
+        saturated = int(np.count_nonzero(np.abs(codes) > LIMIT))
+        return EncodedRow({"codes": np.clip(codes, -LIMIT, LIMIT).astype(np.int16)}, saturated)
+
+    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+        codes = planes["codes"]
+        step, mean = (rows_of(self.calibration[name], taps, codes.device) for name in ("step", "mean"))
+        return codes.float().mul_(step).add_(mean)
+
+    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
+        return {"codes": pick(planes["codes"], taps, self.taps)}, taps
+
+
+class Blosc(Uniform):
+    """Bit planes of the codes, compressed with zstd."""
+
+    profile = "blosc"
+    coder = "blosc"
+
+
+class PCodec(Uniform):
+    """The codes through PCodec, which needs the package pcodec."""
+
+    profile = "pcodec"
+    coder = "pcodec"
+
+
+class BitRound(Codec):
+    """float32 of which `keep` bits of the mantissa are kept, 3 if not given; bit planes compressed with zstd."""
+
+    profile = "bitround"
+    version = 1
+
+    @classmethod
+    def parse(cls, text: str) -> dict[str, Any]:
+        return {"keep": int(_number(cls.profile, "keep", text))}
+
+    @classmethod
+    def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
+        _keep(parameters)
+        return {}
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        return (Plane("values", "<f4", (self.taps, self.channels), coder="blosc"),)
+
+    def encode(self, features: np.ndarray) -> EncodedRow:
+        from numcodecs import BitRound as Rounding
+
+        rounded = Rounding(keepbits=_keep(self.parameters)).encode(np.ascontiguousarray(features, np.float32))
+        return EncodedRow({"values": np.asarray(rounded).view(np.float32).reshape(features.shape)}, 0)
+
+    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+        return planes["values"]
+
+    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
+        return {"values": pick(planes["values"], taps, self.taps)}, taps
+
+
+def _keep(parameters: Mapping[str, Any]) -> int:
+    keep = _checked("bitround", "keep", parameters, 3)
+    if keep != int(keep) or not 1 <= keep <= MANTISSA_BITS:
+        raise UsageError(f"profile bitround: keep = {keep!r} is no number of bits from 1 to {MANTISSA_BITS}")
+    return int(keep)
+
+
+def _checked(profile: str, name: str, parameters: Mapping[str, Any], default: float) -> float:
+    if unknown := sorted(set(parameters) - {name}):
+        raise UsageError(f"profile {profile} has no parameter {unknown[0]!r}: its only one is {name}")
+    value = parameters.get(name, default)
+    if not isinstance(value, (int, float)):
+        raise UsageError(f"profile {profile}: {name} = {value!r} is not a number")
+    return value
+
+
+def _number(profile: str, name: str, text: str) -> float:
+    try:
+        return float(text.strip().removeprefix(f"{name}="))
+    except ValueError:
+        raise UsageError(f"{profile}:{text}: {text!r} is no {name}; write {profile}:{name}=0.5 or the like") from None

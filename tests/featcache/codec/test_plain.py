@@ -1,0 +1,47 @@
+"""Profiles through codecs of numcodecs: their error, and the same values through the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache import Cache
+from featcache import codec as codecs
+from featcache.errors import UsageError
+from tests.featcache.codec.test_residual import speech_like
+from tests.helpers import make_cache
+
+ROWS = {f"u{n}": speech_like(n, n) for n in (5, 64, 100)}
+
+
+@pytest.mark.parametrize("profile", ["blosc:step=0.25", "pcodec:step=0.25", "bitround:4"])
+def test_errors_are_within_what_was_asked_and_the_store_gives_them_back(profile: str, tmp_path: Path) -> None:
+    name, parameters = codecs.parse_profile(profile)
+    cache = Cache.open(make_cache(tmp_path / "cache", ROWS, profile=name, parameters=parameters))
+    for key, row in ROWS.items():
+        found = cache.read(key)
+        error = np.abs(found.astype(np.float64) - row)
+        if name == "bitround":
+            assert (error <= np.abs(row) * 2.0**-5).all() and error.max() > 0
+        else:
+            assert (error <= cache.codec.calibration["step"] * 0.501).all()
+        np.testing.assert_array_equal(cache.read(key, ["1"]), found[:, [1]])
+
+
+def test_what_lies_beyond_the_codes_is_cut_and_counted() -> None:
+    codec = codecs.build("blosc", 1, 3, 20, {"step": 0.5}, codecs.profile_class("blosc").fit([ROWS["u100"]], {}))
+    row = ROWS["u5"].copy()
+    row[2, 1, 1] = -1e30
+    encoded = codec.encode(row)
+    assert encoded.saturated == 1 and encoded.planes["codes"][2, 1, 1] == -32767
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("blosc", {"step": 0}), ("pcodec", {"step": "x"}), ("blosc", {"keep": 3}), ("bitround", {"keep": 30})],
+)
+def test_wrong_parameters_are_refused(name: str, parameters: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match=name):
+        codecs.profile_class(name).fit([ROWS["u5"]], parameters)
