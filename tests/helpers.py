@@ -77,9 +77,9 @@ def make_cache(
     taps, channels = rows[0].shape[1:]
     parameters = parameters or {}
     calibration = codecs.profile_class(profile).fit(rows, parameters)
-    spec = make_spec(taps, channels, calibration, profile, layout, identity).model_copy(
-        update={"parameters": parameters}
-    )
+    spec = make_spec(taps, channels, calibration, profile, layout, identity)
+    encoding = codecs.encoding_id(profile, spec.profile_version, parameters, calibration)
+    spec = spec.model_copy(update={"parameters": parameters, "encoding_id": encoding})
     codec = codecs.build(profile, spec.profile_version, taps, channels, parameters, calibration)
     storage = LocalStorage(path)
     create_cache(storage, spec, calibration)

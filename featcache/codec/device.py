@@ -1,7 +1,6 @@
 """The inverse of profile `residual` with torch, on any device; the same integers as `featcache.codec.kernels`.
 
-Products across channels are one matrix product a tap. The recursion over frames is left: all rows and channels
-take it at once.
+Products across channels are one matrix product a tap; what is left is a recursion over frames (`featcache.codec.scan`).
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import torch
 from torch.nn.functional import pad
 
 from featcache.codec import packing
+from featcache.codec.arithmetic import SMOOTH_SHIFT, UNIT_BITS
 from featcache.codec.mixing import product
-
-UNIT_BITS, RANGE, WEIGHT_BITS, SMOOTH_SHIFT = 6, 32767, 12, 8
+from featcache.codec.scan import scan
 
 
 class Decoder:
@@ -73,26 +72,16 @@ class Decoder:
 
     def reconstruct(self, codes: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """int32 `(frames, depth, channels)`."""
-        frames, depth, channels = codes.shape
+        frames, depth, _ = codes.shape
         starts = first.nonzero()[:, 0]
         lengths = torch.diff(starts, append=torch.tensor([frames], device=starts.device))
-        longest = int(lengths.max()) if len(lengths) else 0
-        row = torch.repeat_interleave(torch.arange(len(starts), device=codes.device), lengths)
-        time = torch.arange(frames, device=codes.device) - starts[row]
         out = torch.zeros_like(codes)
-        half = 1 << (WEIGHT_BITS - 1)
         for tap in range(depth):
             added = (codes[:, tap] << UNIT_BITS) - torch.sign(codes[:, tap]) * self.centroid[tap]
             if tap:
                 shift = self.shift[tap]
                 added += (self._mixed(out[:, tap - 1], first, tap) + ((1 << shift) >> 1)) >> shift
-            steps = added.new_zeros((longest, len(starts), channels))
-            steps[time, row] = added
-            now = torch.zeros_like(steps[0]) if longest else steps
-            for t in range(longest):
-                now = (((self.own[tap] * now + half) >> WEIGHT_BITS) + steps[t]).clamp_(-RANGE, RANGE)
-                steps[t] = now
-            out[:, tap] = steps[time, row]
+            out[:, tap] = scan(added, self.own[tap], starts, lengths)
         return out
 
     def _mixed(self, below: torch.Tensor, first: torch.Tensor, tap: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from featcache.codec import kernels
+from featcache.codec.arithmetic import UNIT, WEIGHT_BITS, WEIGHT_LIMIT
 from featcache.codec.base import Arrays
 from featcache.codec.mixing import product
 
@@ -117,15 +117,13 @@ def predictor(stats: Statistics, step: float) -> Arrays:
         rest = stats.power[tap] + noise - (past * by_past).sum(axis=0)
         own[tap] = (stats.lag[tap] - (past * by_now).sum(axis=0)) / np.maximum(rest, noise)
         mixing[tap] = by_now - by_past * own[tap]
-    units = 127.0 * step / (REACH * kernels.UNIT)
+    units = 127.0 * step / (REACH * UNIT)
     input_shift = int(np.clip(np.ceil(-np.log2(units)), 0, 8))
     largest = np.maximum(np.abs(mixing).max(axis=1), 2.0**-14)
     power = np.clip(np.floor(np.log2(127 / largest)), input_shift, 14).astype(np.int8)
     whole = np.clip(np.rint(mixing * 2.0 ** power[:, None].astype(np.float64)), -127, 127)
     return {
-        "own": np.clip(np.rint(own * (1 << kernels.WEIGHT_BITS)), -kernels.WEIGHT_LIMIT, kernels.WEIGHT_LIMIT).astype(
-            np.int16
-        ),
+        "own": np.clip(np.rint(own * (1 << WEIGHT_BITS)), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16),
         "mixing": whole.astype(np.int8),
         "mixing_shift": (power - input_shift).astype(np.int8),
         "input_shift": np.array([input_shift], np.int8),

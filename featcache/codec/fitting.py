@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from featcache.codec import literal, packing
+from featcache.codec import arithmetic, literal, packing
 from featcache.codec.base import Arrays
 from featcache.codec.parameters import DEFAULT_LEVEL, Asked
 from featcache.errors import UsageError
@@ -136,7 +136,7 @@ def fit_step(
         "mean": np.ascontiguousarray(mean, np.float32),
         "deviation": np.ascontiguousarray(deviation, np.float32),
         "step": np.ascontiguousarray(deviation * step, np.float32),
-        "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * kernels.UNIT), np.int16),
+        "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * arithmetic.UNIT), np.int16),
         "centroid": np.zeros((taps, channels), np.int16),
         **predictor,
     }
@@ -149,7 +149,7 @@ def fit_step(
     codes, framed = [c for c, _ in coded], [r for _, r in coded]
     source = [np.ascontiguousarray(r[1:, 1:-1]) for r in framed]
     smoother = _solve(target, source, SMOOTHER)
-    arrays["smoother"] = _fixed(smoother, kernels.SMOOTH_BITS, kernels.SMOOTH_LIMIT)
+    arrays["smoother"] = _fixed(smoother, arithmetic.SMOOTH_BITS, arithmetic.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
     arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
     arrays["coding"], bits = _choose(flat, arrays["order"])
@@ -158,9 +158,7 @@ def fit_step(
 
 def inverse_of(step: np.ndarray) -> np.ndarray:
     """float32 units in one of value, for `kernels.targets`."""
-    from featcache.codec import kernels
-
-    return (np.float32(kernels.UNIT) / step).astype(np.float32)
+    return (np.float32(arithmetic.UNIT) / step).astype(np.float32)
 
 
 def _solve(
@@ -198,16 +196,14 @@ def _fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
 
 def _centroid(target: Sequence[np.ndarray], codes: Sequence[np.ndarray], rec: Sequence[np.ndarray]) -> np.ndarray:
     """By how many units values whose code is not 0 lie nearer to 0 than the middle of their step."""
-    from featcache.codec import kernels
-
     total = np.zeros(target[0].shape[1:])
     count = np.zeros_like(total)
     for row, code, r in zip(target, codes, rec, strict=True):
-        used = (code != 0) & (np.abs(row) <= kernels.RANGE)
+        used = (code != 0) & (np.abs(row) <= arithmetic.RANGE)
         total -= np.where(used, np.sign(code) * (row - r), 0).sum(axis=0)
         count += used.sum(axis=0)
     # Channels with few such codes keep to the middle.
-    return np.clip(np.rint(total / (count + 20)), -kernels.UNIT // 2, kernels.UNIT // 2).astype(np.int16)
+    return np.clip(np.rint(total / (count + 20)), -arithmetic.UNIT // 2, arithmetic.UNIT // 2).astype(np.int16)
 
 
 def _entropy(codes: np.ndarray) -> np.ndarray:
@@ -266,7 +262,7 @@ def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
     """The float32 estimate of one row, `(frames, taps, channels)`, from its framed reconstructions."""
     from featcache.codec import kernels
 
-    scale = (arrays["step"] * np.float32(kernels.SMOOTHED_UNIT)).astype(np.float32)
+    scale = (arrays["step"] * np.float32(arithmetic.SMOOTHED_UNIT)).astype(np.float32)
     taps, channels = scale.shape
     out = np.empty((len(rec) - 1, taps, channels), np.float32)
     kernels.smooth(rec, arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from featcache.codec.kernels import RANGE
+from featcache.codec.arithmetic import RANGE
 
 
 @numba.njit(nogil=True, cache=True)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from featcache.codec import kernels
+from featcache.codec.arithmetic import LARGEST
 from featcache.codec.base import Arrays
 from featcache.codec.mixing import product
 
@@ -18,7 +19,7 @@ class Coding:
         budget: the room there, in quarters of a byte; without one any code will do.
     """
 
-    def __init__(self, arrays: Arrays, limit: int = kernels.LARGEST + 1, budget: int = 0) -> None:
+    def __init__(self, arrays: Arrays, limit: int = LARGEST + 1, budget: int = 0) -> None:
         self._arrays = arrays
         self._limit, self._budget = limit, budget
         self._shift = arrays["mixing_shift"].astype(np.int32)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from featcache.codec import fitting, packing
+from featcache.codec.arithmetic import SMOOTHED_UNIT
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
 from featcache.codec.packing import EXACT, FIRST
 from featcache.codec.parameters import DEFAULT_LEVEL, check, parse
@@ -183,7 +184,3 @@ class Residual(Codec):
 
     def _flags(self, codes: Any) -> Any:
         return codes[:, 0]
-
-
-# Steps in one unit of a smoothed value; `kernels` has the arithmetic, and takes a second to import.
-SMOOTHED_UNIT = 2.0**-9

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +249,27 @@ def test_torch_gives_the_integers_of_the_kernels(step: float) -> None:
         ours = codec._decode_cpu(block, depth, taps)
         torchs = decoder.decode(torch.from_numpy(block), depth, taps)
         assert torch.equal(ours, torchs)
+
+
+SCAN = """
+import torch
+from featcache.codec.scan import by_frames, launch, triton_kernel
+torch.manual_seed(0)
+lengths = torch.tensor([3, 40, 1, 0, 17])
+starts = lengths.cumsum(0) - lengths
+added = torch.randint(-40000, 40000, (int(lengths.sum()), 200), dtype=torch.int32)
+own = torch.randint(-16383, 16384, (200,), dtype=torch.int32)
+assert torch.equal(launch(triton_kernel(), added, own, starts, lengths), by_frames(added, own, starts, lengths))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_for_gpus_gives_the_integers_of_torch() -> None:
+    """Triton's interpreter runs the kernel on the CPU; it has to be asked before Triton is imported."""
+    found = subprocess.run(
+        [sys.executable, "-c", SCAN], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_no_frames_at_all(codec: Residual) -> None:
