@@ -44,7 +44,7 @@ def _tail(codes: np.ndarray, order: np.ndarray, limit: np.int32, reached: int, o
     for i in range(len(order)):
         place = order[i]
         if place < len(codes):
-            size = abs(np.int32(codes[place])) - limit
+            size = int(abs(np.int32(codes[place])) - limit)
             if size >= 0:
                 out[at >> 2] |= np.uint8(min(size, 3) << (2 * (at & 3)))
                 at += 1

@@ -61,10 +61,18 @@ def triton_kernel() -> Any:
     except ImportError:
         return None
 
-    @triton.jit  # type: ignore[untyped-decorator]
+    @triton.jit
     def kernel(
-        added, out, own, starts, lengths, channels, BITS: tl.constexpr, LARGEST: tl.constexpr, WIDTH: tl.constexpr
-    ):  # type: ignore[no-untyped-def]
+        added: Any,
+        out: Any,
+        own: Any,
+        starts: Any,
+        lengths: Any,
+        channels: Any,
+        BITS: tl.constexpr,
+        LARGEST: tl.constexpr,
+        WIDTH: tl.constexpr,
+    ) -> None:
         row = tl.program_id(0)
         channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
         inside = channel < channels
