@@ -19,7 +19,7 @@ import torch
 
 from featcache.errors import JobError
 from featcache.lease import Leases
-from featcache.ledger import Quarantined
+from featcache.ledger import Quarantined, Saturated
 from featcache.manifest import Row
 from featcache.plan import SAMPLE_RATE, Plan
 from featcache.reading import Pcm, load_window
@@ -173,7 +173,7 @@ def run_shards(
                 done.shards += 1
                 done.bytes += written
                 done.seconds += state.seconds
-                done.saturated += state.saturated
+                done.saturated += sum(found.values for found in state.saturated)
                 done.quarantined += state.quarantined
 
     threads = [pipe.run(read), pipe.run(write)]
@@ -222,7 +222,7 @@ class _ShardState:
         self.span = plan.shard_rows(shard)
         self.audio = dict.fromkeys(self.span, "")
         self.quarantined: list[Quarantined] = []
-        self.saturated = 0
+        self.saturated: list[Saturated] = []
         self.seconds = 0.0
 
     def leave_out(self, plan: Plan, row: int, reason: str) -> None:
@@ -256,7 +256,8 @@ def _encode(
         for name, codes in encoded.planes.items():
             block[name][at : at + len(codes)] = codes
         state.audio[row] = pcm.digest
-        state.saturated += encoded.saturated
+        if encoded.saturated:
+            state.saturated.append(Saturated(row=row, values=encoded.saturated))
         state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
 
 
@@ -269,5 +270,5 @@ def _finish(
         raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
     return finish(
         writer, leases, state.shard, block, [state.audio[row] for row in state.span],
-        sorted(state.quarantined, key=lambda q: q.row), state.saturated,
+        sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
     )  # fmt: skip
