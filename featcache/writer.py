@@ -64,7 +64,7 @@ class SegmentWriter:
 
     @property
     def remedy(self) -> str:
-        return f"run `featcache repair {self.storage} MANIFEST`"
+        return f"run `featcache repair MANIFEST {self.storage}`"
 
     def begin(self) -> None:
         """Write the plan's digest and the metadata of the arrays, or check that they are this plan's.
