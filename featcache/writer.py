@@ -143,7 +143,7 @@ class SegmentWriter:
             )
 
     def seal(self, labels: Mapping[str, Sequence[Any]]) -> Seal:
-        """Write index, labels and seal. All shards must be recorded.
+        """Write index, labels and seal, and remove what killed writers left. All shards must be recorded.
 
         Args:
             labels: columns of `len(plan.ids)` values each.
@@ -152,6 +152,8 @@ class SegmentWriter:
         missing = [shard for shard in range(self.plan.shards) if shard not in records]
         if missing:
             raise JobError(f"{self.storage}/{self.name} lacks shard {missing[0]}: run `featcache extract` again")
+        # Everywhere: the one that was killed may have been at the description or at a lease.
+        self.storage.delete_temporary("")
         columns = build_columns(self.plan, records)
         for key, data in layout.render_columns(f"{self.name}/index", columns).items():
             self.storage.write(key, data)
