@@ -38,6 +38,8 @@ def leave_when_a_thread_gets_none() -> None:
     Python waits for ever for a new thread that gets no memory to start with. What is finished is durable, and
     the leases of a dead process are taken over.
     """
+    if sys.unraisablehook.__module__ == __name__:
+        return
     # Nothing can be made when it is needed, so that all is at hand before.
     line, write, leave = f"featcache: out of memory: {REMEDY}\n".encode(), os.write, os._exit
     unraisable, uncaught = sys.unraisablehook, threading.excepthook
