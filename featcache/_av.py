@@ -13,6 +13,7 @@ import numpy.typing as npt
 from av.container import InputContainer
 
 from featcache.errors import AudioError
+from featcache.memory import ran_out
 
 # Playlists (hls, concat, dash) are left out: they would open other files, or the network.
 DEMUXERS = (
@@ -45,7 +46,9 @@ class ContainerReader:
         options = {} if demuxer else {"format_whitelist": DEMUXERS}
         try:
             container = av.open(file, mode="r", format=demuxer, options=options)
-        except (av.FFmpegError, ValueError):
+        except (av.FFmpegError, ValueError) as error:
+            if ran_out(error):
+                raise
             raise AudioError("not audio that libsndfile or FFmpeg can read") from None
         with container:
             yield cls(container)

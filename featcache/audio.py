@@ -31,6 +31,7 @@ import soxr
 from featcache._av import ContainerReader
 from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader
 from featcache.errors import AudioError, JobError
+from featcache.memory import ran_out
 
 Pcm = npt.NDArray[np.float32]
 
@@ -121,7 +122,9 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
             raise AudioError(f"the offset {offset:g} s is beyond the end ({promised / rate:g} s)")
         try:
             parts = [_downmix(block) for block in reader.blocks(start, count)]
-        except (soundfile.SoundFileError, av.FFmpegError):
+        except (soundfile.SoundFileError, av.FFmpegError) as error:
+            if ran_out(error):
+                raise
             raise AudioError("damaged or truncated: decoding stopped before the end") from None
     mono: Pcm = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if promised is not None:
@@ -207,6 +210,8 @@ def _opened(path: str | Path) -> Iterator[Reader]:
             raise JobError(f"{path} cannot be read: {why}; mend this and run the same command again") from error
         raise AudioError(f"unreadable: {os.strerror(error.errno) if error.errno else 'damaged'}") from error
     except (soundfile.SoundFileError, av.FFmpegError) as error:
+        if ran_out(error):
+            raise MemoryError("no memory left to decode a recording") from error
         raise AudioError("damaged or truncated: cannot be decoded") from error
     except ValueError as error:  # a NUL in the name; numbers in a header that make no sense
         raise AudioError("unreadable: the name or the header makes no sense") from error
@@ -229,6 +234,8 @@ def _reader(file: FileIO, suffix: str) -> Iterator[Reader]:
         except soundfile.LibsndfileError as error:
             if error.code == MALFORMED:  # FFmpeg would make do with what is left of it
                 raise AudioError("damaged or truncated: the header makes no sense") from error
+            if ran_out(error):  # FFmpeg may decode it to other values
+                raise
         else:
             with sound:
                 # A FLAC that was written into a pipe does not know its length, and soundfile needs one.

@@ -6,6 +6,7 @@ their order, on the machine or on chance.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from featcache.errors import JobError
 from featcache.forecast import bits_per_value, forecast
 from featcache.index import id_hash
 from featcache.manifest import Row
-from featcache.plan import SAMPLE_RATE, make_plan
+from featcache.plan import SAMPLE_RATE, Plan, make_plan
 from featcache.progress import AudioProgress
 from featcache.reading import load_window, row_samples
 from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
@@ -85,7 +86,8 @@ def calibrate(
         encoding_id="",
     )
     affordable = MAX_BYTES / (4 * len(taps) * channels * upstream.geometry.frame_rate)
-    features, realtime = _activations(choose(rows, min(seconds, affordable)), manifest, upstream, draft)
+    limit = min(seconds, affordable)
+    features, realtime = _activations(choose(rows, limit), manifest, upstream, draft, limit)
     calibration = kind.fit(features, parameters)
     codec = codecs.build(profile, kind.version, len(taps), channels, parameters, calibration)
     spec = draft.model_copy(
@@ -99,16 +101,22 @@ def calibrate(
 
 
 def _activations(
-    rows: Sequence[Row], manifest: Path, upstream: Upstream, spec: CacheSpec
+    rows: Sequence[Row], manifest: Path, upstream: Upstream, spec: CacheSpec, seconds: float
 ) -> tuple[list[np.ndarray], float]:
-    """Finite activations of usable windows in the order of the rows, and the model's speed (x real time)."""
+    """Finite activations of usable windows in the order of the rows, and the model's speed (x real time).
+
+    Of a recording that is longer than `seconds` by itself, windows spread evenly over it.
+    """
     plan = make_plan([row.id for row in rows], [row_samples(row) for row in rows], spec, 1)
+    step = max(1, math.ceil(rows[0].duration / seconds)) if len(rows) == 1 else 1
+    thin = range(0, plan.rows, step)
     found: dict[int, np.ndarray] = {}
     model_seconds = audio_seconds = 0.0
     reasons: list[str] = []
-    with AudioProgress("calibrating", plan.seconds) as progress:
+    with AudioProgress("calibrating", _window_seconds(plan, thin)) as progress:
         for shard in range(plan.shards):
-            for batch in plan.batches(shard):
+            for planned in plan.batches(shard):
+                batch = [row for row in planned if row in thin]
                 loaded = [load_window(rows[plan.utterance[r]], manifest, plan, r) for r in batch]
                 usable = [(r, pcm.samples) for r, pcm in zip(batch, loaded, strict=True) if pcm.samples is not None]
                 reasons += [pcm.reason for pcm in loaded if pcm.reason]
@@ -120,8 +128,13 @@ def _activations(
                     for (row, _), output in zip(usable, outputs, strict=True):
                         if np.isfinite(output).all():
                             found[row] = output[plan.keep[row] : plan.keep[row] + plan.frames[row]]
-                progress.advance(sum(int(plan.stop[r] - plan.start[r]) for r in batch) / SAMPLE_RATE)
+                progress.advance(_window_seconds(plan, batch))
     if not found:
         why = f" (the first: {reasons[0]})" if reasons else ""
         raise JobError(f"none of the {len(rows)} utterances drawn for calibration can be used{why}: check {manifest}")
     return [found[row] for row in sorted(found)], audio_seconds / max(model_seconds, 1e-9)
+
+
+def _window_seconds(plan: Plan, rows: Sequence[int]) -> float:
+    """Seconds of audio that go through the model for these rows."""
+    return float((plan.stop - plan.start)[list(rows)].sum()) / SAMPLE_RATE

@@ -15,6 +15,7 @@ from featcache.cli_remote import remote_app
 from featcache.cli_sets import sets_app
 from featcache.device import choose_device
 from featcache.errors import FeatcacheError, JobError, UsageError
+from featcache.memory import REMEDY, leave_when_a_thread_gets_none, ran_out
 
 # Everything that loads a model or opens audio is imported in the command that needs it.
 
@@ -296,11 +297,17 @@ def _request(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and an exit status, never a traceback."""
+    leave_when_a_thread_gets_none()
     try:
         app()
     except FeatcacheError as error:
         print(f"featcache: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        print(f"featcache: out of memory: {REMEDY}", file=sys.stderr)
+        sys.exit(JobError.exit_code)
     except KeyboardInterrupt:
         print("featcache: interrupted", file=sys.stderr)
         sys.exit(130)

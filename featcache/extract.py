@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from featcache.errors import JobError
 from featcache.lease import Leases
-from featcache.ledger import Quarantined
+from featcache.ledger import Quarantined, Saturated
 from featcache.manifest import Row
+from featcache.memory import REMEDY, ran_out
 from featcache.plan import SAMPLE_RATE, Plan
 from featcache.reading import Pcm, load_window
 from featcache.shards import finish, leased
@@ -173,11 +173,13 @@ def run_shards(
                 done.shards += 1
                 done.bytes += written
                 done.seconds += state.seconds
-                done.saturated += state.saturated
+                done.saturated += sum(found.values for found in state.saturated)
                 done.quarantined += state.quarantined
 
-    threads = [pipe.run(read), pipe.run(write)]
+    threads: list[threading.Thread] = []
     try:
+        for stage in (read, write):
+            threads.append(pipe.run(stage))
         for item in pipe.get(loaded):
             pipe.put(computed, _forward(upstream, item))
         pipe.put(computed, None)
@@ -190,6 +192,8 @@ def run_shards(
         finally:
             leases.close()
     if pipe.error is not None:
+        if ran_out(pipe.error) and not isinstance(pipe.error, JobError):
+            raise JobError(f"out of memory: {REMEDY}") from pipe.error
         raise pipe.error
     return done
 
@@ -204,11 +208,14 @@ def _forward(upstream: Upstream, item: _Read) -> _Computed:
     usable = [pcm.samples for pcm in item.audio if pcm.samples is not None]
     try:
         outputs = iter(upstream.forward(usable) if usable else [])
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except Exception as error:
+        if not ran_out(error):
+            raise
         seconds = max((len(samples) for samples in usable), default=0) * len(usable) / SAMPLE_RATE
         raise JobError(
             f"out of memory on a batch of {seconds:.0f} s of audio: batches are part of the cache's plan and are "
-            "never cut silently; make the cache anew with a smaller --batch-seconds, or use a larger machine"
+            "never cut silently; finished shards are safe: go on with the same command on a larger machine, or make "
+            "the cache anew with a smaller --batch-seconds"
         ) from error
     features = [next(outputs) if pcm.samples is not None else None for pcm in item.audio]
     return _Computed(item.shard, item.rows, item.audio, features, item.last)
@@ -222,7 +229,7 @@ class _ShardState:
         self.span = plan.shard_rows(shard)
         self.audio = dict.fromkeys(self.span, "")
         self.quarantined: list[Quarantined] = []
-        self.saturated = 0
+        self.saturated: list[Saturated] = []
         self.seconds = 0.0
 
     def leave_out(self, plan: Plan, row: int, reason: str) -> None:
@@ -256,7 +263,8 @@ def _encode(
         for name, codes in encoded.planes.items():
             block[name][at : at + len(codes)] = codes
         state.audio[row] = pcm.digest
-        state.saturated += encoded.saturated
+        if encoded.saturated:
+            state.saturated.append(Saturated(row=row, values=encoded.saturated))
         state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
 
 
@@ -269,5 +277,5 @@ def _finish(
         raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
     return finish(
         writer, leases, state.shard, block, [state.audio[row] for row in state.span],
-        sorted(state.quarantined, key=lambda q: q.row), state.saturated,
+        sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
     )  # fmt: skip

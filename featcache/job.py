@@ -320,7 +320,6 @@ class Job:
                 leases.wait(0.5)
             if self.storage.exists(f"{name}/seal.json"):
                 return None
-            self.storage.delete_temporary(name)
             return self.writer.seal(label_columns(self.new_rows))
         finally:
             leases.close()

@@ -7,9 +7,9 @@ itself. Records hold no times and no host names: the same work leaves the same b
 from __future__ import annotations
 
 import json
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from featcache.digest import canonical_json, digest, sha256
 from featcache.errors import CorruptCacheError
@@ -38,10 +38,20 @@ class Quarantined(BaseModel):
     reason: str
 
 
+class Saturated(BaseModel):
+    """How many values of a row lay beyond what the profile can hold and were set to its limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row: int
+    values: int
+
+
 class ShardRecord(BaseModel):
     """One finished shard: its files, its rows `first .. first + len(audio) - 1`, and what was left out.
 
     `audio[i]` is the SHA-256 of the decoded PCM of row `first + i`, or "" where the row is quarantined.
+    `saturated_rows` says where the `saturated` values are; records without such values do without it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +62,15 @@ class ShardRecord(BaseModel):
     audio: tuple[str, ...]
     quarantined: tuple[Quarantined, ...] = ()
     saturated: int = 0
+    saturated_rows: tuple[Saturated, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_empty(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        if not self.saturated_rows:
+            # As records were before they named rows, so that those stay as they were sealed.
+            del content["saturated_rows"]
+        return content
 
 
 class Seal(BaseModel):

@@ -15,7 +15,7 @@ from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.plan import make_plan
-from featcache.rewrite import origin_of, write_shards
+from featcache.rewrite import Block, origin_of, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec
 from featcache.storage import Storage, open_storage
@@ -155,10 +155,11 @@ def _segment(
     storage.delete_folder(f"{segment.name}/leases")
 
 
-def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> codecs.Arrays:
+def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> Block:
     """All frames of one shard in the new profile."""
     plan = writer.plan
     block = writer.new_block()
+    saturated: dict[int, int] = {}
     utterance, features = -1, np.zeros((0, 0, 0), np.float32)
     for row in plan.shard_rows(shard):
         owner = int(plan.utterance[row])
@@ -172,4 +173,5 @@ def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -
         at = int(plan.position[row]) - shard * plan.shard_frames
         for name, codes in encoded.planes.items():
             block[name][at : at + len(codes)] = codes
-    return block
+        saturated[row] = encoded.saturated
+    return Block(block, saturated)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from featcache.codec import Arrays
 from featcache.errors import CacheError
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, Seal, from_bytes, read_records
+from featcache.ledger import Quarantined, Saturated, Seal, from_bytes, read_records
 from featcache.plan import make_plan
 from featcache.segment import Segment
 from featcache.shards import finish, leased
@@ -23,17 +23,29 @@ Progress = Callable[[float, int], None]
 
 @dataclass(frozen=True)
 class Origin:
-    """What the ledgers say of rows, in the order of a new plan: digests of their audio, reasons against them."""
+    """What the ledgers say of rows, in the order of a new plan.
+
+    Digests of their audio, reasons against them, and how many of their values were set to a profile's limit.
+    """
 
     audio: Sequence[str]
     reasons: Mapping[int, str]
+    saturated: Mapping[int, int]
 
 
-def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Arrays], on_shard: Progress) -> None:
+@dataclass(frozen=True)
+class Block:
+    """The arrays of all frames of one shard, and by row the values that were set to the limit in making them."""
+
+    planes: Arrays
+    saturated: Mapping[int, int] = field(default_factory=dict)
+
+
+def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Block], on_shard: Progress) -> None:
     """Write and record what the segment lacks; several processes may do so at once.
 
     Args:
-        block_of: the arrays of all frames of one shard.
+        block_of: makes one shard.
         on_shard: called with the seconds of audio and the bytes of each shard written.
     """
     plan = writer.plan
@@ -47,7 +59,12 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
                 for row in span
                 if row in origin.reasons
             ]
-            written = finish(writer, leases, shard, block_of(shard), [origin.audio[row] for row in span], quarantined)
+            block = block_of(shard)
+            # A value at the limit of the old profile is most likely at that of the new one too: it counts once.
+            counts = {row: max(origin.saturated.get(row, 0), block.saturated.get(row, 0)) for row in span}
+            saturated = [Saturated(row=row, values=count) for row, count in counts.items() if count]
+            audio = [origin.audio[row] for row in span]
+            written = finish(writer, leases, shard, block.planes, audio, quarantined, saturated)
             on_shard(sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000, written)
     finally:
         leases.close()
@@ -59,6 +76,7 @@ def origin_of(segment: Segment) -> Origin:
     return Origin(
         [digest for shard in sorted(records) for digest in records[shard].audio],
         {q.row: q.reason for record in records.values() for q in record.quarantined},
+        {s.row: s.values for record in records.values() for s in record.saturated_rows},
     )
 
 
@@ -105,7 +123,7 @@ def copy_segment(
             f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
         )
 
-    def block_of(shard: int) -> Arrays:
+    def block_of(shard: int) -> Block:
         block = writer.new_block()
         utterance, codes = -1, {}
         for row in plan.shard_rows(shard):
@@ -121,7 +139,7 @@ def copy_segment(
                 # A plane that the row does not need has no frames: zeros, as they were.
                 piece = values[first : first + int(plan.frames[row])]
                 block[plane][at : at + len(piece)] = piece
-        return block
+        return Block(block)
 
     write_shards(writer, origin, block_of, on_shard)
     seal = writer.seal({label: _column(chosen, label) for label in labels})
@@ -132,6 +150,7 @@ def copy_segment(
 def _gather(chosen: Sequence[Chosen]) -> Origin:
     audio: list[str] = []
     reasons: dict[int, str] = {}
+    saturated: dict[int, int] = {}
     for part in chosen:
         whole = origin_of(part.segment)
         first_row = part.segment.column("first_row")
@@ -139,8 +158,10 @@ def _gather(chosen: Sequence[Chosen]) -> Origin:
             for row in range(int(first_row[utterance]), int(first_row[utterance + 1])):
                 if row in whole.reasons:
                     reasons[len(audio)] = whole.reasons[row]
+                if row in whole.saturated:
+                    saturated[len(audio)] = whole.saturated[row]
                 audio.append(whole.audio[row])
-    return Origin(audio, reasons)
+    return Origin(audio, reasons, saturated)
 
 
 def _column(chosen: Sequence[Chosen], label: str) -> list[str | None]:

@@ -15,6 +15,7 @@ from featcache.codec import Arrays, Codec, Plane
 from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
 from featcache.index import MISSING, USABLE, Texts, id_hash
 from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs
+from featcache.memory import ran_out
 from featcache.storage import Storage
 
 Result = TypeVar("Result")
@@ -37,7 +38,7 @@ class Segment:
 
     @property
     def remedy(self) -> str:
-        return f"run `featcache verify {self.storage}`, then `featcache repair {self.storage} MANIFEST`"
+        return f"run `featcache verify {self.storage}`, then `featcache repair MANIFEST {self.storage}`"
 
     @cached_property
     def _group(self) -> zarr.Group:
@@ -195,8 +196,12 @@ class Segment:
         except FeatcacheError:
             raise
         except OSError as error:
+            if ran_out(error):
+                raise
             raise CorruptCacheError(f"{self.storage}/{key} cannot be read ({error}): {self.remedy}") from error
         except Exception as error:
+            if ran_out(error):
+                raise
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from error
 

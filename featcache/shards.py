@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, ShardRecord
+from featcache.ledger import Quarantined, Saturated, ShardRecord
 from featcache.writer import SegmentWriter
 
 # How long to wait before looking again for a shard that another process is writing.
@@ -48,7 +48,7 @@ def finish(
     block: Mapping[str, np.ndarray],
     audio: Sequence[str],
     quarantined: Sequence[Quarantined],
-    saturated: int = 0,
+    saturated: Sequence[Saturated] = (),
 ) -> int:
     """Write a leased shard, then its record, and give the lease back; returns the bytes written.
 
@@ -58,6 +58,7 @@ def finish(
     Args:
         block: the arrays of all its frames.
         audio: digests of its rows' audio.
+        saturated: rows with values at the profile's limit, in order.
 
     Raises:
         JobError: the lease was lost, or the place cannot be written to.
@@ -74,7 +75,8 @@ def finish(
             first=writer.plan.shard_rows(shard).start,
             audio=tuple(audio),
             quarantined=tuple(quarantined),
-            saturated=saturated,
+            saturated=sum(found.values for found in saturated),
+            saturated_rows=tuple(saturated),
         )
     )
     leases.release(lease)

@@ -163,10 +163,16 @@ class LocalStorage(Storage):
             sync_path(path.parent)
 
     def delete(self, key: str) -> None:
-        self.path(key).unlink(missing_ok=True)
+        with self._explained(self.path(key), "removed"):
+            self.path(key).unlink(missing_ok=True)
 
     def delete_folder(self, prefix: str) -> None:
-        shutil.rmtree(self.path(prefix), ignore_errors=True)
+        for folder, folders, files in os.walk(self.path(prefix), topdown=False):
+            for name in files:
+                self.delete(f"{Path(folder).relative_to(self.root).as_posix()}/{name}")
+            for name in folders:
+                self._remove_folder(Path(folder) / name)
+        self._remove_folder(self.path(prefix))
 
     def move_folder(self, source: str, target: str) -> None:
         new = self.path(target)
@@ -183,7 +189,7 @@ class LocalStorage(Storage):
                 if name.startswith(TEMPORARY) and (
                     left_by_the_dead(name.removeprefix(TEMPORARY)) or (Path(folder) / name).stat().st_mtime < old
                 ):
-                    (Path(folder) / name).unlink(missing_ok=True)
+                    self.delete((Path(folder) / name).relative_to(self.root).as_posix())
 
     def free_bytes(self) -> int:
         """Free disk space at the nearest folder that exists."""
@@ -209,6 +215,15 @@ class LocalStorage(Storage):
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def _remove_folder(self, path: Path) -> None:
+        with self._explained(path, "removed"):
+            try:
+                path.rmdir()
+            except OSError as error:
+                # Another process has removed it, or has put something new into it.
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
             return
@@ -220,11 +235,11 @@ class LocalStorage(Storage):
             sync_path(made.parent)
 
     @contextlib.contextmanager
-    def _explained(self, path: Path) -> Iterator[None]:
+    def _explained(self, path: Path, done: str = "written") -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
-            raise JobError(f"{path} could not be written: its folder went away") from error
+            raise JobError(f"{path} could not be {done}: its folder went away") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise JobError(
@@ -232,7 +247,7 @@ class LocalStorage(Storage):
                     "run the same command again"
                 ) from error
             raise JobError(
-                f"{path} cannot be written ({error.strerror}): finished shards are safe; mend that and "
+                f"{path} cannot be {done} ({error.strerror}): finished shards are safe; mend that and "
                 "run the same command again"
             ) from error
 

@@ -18,6 +18,7 @@ from featcache.codec import Arrays, Codec, build, encoding_id
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.index import LazyTexts
 from featcache.ledger import proof
+from featcache.memory import ran_out
 from featcache.partial import read_origin
 from featcache.segment import Segment, open_segment, read_calibration
 from featcache.spec import FORMAT, CacheSpec, values_id
@@ -110,6 +111,8 @@ class Cache:
         except FeatcacheError:
             raise
         except Exception as error:
+            if ran_out(error):
+                raise
             raise CorruptCacheError(f"{storage}/{layout.CALIBRATION} is damaged ({error}): {remedy}") from error
         codec = build(spec.profile, spec.profile_version, len(spec.taps), spec.channels, spec.parameters, calibration)
         if encoding_id(spec.profile, spec.profile_version, spec.parameters, calibration) != spec.encoding_id:

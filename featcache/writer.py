@@ -64,7 +64,7 @@ class SegmentWriter:
 
     @property
     def remedy(self) -> str:
-        return f"run `featcache repair {self.storage} MANIFEST`"
+        return f"run `featcache repair MANIFEST {self.storage}`"
 
     def begin(self) -> None:
         """Write the plan's digest and the metadata of the arrays, or check that they are this plan's.
@@ -133,8 +133,9 @@ class SegmentWriter:
         key = record_key(self.name, record.shard)
         data = to_bytes(record)
         if not self.storage.create(key, data):
-            found = self.storage.read(key)
-            if found == data:
+            found = read_record(self.storage, self.name, record.shard, self.remedy)
+            # Older records say how many values were set to the limit, but not in which rows.
+            if found in (record, record.model_copy(update={"saturated_rows": ()})):
                 return
             raise JobError(
                 f"shard {record.shard} of {self.storage}/{self.name} was recorded by another process with other "
@@ -142,7 +143,7 @@ class SegmentWriter:
             )
 
     def seal(self, labels: Mapping[str, Sequence[Any]]) -> Seal:
-        """Write index, labels and seal. All shards must be recorded.
+        """Write index, labels and seal, and remove what killed writers left. All shards must be recorded.
 
         Args:
             labels: columns of `len(plan.ids)` values each.
@@ -151,6 +152,8 @@ class SegmentWriter:
         missing = [shard for shard in range(self.plan.shards) if shard not in records]
         if missing:
             raise JobError(f"{self.storage}/{self.name} lacks shard {missing[0]}: run `featcache extract` again")
+        # Everywhere: the one that was killed may have been at the description or at a lease.
+        self.storage.delete_temporary("")
         columns = build_columns(self.plan, records)
         for key, data in layout.render_columns(f"{self.name}/index", columns).items():
             self.storage.write(key, data)

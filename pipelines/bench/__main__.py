@@ -61,6 +61,26 @@ def faults(
         raise typer.Exit(1)
 
 
+@app.command()
+def memory(
+    manifest: Annotated[Path, typer.Option(help="Speech to take parts of.")] = Path("data/demo/manifest.jsonl"),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-tiny.en",
+    utterances: Annotated[int, typer.Option(min=1, help="Short utterances of the first job.")] = 10_000,
+    long_seconds: Annotated[float, typer.Option(min=1, help="Length of the second job's recording.")] = 10_800.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Size of a process over very many utterances and over a very long one; exit status 1 where it grows."""
+    from pipelines.bench.memory import measure, print_table
+
+    found = measure(manifest, upstream, utterances, long_seconds)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_table(found)
+    if found["failures"]:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """A user's mistake is one line on standard error, and the exit status says whose it is."""
     try:

@@ -1,18 +1,32 @@
-"""Jobs on log-mel: what is asked of a cache that exists, and how much of its ledger is read."""
+"""Jobs on log-mel: what is asked of a cache that exists, what is read of it, and several at one time."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from featcache import audio, extract
 from featcache.errors import MismatchError
 from featcache.job import Job, Request
+from featcache.lease import Lease
+from featcache.manifest import absolute, read, write
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig
-from tests.helpers import make_speech
+from featcache.verify import verify
+from featcache.writer import SegmentWriter
+from pipelines.bench.faults.inputs import repeat
+from tests.helpers import contents, make_speech, run_cli
 
+ROOT = Path(__file__).parents[2]
 MEL = UpstreamConfig(id="mel:8")
 
 
@@ -49,3 +63,126 @@ def test_a_shard_reads_its_own_record_alone(speech: Path, tmp_path: Path, monkey
     assert done is not None and done.shards == 12
     # Once when its lease is taken, once for the seal.
     assert len(reads) == 2 * done.shards
+
+
+def test_a_very_long_recording_is_read_in_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a quarter of an hour no more is in memory than some windows, in the calibration as well."""
+    speech = make_speech(tmp_path, 2, seconds=2)
+    row = repeat(read(speech), speech, tmp_path / "long.flac", 900.01)
+    write(tmp_path / "long.jsonl", [row])
+    request = Request(MEL, "int8", layout=Layout(chunk_frames=64, shard_frames=8192), calibration_seconds=60)
+    job = Job(tmp_path / "long.jsonl", tmp_path / "c", request)
+    loaded: list[float] = []
+    load = audio.load
+
+    def measured(*arguments: Any, **options: Any) -> np.ndarray:
+        pcm = load(*arguments, **options)
+        loaded.append(len(pcm) / 16_000)
+        return pcm
+
+    monkeypatch.setattr(audio, "load", measured)
+    job.init()
+    assert sum(loaded) <= 62 and max(loaded) <= 61
+    job.extract()
+    cache = job.cache
+    assert max(loaded) <= 61 and cache.lengths.tolist() == [90_001] and verify(tmp_path / "c").whole
+    # The recording repeats itself: so do its frames, across the windows' edges.
+    period = sum(round(other.duration * 100) for other in read(speech))
+    features = cache.read(row.id)[:, 0]
+    step = cache.codec.calibration["step"][0]
+    assert (
+        np.abs(features[10 : 10 + 80_000] - features[10 + period * 15 : 10 + period * 15 + 80_000]).max()
+        < 2 * step.max()
+    )
+
+
+def test_reading_does_not_run_ahead_of_a_writer_that_waits(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(speech, tmp_path / "c", Request(MEL, "fp16", layout=Layout(chunk_frames=16, shard_frames=64)))
+    job.init()
+    read_rows: list[int] = []
+    waiting, go_on = threading.Event(), threading.Event()
+    load, write_files = extract.load_window, SegmentWriter.write_files
+
+    def counted(*arguments: Any) -> Any:
+        read_rows.append(arguments[-1])
+        return load(*arguments)
+
+    def slow(self: SegmentWriter, files: dict[str, bytes]) -> Any:
+        if not go_on.is_set():
+            waiting.set()
+            go_on.wait(30)
+        return write_files(self, files)
+
+    monkeypatch.setattr(extract, "load_window", counted)
+    monkeypatch.setattr(SegmentWriter, "write_files", slow)
+    thread = threading.Thread(target=job.extract)
+    thread.start()
+    assert waiting.wait(30)
+    time.sleep(1)
+    # One shard is a batch of one row here: one is being written, one waits in each hand, two in each queue.
+    ahead = len(read_rows)
+    go_on.set()
+    thread.join()
+    assert ahead <= 3 + 2 * extract.QUEUED_BATCHES < len(read_rows) == 12
+    assert verify(tmp_path / "c").whole
+
+
+def test_one_of_two_is_killed_and_the_other_finishes(speech: Path, tmp_path: Path) -> None:
+    """The survivor takes the dead one's lease over, in the middle of a shard."""
+    request = Request(MEL, "fp16", layout=Layout(chunk_frames=16, shard_frames=64))
+    Job(speech, tmp_path / "whole", request).extract()
+    place = tmp_path / "c"
+    Job(speech, place, request).init()
+    code = (
+        "import sys, time; from featcache.cli import main; from featcache.writer import SegmentWriter\n"
+        "write = SegmentWriter.write_files\n"
+        "def stuck(self, files):\n"
+        "    proofs = write(self, files); print('written', flush=True); time.sleep(600)\n"
+        "SegmentWriter.write_files = stuck\n"
+        "sys.argv = ['featcache', 'extract', *sys.argv[1:]]; main()\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(speech), str(place)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert first.stdout is not None and first.stdout.readline() == "written\n"
+    second = subprocess.Popen([sys.executable, "-m", "featcache", "extract", str(speech), str(place)], cwd=ROOT)
+    segment = place / "segments/000000"
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline:
+        records, leases = (len(list((segment / name).glob("0*"))) for name in ("ledger", "leases"))
+        if records > 2 and records + leases >= 12:
+            break
+        time.sleep(0.01)
+    # Something is done, the rest is begun, and the first one holds the shard that it wrote and did not record.
+    assert second.poll() is None and records > 2 and not (segment / "ledger/000000.json").exists()
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    assert second.wait(200) == 0
+    assert contents(place) == contents(tmp_path / "whole")
+
+
+def test_a_lease_of_another_machine_is_waited_for_until_it_expires(speech: Path, tmp_path: Path) -> None:
+    """As on a shared disk, where nobody can see whether that process lives."""
+    request = Request(MEL, "fp16", layout=Layout(chunk_frames=16, shard_frames=64))
+    job = Job(speech, tmp_path / "c", request)
+    job.init()
+    expires = time.time() + 3
+    foreign = Lease("", "another", expires, "another machine", 1, "1")
+    LocalStorage(tmp_path / "c").write("segments/000000/leases/000003", foreign.to_bytes())
+    done = job.extract()
+    assert done is not None and done.shards == 12 and verify(tmp_path / "c").whole
+    record = tmp_path / "c/segments/000000/ledger/000003.json"
+    others = [path.stat().st_mtime for path in record.parent.iterdir() if path != record]
+    assert record.stat().st_mtime >= expires > max(others)
+
+
+def test_strict_stops_with_exit_status_1_and_the_row(speech: Path, tmp_path: Path) -> None:
+    rows = absolute(read(speech), speech)
+    write(tmp_path / "m.jsonl", [*rows, rows[0].model_copy(update={"id": "gone", "audio_filepath": "gone.wav"})])
+    ran = run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c", "--upstream", "mel:8", "--strict")
+    assert ran.status == 1 and "featcache: 'gone' cannot be used: no such file (--strict)" in ran.err
+    assert not list((tmp_path / "c").glob("segments/*/ledger/*"))
+    assert run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c").status == 0
+    assert "gone" in run_cli("status", tmp_path / "c").out

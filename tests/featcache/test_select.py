@@ -6,18 +6,23 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from featcache import cli
 from featcache.diff import diff
 from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
 from featcache.forget import forget
+from featcache.inspect import status
 from featcache.job import Job, Request
-from featcache.ledger import read_records
+from featcache.ledger import ShardRecord, read_records
+from featcache.recode import recode
+from featcache.repair import repair
 from featcache.select import merge, subset
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
@@ -136,6 +141,67 @@ def test_a_segment_of_which_nothing_is_left_goes_and_extract_adds_after_the_last
     Job(extended.parent / "manifest.jsonl", place, MEL).extract()
     again = Cache.open(place)
     assert again.segments[-1].name == "segments/000003" and len(again) == 12 and verify(place).whole
+
+
+def saturated(place: Path) -> dict[str, int]:
+    """Values set to the profile's limit, by utterance; each record's sum agrees."""
+    cache = Cache.open(place)
+    found: dict[str, int] = {}
+    for segment in cache.segments:
+        first_row = segment.column("first_row")
+        for record in read_records(cache.storage, segment.name, "").values():
+            assert record.saturated == sum(row.values for row in record.saturated_rows)
+            for row in record.saturated_rows:
+                owner = segment.ids[int(np.searchsorted(first_row, row.row, side="right")) - 1]
+                found[owner] = found.get(owner, 0) + row.values
+    return found
+
+
+def test_counts_of_saturated_values_follow_their_rows(tmp_path: Path) -> None:
+    speech = make_speech(tmp_path, 8)
+    for number in (2, 3, 6):  # far below the noise that the scales are fitted to
+        samples, rate = soundfile.read(tmp_path / f"{number}.wav")
+        soundfile.write(tmp_path / f"{number}.wav", samples * (np.arange(len(samples)) % 2000 < 200 * number), rate)
+    request = replace(MEL, calibration_seconds=1)
+    for limit in (5, 8):
+        Job(speech, tmp_path / "whole", request, limit=limit).extract()
+    expected = saturated(tmp_path / "whole")
+    assert len({expected[row] for row in ("u2", "u3", "u6")}) == 3 and sum(expected.values()) > 300
+    half = {"u1", "u3", "u6", "u7"}
+    subset(tmp_path / "whole", tmp_path / "a", {"id": half})
+    subset(tmp_path / "whole", tmp_path / "b", {"id": {"u0", "u2", "u4", "u5"}})
+    assert saturated(tmp_path / "a") == {row: count for row, count in expected.items() if row in half}
+    merge(tmp_path / "a", tmp_path / "b", tmp_path / "both")
+    assert saturated(tmp_path / "both") == expected
+    recode(tmp_path / "whole", tmp_path / "small", "residual:step=0.5")
+    assert all(saturated(tmp_path / "small")[row] >= count for row, count in expected.items())
+    forget(tmp_path / "whole", {"id": {"u2"}})
+    del expected["u2"]
+    assert saturated(tmp_path / "whole") == expected
+    assert sum(s["saturated_values"] for s in status(tmp_path / "whole")["segments"]) == sum(expected.values())
+
+
+def test_a_record_that_names_no_saturated_rows_is_repaired_as_it_was(tmp_path: Path) -> None:
+    """Records were written so before they named rows."""
+    speech = make_speech(tmp_path, 4)
+    samples, rate = soundfile.read(tmp_path / "3.wav")
+    soundfile.write(tmp_path / "3.wav", samples * 0, rate)
+    job = Job(speech, tmp_path / "c", replace(MEL, calibration_seconds=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("featcache.shards.ShardRecord", lambda **fields: ShardRecord(**{**fields, "saturated_rows": ()}))
+        job.extract()
+    before = contents(tmp_path / "c")
+    assert b"saturated_rows" not in b"".join(before.values()) and not saturated_rows_known(tmp_path / "c")
+    for shard in (tmp_path / "c/segments/000000/codes/c").glob("*/0/0"):
+        shard.unlink()
+    repair(speech, tmp_path / "c")
+    assert contents(tmp_path / "c") == before
+
+
+def saturated_rows_known(place: Path) -> bool:
+    records = read_records(LocalStorage(place), "segments/000000", "").values()
+    assert sum(record.saturated for record in records) > 0
+    return any(record.saturated_rows for record in records)
 
 
 class Killed(BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def run(manifest: Path, upstream: str, plan: Plan) -> dict[str, Any]:
         calibration_seconds=30,
     )
     chance = random.Random(plan.seed)
+    began, processor = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="featcache-faults-") as name:
         folder = Path(name)
         speech = folder / "manifest.jsonl"
@@ -57,7 +59,7 @@ def run(manifest: Path, upstream: str, plan: Plan) -> dict[str, Any]:
         job = Job(speech, folder / "reference", request)
         job.extract()
         reference, model = folder / "reference", job.upstream
-        return {
+        found = {
             "upstream": upstream,
             "utterances": len(rows),
             "shards": sum(segment.seal.shards for segment in job.cache.segments),
@@ -65,3 +67,5 @@ def run(manifest: Path, upstream: str, plan: Plan) -> dict[str, Any]:
             **flip_bytes(reference, plan.flips, chance, folder),
             **try_bad_inputs(rows[:4], manifest, request, model, plan.long_seconds, folder),
         }
+    spent = time.process_time() - processor + found.pop("cpu_seconds_of_killed", 0.0)
+    return found | {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(spent, 1)}

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from featcache import audio
 from featcache.errors import FeatcacheError
 from featcache.job import Job, Request
 from featcache.manifest import Row, resolve, to_json
 from featcache.manifest import read as read_manifest
+from featcache.reading import row_samples
 from featcache.store import Cache
 from featcache.upstreams import Upstream
 from featcache.verify import verify
@@ -33,7 +35,8 @@ def try_bad_inputs(
     """
     place = folder / "inputs"
     place.mkdir()
-    usable, unusable = _usable(place, long_seconds), _unusable(place)
+    usable = [*_usable(place), repeat(good, manifest, place / "very long.flac", long_seconds)]
+    unusable = _unusable(place)
     rows = [row.model_copy(update={"audio_filepath": str(resolve(row, manifest))}) for row in good]
     path = place / "manifest.jsonl"
     path.write_text("".join(to_json(row) + "\n" for row in [*rows, *usable, *unusable]))
@@ -47,7 +50,12 @@ def try_bad_inputs(
         cache = Cache.open(folder / "inputs-cache")
         failures += [f"{row.id}: left out ({reasons[row.id]})" for row in [*rows, *usable] if row.id in reasons]
         failures += [f"{row.id}: used" for row in unusable if row.id not in reasons]
-        failures += [f"{i}: values" for row, i in enumerate(cache.ids) if (cache.lengths[row] == 0) != (i in reasons)]
+        promised = {row.id: job.spec.geometry.frames(row_samples(row)) for row in [*rows, *usable, *unusable]}
+        failures += [
+            f"{i}: {cache.lengths[row]} frames"
+            for row, i in enumerate(cache.ids)
+            if cache.lengths[row] != (0 if i in reasons else promised[i])
+        ]
         if not verify(cache.path).whole:
             failures.append("the cache is not whole")
     except Exception as error:
@@ -79,7 +87,19 @@ def _noise(seconds: float, rate: int = 16_000, channels: int = 1) -> np.ndarray:
     return np.random.default_rng(rate).uniform(-0.2, 0.2, (round(seconds * rate), channels))
 
 
-def _usable(place: Path, long_seconds: float) -> list[Row]:
+def repeat(rows: Sequence[Row], manifest: Path, target: Path, seconds: float) -> Row:
+    """Speech again and again, as one FLAC file of this length, and the row that stands for it."""
+    speech = np.concatenate([audio.load(resolve(row, manifest)) for row in rows])
+    left = audio.samples_of(seconds)
+    samples = left
+    with soundfile.SoundFile(target, "w", audio.SAMPLE_RATE, 1, format="FLAC", compression_level=0.0) as file:
+        while left:
+            file.write(speech[:left])
+            left -= min(left, len(speech))
+    return Row(id=target.stem, audio_filepath=str(target), duration=samples / audio.SAMPLE_RATE)
+
+
+def _usable(place: Path) -> list[Row]:
     kinds: dict[str, tuple[np.ndarray, int, str]] = {
         "8-bit": (_noise(SECONDS), 16_000, "PCM_U8"),
         "24-bit": (_noise(SECONDS), 16_000, "PCM_24"),
@@ -89,7 +109,6 @@ def _usable(place: Path, long_seconds: float) -> list[Row]:
         "11025 Hz": (_noise(SECONDS, 11_025), 11_025, "PCM_16"),
         "44100 Hz": (_noise(SECONDS, 44_100), 44_100, "PCM_16"),
         "silence": (np.zeros((16_000, 1)), 16_000, "PCM_16"),
-        "very long": (_noise(long_seconds, 8_000), 8_000, "PCM_U8"),
     }
     rows = []
     for name, (samples, rate, subtype) in kinds.items():

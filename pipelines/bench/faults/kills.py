@@ -1,4 +1,8 @@
-"""SIGKILL at any time; then the same command again, and every file compared with an undisturbed run's."""
+"""SIGKILL at any time; then the same command again, and every file compared with an undisturbed run's.
+
+Times are drawn evenly over the processor time of a job, not over its seconds: those depend on what else the
+machine does, and a job that ran ahead of its kill would leave its last moments untried.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from featcache.writer import SegmentWriter
 
 # One kill in so many strikes right between two steps of the writer, the others at a uniform time.
 TARGETED = 4
+POLL_SECONDS = 0.001
 
 
 def kill_and_resume(
@@ -39,33 +44,46 @@ def kill_and_resume(
     context.set_forkserver_preload(["featcache.job", "featcache.upstreams.whisper_package", __name__])
     expected = contents(reference)
     shards = len(list(LocalStorage(reference).list_keys("segments/000000/ledger")))
-    seconds = _time_of(context, manifest, folder / "timed", request)
-    killed = identical = 0
+    seconds, _ = _run(context, manifest, folder / "killed", request)
+    shutil.rmtree(folder / "killed")
+    spent, killed, identical, untouched = seconds, 0, 0, 0
+    moments = dict.fromkeys(("any time", "before a record", "after a record"), 0)
     failures: list[str] = []
     while killed < kills:
         place = folder / "killed"
         targeted = killed % TARGETED == TARGETED - 1
         strike = f"{chance.choice(('before', 'after'))} {chance.randrange(shards)}" if targeted else ""
-        wait = chance.random() * seconds
-        if not _killed(context, manifest, place, request, strike, wait):
-            # It had finished: this machine was faster than it was when it was timed.
-            seconds *= 0.9
+        at = None if targeted else chance.random() * seconds
+        taken, dead = _run(context, manifest, place, request, strike, at)
+        spent += taken
+        if not dead:  # it took less than when it was timed; another time is drawn
             shutil.rmtree(place, ignore_errors=True)
             continue
         killed += 1
+        moments[f"{strike.split()[0]} a record" if strike else "any time"] += 1
+        name = strike or f"{at:.2f} of {seconds:.2f} s"
+        done = set(contents(place))
+        untouched += not done
         job = Job(manifest, place, request)
         job.use(model)
         try:
             job.extract()
             found = contents(place)
         except Exception as error:
-            failures.append(f"{strike or f'{wait:.2f} s'}: {error}")
+            failures.append(f"{name}: {error}")
         else:
             wrong = sorted(key for key in {*found, *expected} if found.get(key) != expected.get(key))
             identical += not wrong
-            failures += [f"{strike or f'{wait:.2f} s'}: {key} differs" for key in wrong[:1]]
+            failures += [f"{name}: {key} differs" for key in wrong[:1]]
         shutil.rmtree(place, ignore_errors=True)
-    return {"kills": killed, "resumed_identical": identical, "kill_failures": failures}
+    return {
+        "kills": killed,
+        "kill_moments": moments,
+        "killed_before_the_first_file": untouched,
+        "resumed_identical": identical,
+        "kill_failures": failures,
+        "cpu_seconds_of_killed": round(spent, 1),
+    }
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -74,30 +92,35 @@ def contents(place: Path) -> dict[str, bytes]:
     return files | {path.relative_to(place).as_posix(): b"" for path in place.rglob(".tmp-*")}
 
 
-def _time_of(context: Any, manifest: Path, place: Path, request: Request) -> float:
-    """Seconds that an undisturbed job takes in a child, from the start of its work."""
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, manifest, place, request, ""))
-    process.start()
-    here.recv()
-    began = time.monotonic()
-    process.join()
-    seconds = time.monotonic() - began
-    shutil.rmtree(place)
-    return seconds
+def _run(
+    context: Any, manifest: Path, place: Path, request: Request, strike: str = "", at: float | None = None
+) -> tuple[float, bool]:
+    """A job in a child: the processor time that it took, and whether it was killed before it ended.
 
-
-def _killed(context: Any, manifest: Path, place: Path, request: Request, strike: str, wait: float) -> bool:
-    """Whether the job was killed before it ended."""
+    Args:
+        strike: see `_work`.
+        at: kill it after this processor time.
+    """
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(there, manifest, place, request, strike))
     process.start()
     here.recv()
-    if not strike:
-        process.join(wait)
-        process.kill()
+    began = taken = _processor_time(process.pid)
+    while process.is_alive():
+        taken = _processor_time(process.pid) or taken
+        if at is not None and taken - began >= at:
+            process.kill()
+        time.sleep(POLL_SECONDS)
     process.join()
-    return bool(process.exitcode == -signal.SIGKILL)
+    return taken - began, bool(process.exitcode == -signal.SIGKILL)
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds of processor time of another process; 0 where it is no more."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # Linux's clock of a process, as clock_getcpuclockid gives it
+    except OSError:
+        return 0.0
 
 
 def _work(started: Connection, manifest: Path, place: Path, request: Request, strike: str) -> None:
