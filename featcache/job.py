@@ -75,7 +75,7 @@ class Job:
     def __init__(
         self,
         manifest: str | Path,
-        place: str | Path,
+        place: str | Path | Storage,
         request: Request,
         device: str = "cpu",
         limit: int | None = None,
@@ -195,7 +195,7 @@ class Job:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache.open(str(self.storage))
+        return Cache.open(self.storage)
 
     @cached_property
     def spec(self) -> CacheSpec:

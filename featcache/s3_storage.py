@@ -70,6 +70,10 @@ class S3Storage(Storage):
     def __str__(self) -> str:
         return str(self.url)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The worker that gets it reaches the same server, with keys of its own: settings hold none.
+        return S3Storage, (self.url, self._settings)
+
     def zarr(self) -> zarr.abc.store.Store:
         if self._zarr is None:
             self._zarr = _BlockStore(self)

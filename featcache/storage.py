@@ -21,7 +21,7 @@ import zarr.storage
 
 from featcache.errors import CacheError, JobError
 from featcache.process import left_by_the_dead, own_name
-from featcache.s3 import S3Url, is_s3
+from featcache.s3 import S3Settings, S3Url, is_s3
 
 TEMPORARY = ".tmp-"
 # A temporary file of which it is not known whose it is, is taken for abandoned after this time.
@@ -34,6 +34,10 @@ class Storage(ABC):
     @abstractmethod
     def zarr(self) -> zarr.abc.store.Store:
         """A read-only zarr store over the same keys."""
+
+    def absolute(self) -> Storage:
+        """The same place, under a name that holds in every process of this machine and where it is mounted alike."""
+        return self
 
     @abstractmethod
     def exists(self, key: str) -> bool: ...
@@ -101,6 +105,9 @@ class LocalStorage(Storage):
 
     def path(self, key: str) -> Path:
         return self.root / key
+
+    def absolute(self) -> LocalStorage:
+        return LocalStorage(os.path.abspath(self.root))
 
     def zarr(self) -> zarr.abc.store.Store:
         return zarr.storage.LocalStore(self.root, read_only=True)
@@ -246,10 +253,16 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_storage(place: str | Path) -> Storage:
-    """The storage behind a path or an `s3://` URL."""
+def open_storage(place: str | Path | Storage, settings: S3Settings | None = None) -> Storage:
+    """The storage behind a path or an `s3://` URL; one that is open already is passed on.
+
+    Args:
+        settings: how to reach S3; what the command line, the environment and AWS's files say by default.
+    """
+    if isinstance(place, Storage):
+        return place
     if is_s3(place):
         from featcache.s3_storage import S3Storage
 
-        return S3Storage(S3Url.parse(str(place)))
+        return S3Storage(S3Url.parse(str(place)), settings)
     return LocalStorage(place)

@@ -93,7 +93,7 @@ class Cache:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, path: str | Path) -> Cache:
+    def open(cls, path: str | Path | Storage) -> Cache:
         """Open a cache. Takes constant time, whatever the number of utterances.
 
         Raises:
@@ -128,7 +128,7 @@ class Cache:
         return cls(storage, spec, codec, segments, unsealed, origin)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Cache.open, (str(self.storage),))
+        return (Cache.open, (self.storage,))
 
     # What it is
 
