@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory, speech: Path) -> Path:
     done = Job(speech, path, request()).extract()
     assert done is not None and done.shards > 4 and len(done.quarantined) == 1
     return path
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A folder in memory, where there is one: on a disk that others use, hundreds of fsyncs take minutes."""
+    shared = "/dev/shm"
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as folder:
+        yield Path(folder)
