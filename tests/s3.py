@@ -6,13 +6,17 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 
 import obstore
 from obstore.store import S3Store
 
 from pipelines.bench.s3_server import KEYS, MotoServer
 
-__all__ = ["KEYS", "Bucket", "Server", "Wire"]
+__all__ = ["IMPATIENT", "KEYS", "Bucket", "Server", "Wire"]
+
+# In place of `featcache.s3_storage.RETRIES`, where a test has taken the server away for good.
+IMPATIENT = {"max_retries": 1, "retry_timeout": timedelta(seconds=1)}
 
 
 class Server(MotoServer):

@@ -44,6 +44,10 @@ class MotoServer:
                     raise JobError("moto's server does not start: see `python -m moto.server`") from None
                 time.sleep(0.05)
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def stop(self) -> None:
         """SIGKILL: its buckets are gone."""
         self._process.kill()

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from distributed import Client
@@ -33,6 +32,7 @@ from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from tests.helpers import contents, make_speech, run_cli
 from tests.real import request
+from tests.s3 import KEYS, Bucket
 
 REPOSITORY = Path(__file__).parents[2]
 MEL = Request(UpstreamConfig(id="mel:8"), "int8", layout=Layout(chunk_frames=16, shard_frames=128))
@@ -144,6 +144,27 @@ def test_a_cluster_from_the_command_line(cluster: Cluster, noises: Path, alone: 
             there = run_cli(command, place, "--json", "--scheduler", cluster.address)
             assert there.status == 0 and json.loads(there.out) == json.loads(run_cli(command, place, "--json").out)
         assert loads(client) - before == {(worker, "mel:8"): 1 for worker in cluster.workers}
+
+
+def test_a_cluster_reaches_s3_as_the_command_does(
+    cluster: Cluster, noises: Path, alone: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, memory: Path
+) -> None:
+    """The endpoint goes with the tasks; the workers have keys of their own, and nothing else of AWS."""
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(memory / "blocks"))
+    url = f"{bucket.url}/made"
+    with Client(cluster.address, set_as_default=False) as client:
+        client.run(os.environ.update, KEYS)
+        Job(noises, url, MEL).init()
+        done = run_cli("extract", noises, url, "--scheduler", cluster.address)
+        assert done.status == 0, done.err
+        made = {key: data for key, data in bucket.files("made").items() if not key.startswith("log/")}
+        assert made == contents(alone)
+        local = {command: json.loads(run_cli(command, alone, "--json").out) for command in ("verify", "stats")}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        for command, expected in local.items():
+            options = ("--scheduler", cluster.address, "--endpoint-url", bucket.server.endpoint)
+            done = run_cli(command, url, "--json", *options)
+            assert done.status == 0 and json.loads(done.out) == expected, done.err
 
 
 def test_the_dashboard_is_there(cluster: Cluster) -> None:

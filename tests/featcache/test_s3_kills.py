@@ -166,7 +166,7 @@ def test_the_lease_of_a_dead_process_of_another_machine_is_taken_over_when_it_ex
     process.join()
     assert process.exitcode == -signal.SIGKILL
     storage = open_storage(url)
-    held = [key for key in storage.list_keys("segments/000000/leases")]
+    held = list(storage.list_keys("segments/000000/leases"))
     left = [Lease(key, **json.loads(storage.read(key) or b"")) for key in held]
     assert left and all(found.machine == "another machine" and found.expires > time.time() for found in left)
     # Whoever sees the store sees the work, as long as it may be going on.
