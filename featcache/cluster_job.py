@@ -19,9 +19,8 @@ from featcache.errors import MismatchError
 from featcache.extract import Done, run_shards
 from featcache.job import Job, Request
 from featcache.progress import AudioProgress
-from featcache.s3 import S3Settings, is_s3
 from featcache.spec import CacheSpec
-from featcache.storage import open_storage
+from featcache.storage import Address
 from featcache.upstreams import Upstream, UpstreamConfig
 
 # Under this topic the cluster's log has a line for every model that a worker has loaded.
@@ -30,17 +29,13 @@ EVENTS = "featcache"
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker must know to make the same plan. `plan` is its digest, "" before there is one.
-
-    `s3` is how this command reaches the cache, if it lies on S3; the keys are the worker's own.
-    """
+    """What a worker must know to make the same plan. `plan` is its digest, "" before there is one."""
 
     manifest: str
-    place: str
+    place: Address
     request: Request
     device: str | None
     limit: int | None
-    s3: S3Settings | None = None
     plan: str = ""
 
 
@@ -58,8 +53,7 @@ class ClusterJob(Job):
     ) -> None:
         super().__init__(absolute(manifest), absolute(place), request, device or "cpu", limit)
         self.client = client
-        s3 = S3Settings.find() if is_s3(place) else None
-        self._order = Order(str(self.manifest), str(self.storage), request, device, limit, s3)
+        self._order = Order(str(self.manifest), self.storage.address, request, device, limit)
 
     def init(self) -> CacheSpec:
         if self.exists or self.request.upstream is None:
@@ -126,8 +120,7 @@ def _make(order: Order) -> Job:
     from distributed import get_worker
 
     torch.set_num_threads(get_worker().state.nthreads)
-    place = open_storage(order.place, order.s3)
-    return Job(order.manifest, place, order.request, choose_device(order.device), order.limit)
+    return Job(order.manifest, order.place, order.request, choose_device(order.device), order.limit)
 
 
 def _give_model(job: Job) -> None:

@@ -22,7 +22,7 @@ from zarr.storage import ObjectStore, WrapperStore
 from featcache.blocks import BLOCK_BYTES, Blocks, default_blocks
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, JobError, UsageError
 from featcache.s3 import S3Settings, S3Url, explain, find_keys
-from featcache.storage import Storage
+from featcache.storage import Address, Storage
 
 AGAIN = "the same command can be run again"
 RETRIES: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
@@ -70,9 +70,9 @@ class S3Storage(Storage):
     def __str__(self) -> str:
         return str(self.url)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The worker that gets it reaches the same server, with keys of its own: settings hold none.
-        return S3Storage, (self.url, self._settings)
+    @property
+    def address(self) -> Address:
+        return Address(str(self.url), self._settings)
 
     def zarr(self) -> zarr.abc.store.Store:
         if self._zarr is None:

@@ -14,6 +14,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import zarr.abc.store
@@ -28,6 +29,21 @@ TEMPORARY = ".tmp-"
 TEMPORARY_SECONDS = 3600
 
 
+@dataclass(frozen=True)
+class Address:
+    """What another process needs to open a storage: a path, or a URL and how to reach it (never with keys)."""
+
+    place: str
+    s3: S3Settings | None = None
+
+    def absolute(self) -> Address:
+        """With a path that holds in every folder of this machine, and of those that mount it there as well."""
+        return self if is_s3(self.place) else Address(os.path.abspath(self.place))
+
+    def __str__(self) -> str:
+        return self.place
+
+
 class Storage(ABC):
     """A place for bytes by key. Keys are relative POSIX paths; `str` of it opens it again (`open_storage`)."""
 
@@ -35,9 +51,10 @@ class Storage(ABC):
     def zarr(self) -> zarr.abc.store.Store:
         """A read-only zarr store over the same keys."""
 
-    def absolute(self) -> Storage:
-        """The same place, under a name that holds in every process of this machine and where it is mounted alike."""
-        return self
+    @property
+    @abstractmethod
+    def address(self) -> Address:
+        """Opens the same place again."""
 
     @abstractmethod
     def exists(self, key: str) -> bool: ...
@@ -106,8 +123,9 @@ class LocalStorage(Storage):
     def path(self, key: str) -> Path:
         return self.root / key
 
-    def absolute(self) -> LocalStorage:
-        return LocalStorage(os.path.abspath(self.root))
+    @property
+    def address(self) -> Address:
+        return Address(str(self.root))
 
     def zarr(self) -> zarr.abc.store.Store:
         return zarr.storage.LocalStore(self.root, read_only=True)
@@ -253,16 +271,13 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_storage(place: str | Path | Storage, settings: S3Settings | None = None) -> Storage:
-    """The storage behind a path or an `s3://` URL; one that is open already is passed on.
-
-    Args:
-        settings: how to reach S3; what the command line, the environment and AWS's files say by default.
+def open_storage(place: str | Path | Address) -> Storage:
+    """The storage behind a path, an `s3://` URL (reached as command line, environment and AWS's files say) or an
+    address.
     """
-    if isinstance(place, Storage):
-        return place
-    if is_s3(place):
+    address = place if isinstance(place, Address) else Address(str(place))
+    if is_s3(address.place):
         from featcache.s3_storage import S3Storage
 
-        return S3Storage(S3Url.parse(str(place)), settings)
-    return LocalStorage(place)
+        return S3Storage(S3Url.parse(address.place), address.s3)
+    return LocalStorage(address.place)

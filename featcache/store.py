@@ -21,7 +21,7 @@ from featcache.ledger import proof
 from featcache.partial import read_origin
 from featcache.segment import Segment, open_segment, read_calibration
 from featcache.spec import FORMAT, CacheSpec, values_id
-from featcache.storage import Storage, open_storage
+from featcache.storage import Address, Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Cache:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, path: str | Path | Storage) -> Cache:
+    def open(cls, path: str | Path | Address) -> Cache:
         """Open a cache. Takes constant time, whatever the number of utterances.
 
         Raises:
@@ -128,7 +128,7 @@ class Cache:
         return cls(storage, spec, codec, segments, unsealed, origin)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Cache.open, (self.storage,))
+        return (Cache.open, (self.storage.address,))
 
     # What it is
 
