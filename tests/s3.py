@@ -69,10 +69,16 @@ class Bucket:
 class Wire:
     """A TCP port that forwards to a server until it is cut: to a client, the server is then gone."""
 
-    def __init__(self, port: int, cut_after: int | None = None) -> None:
-        """`cut_after`: bytes from client to server after which the wire cuts itself."""
+    def __init__(self, port: int, cut_after: int | None = None, stall_after: int | None = None) -> None:
+        """
+        Args:
+            cut_after: bytes from client to server after which the wire cuts itself.
+            stall_after: bytes in both directions after which it passes on nothing more, until it is cut.
+        """
         self._to = port
         self._left = cut_after
+        self._until_stall = stall_after
+        self.stalled = threading.Event()
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -112,6 +118,10 @@ class Wire:
                     self._left -= len(data)
                     if self._left <= 0:
                         return self.cut()
+                if self._until_stall is not None:
+                    self._until_stall -= len(data)
+                    if self._until_stall <= 0:
+                        return self.stalled.set()
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:

@@ -203,15 +203,24 @@ def test_a_server_killed_in_a_push_and_started_again_ends_with_the_whole_cache(
         server.kill()
 
 
+def kill_half_way(bucket: Bucket, sealed: Path, *arguments: object) -> None:
+    """SIGKILL of a command, s5cmd included, while it waits for the second half of the bytes."""
+    wire = Wire(bucket.server.port, stall_after=sum(map(len, contents(sealed).values())) // 2)
+    options = ("--jobs", 1, "--endpoint-url", wire.endpoint)
+    process = subprocess.Popen(command(*arguments, *options), start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        assert wire.stalled.wait(120) and process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        wire.cut()
+    assert process.wait() == -signal.SIGKILL
+
+
 def test_a_killed_push_leaves_no_cache_and_the_same_command_completes_it(
     sealed: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(command("push", sealed, f"{bucket.url}/killed", "--jobs", 1), start_new_session=True)
-    until = time.monotonic() + 60
-    while len(bucket.files("killed")) < 3 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_half_way(bucket, sealed, "push", sealed, f"{bucket.url}/killed")
+    assert bucket.files("killed")
     opens_nowhere(bucket, "killed", tmp_path / "half")
     push(sealed, f"{bucket.url}/killed")
     assert bucket.files("killed") == contents(sealed)
@@ -239,16 +248,8 @@ def test_a_pull_that_stops_leaves_no_cache_and_the_same_command_completes_it(
 ) -> None:
     push(sealed, bucket.url)
     copy = tmp_path / "copy"
-    process = subprocess.Popen(
-        command("pull", bucket.url, copy, "--jobs", 1), start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < until:
-        if list(copy.glob("segments/*/values/c/*/0/0/.tmp-*")) or list(copy.glob("segments/*/values/c/*/0/.tmp-*")):
-            break
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_half_way(bucket, sealed, "pull", bucket.url, copy)
+    assert list(copy.rglob(".tmp-*")), "it was not killed while it copied shards"
     with pytest.raises(CacheError, match="there is no cache"):
         featcache.open(copy)
     pull(bucket.url, copy)
