@@ -125,14 +125,14 @@ def _make(order: Order) -> Job:
 
 def _give_model(job: Job) -> None:
     """Give the job the model that this process has, where it is the one that it needs; else load that, for good."""
-    global _upstream
+    global _job, _upstream
     config = UpstreamConfig.model_validate(job.spec.upstream) if job.exists else job.request.upstream
     assert config is not None
     key = _model_key(job, config)
     if _upstream is None or key not in _upstream[0]:
         from distributed import get_worker
 
-        _upstream = None  # two at a time may not fit the device
+        _job = _upstream = None  # two models at a time may not fit the device
         began = time.monotonic()
         # A model fills in what its configuration leaves open, and a cache holds it filled in.
         _upstream = {key, _model_key(job, job.upstream.config)}, job.upstream

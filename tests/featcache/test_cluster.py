@@ -46,9 +46,9 @@ def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, noises: Path) -> Path:
+def alone(memory_root: Path, noises: Path) -> Path:
     """The cache of one process."""
-    place = tmp_path_factory.mktemp("alone") / "cache"
+    place = memory_root / "alone"
     Job(noises, place, MEL).extract()
     return place
 
