@@ -10,7 +10,7 @@ import typer
 
 from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
-from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers
+from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers, reaches_s3
 from featcache.cli_remote import remote_app
 from featcache.cli_sets import sets_app
 from featcache.device import choose_device
@@ -161,6 +161,7 @@ def extract_command(
 
 
 @app.command("info")
+@reaches_s3
 def info_command(cache: CachePath, json: Json = False) -> None:
     """What a cache is: model, taps, profile, ids, size."""
     from featcache.cli_views import print_info
@@ -170,6 +171,7 @@ def info_command(cache: CachePath, json: Json = False) -> None:
 
 
 @app.command("ls")
+@reaches_s3
 def ls_command(
     cache: CachePath,
     where: Annotated[list[str] | None, typer.Option(help="label=value; several of one label mean any of them.")] = None,
@@ -185,6 +187,7 @@ def ls_command(
 
 
 @app.command("show")
+@reaches_s3
 def show_command(
     cache: CachePath,
     utterance: Annotated[str, typer.Argument(metavar="ID", help="Id of an utterance.", show_default=False)],
@@ -204,6 +207,7 @@ def show_command(
 
 
 @app.command("stats")
+@reaches_s3
 def stats_command(
     cache: CachePath,
     limit: Annotated[
@@ -228,6 +232,7 @@ def stats_command(
 
 
 @app.command("status")
+@reaches_s3
 def status_command(cache: CachePath, json: Json = False) -> None:
     """How far extraction is, and which utterances were left out and why."""
     from featcache.cli_views import print_status

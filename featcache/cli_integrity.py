@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli_options import CachePath, Device, DryRun, Json, Manifest, Scheduler, Workers
+from featcache.cli_options import CachePath, Device, DryRun, Json, Manifest, Scheduler, Workers, reaches_s3
 from featcache.device import choose_device
 from featcache.errors import UsageError
 
@@ -15,6 +15,7 @@ integrity_app = typer.Typer()
 
 
 @integrity_app.command("verify")
+@reaches_s3
 def verify_command(
     cache: CachePath,
     workers: Workers = None,
@@ -48,6 +49,7 @@ def verify_command(
 
 
 @integrity_app.command("repair")
+@reaches_s3
 def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) -> None:
     """Compute again exactly what verify finds broken."""
     from featcache.repair import repair
@@ -60,6 +62,7 @@ def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) 
 
 
 @integrity_app.command("gc")
+@reaches_s3
 def gc_command(
     cache: CachePath,
     dry_run: DryRun = False,

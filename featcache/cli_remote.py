@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cli_options import DryRun, Json
+from featcache.cli_options import DryRun, Json, reaches_s3
 from featcache.transfer import JOBS
 
 if TYPE_CHECKING:
@@ -15,57 +15,42 @@ if TYPE_CHECKING:
 
 remote_app = typer.Typer()
 
-Endpoint = Annotated[
-    str | None,
-    typer.Option("--endpoint-url", help="Server, if not AWS's own; else AWS_ENDPOINT_URL.", show_default=False),
-]
-Profile = Annotated[
-    str | None, typer.Option(help="Profile of AWS's credentials file; else AWS_PROFILE.", show_default=False)
-]
-Region = Annotated[str | None, typer.Option(help="Region of the bucket; else AWS_REGION.", show_default=False)]
 Jobs = Annotated[int, typer.Option(min=1, help="Files in flight.")]
 Url = Annotated[str, typer.Argument(metavar="URL", help="s3://bucket/prefix", show_default=False)]
 Place = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the cache.", show_default=False)]
 
 
 @remote_app.command("push")
+@reaches_s3
 def push_command(
     cache: Place,
     target: Url,
-    endpoint_url: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
     jobs: Jobs = JOBS,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Copy a cache to S3. Goes on where an earlier run stopped; what proves the cache comes last."""
     from featcache.push import push
-    from featcache.s3 import S3Settings
 
-    _print(push(cache, target, S3Settings.find(endpoint_url, profile, region), jobs, dry_run), dry_run, json)
+    _print(push(cache, target, jobs=jobs, dry_run=dry_run), dry_run, json)
 
 
 @remote_app.command("pull")
+@reaches_s3
 def pull_command(
     source: Url,
     cache: Place,
     where: Annotated[
         list[str] | None, typer.Option(help="label=value: only the shards that hold matching utterances.")
     ] = None,
-    endpoint_url: Endpoint = None,
-    profile: Profile = None,
-    region: Region = None,
     jobs: Jobs = JOBS,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Copy a cache from S3, or a part of it. Goes on where an earlier run stopped."""
     from featcache.pull import pull
-    from featcache.s3 import S3Settings
 
-    found = S3Settings.find(endpoint_url, profile, region)
-    _print(pull(source, cache, where or [], found, jobs, dry_run), dry_run, json)
+    _print(pull(source, cache, where or [], jobs=jobs, dry_run=dry_run), dry_run, json)
 
 
 def _print(result: Transfer, dry_run: bool, as_json: bool) -> None:

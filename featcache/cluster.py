@@ -75,6 +75,7 @@ def run_tasks(
     client: Any | None = None,
     *,
     name: str,
+    labels: Sequence[str] | None = None,
     on_result: Callable[[int, Any], None] = lambda number, result: None,
     a_worker: int | None = None,
 ) -> list[Any]:
@@ -83,6 +84,7 @@ def run_tasks(
     Args:
         client: whose workers do it; threads of this process where it is None.
         name: what the tasks are called in the cluster's dashboard.
+        labels: what follows the name there, one a task; their numbers by default.
         on_result: called with the number and the result of each task as it ends, one call at a time.
         a_worker: tasks that a worker has at a time; twice its threads where it is None.
 
@@ -91,7 +93,8 @@ def run_tasks(
         Exception: whatever the first task that failed has raised; what is not begun by then is dropped.
     """
     if client is not None:
-        return _on_cluster(function, arguments, client, name, on_result, a_worker)
+        labels = labels or [f"{number:06d}" for number in range(len(arguments))]
+        return _on_cluster(function, arguments, client, [f"{name}-{label}" for label in labels], on_result, a_worker)
     lock = threading.Lock()
 
     def call(number: int, task: tuple[Any, ...]) -> Any:
@@ -108,7 +111,7 @@ def _on_cluster(
     function: Callable[..., Any],
     arguments: Sequence[tuple[Any, ...]],
     client: Any,
-    name: str,
+    names: Sequence[str],
     on_result: Callable[[int, Any], None],
     a_worker: int | None,
 ) -> list[Any]:
@@ -129,7 +132,7 @@ def _on_cluster(
             number = next(waiting, None)
             if number is None:
                 return
-            key = f"{name}-{number:06d}-{run}"
+            key = f"{names[number]}-{run}"
             numbers[key] = number
             ended.add(client.submit(function, *arguments[number], key=key, pure=False))
 
@@ -141,7 +144,7 @@ def _on_cluster(
                 results[number] = future.result()
             except KilledWorker as error:
                 raise JobError(
-                    f"{error.allowed_failures + 1} workers died one after the other of {name} {number} (out of memory, "
+                    f"{error.allowed_failures + 1} workers died one after the other of {names[number]} (out of memory, "
                     "most likely): finished work is safe; see the workers' logs, then run the same command again"
                 ) from error
             on_result(number, results[number])

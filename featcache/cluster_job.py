@@ -7,6 +7,7 @@ paths. The plan follows from manifest and cache, so that a task is no more than 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,11 @@ from featcache.extract import Done, run_shards
 from featcache.job import Job, Request
 from featcache.progress import AudioProgress
 from featcache.spec import CacheSpec
-from featcache.upstreams import Upstream
+from featcache.storage import Address
+from featcache.upstreams import Upstream, UpstreamConfig
+
+# Under this topic the cluster's log has a line for every model that a worker has loaded.
+EVENTS = "featcache"
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Order:
     """What a worker must know to make the same plan. `plan` is its digest, "" before there is one."""
 
     manifest: str
-    place: str
+    place: Address
     request: Request
     device: str | None
     limit: int | None
@@ -48,7 +53,7 @@ class ClusterJob(Job):
     ) -> None:
         super().__init__(absolute(manifest), absolute(place), request, device or "cpu", limit)
         self.client = client
-        self._order = Order(str(self.manifest), str(self.storage), request, device, limit)
+        self._order = Order(str(self.manifest), self.storage.address, request, device, limit)
 
     def init(self) -> CacheSpec:
         if self.exists or self.request.upstream is None:
@@ -71,7 +76,8 @@ class ClusterJob(Job):
                 progress.advance(seconds[left[number]], result.bytes)
 
             tasks = [(order, shard, strict) for shard in left]
-            run_tasks(_extract, tasks, self.client, name="extract", on_result=add, a_worker=1)
+            labels = [f"{shard:06d}" for shard in left]
+            run_tasks(_extract, tasks, self.client, name="extract-shard", labels=labels, on_result=add, a_worker=1)
         return done
 
 
@@ -80,16 +86,15 @@ class ClusterJob(Job):
 # One shard at a time in a process: the model, and the number of threads that it runs on, are the process's.
 _lock = threading.Lock()
 _job: tuple[Order, Job] | None = None
-_upstream: tuple[str, Upstream] | None = None
+_upstream: tuple[set[str], Upstream] | None = None
 
 
 def _init(order: Order) -> None:
     """Calibrate and create the cache; the model stays for the shards."""
-    global _upstream
     with _lock:
         job = _make(order)
+        _give_model(job)
         job.init()
-        _upstream = _model_key(job), job.upstream
 
 
 def _extract(order: Order, shard: int, strict: bool) -> Done:
@@ -103,7 +108,7 @@ def _extract(order: Order, shard: int, strict: bool) -> Done:
                     f"a worker plans other shards for {order.place} than the command that was given: "
                     "let all machines see the same manifest and cache, and have the same version of speech-featcache"
                 )
-            _load(job, order)
+            _give_model(job)
             job.check_values()
             _job = order, job
         job = _job[1]
@@ -118,15 +123,23 @@ def _make(order: Order) -> Job:
     return Job(order.manifest, order.place, order.request, choose_device(order.device), order.limit)
 
 
-def _load(job: Job, order: Order) -> None:
-    """Give the job the model that this process has, where it is the same one."""
-    global _upstream
-    key = _model_key(job)
-    if _upstream is None or _upstream[0] != key:
-        _upstream = None  # two at a time may not fit the device
-        _upstream = key, job.upstream
+def _give_model(job: Job) -> None:
+    """Give the job the model that this process has, where it is the one that it needs; else load that, for good."""
+    global _job, _upstream
+    config = UpstreamConfig.model_validate(job.spec.upstream) if job.exists else job.request.upstream
+    assert config is not None
+    key = _model_key(job, config)
+    if _upstream is None or key not in _upstream[0]:
+        from distributed import get_worker
+
+        _job = _upstream = None  # two models at a time may not fit the device
+        began = time.monotonic()
+        # A model fills in what its configuration leaves open, and a cache holds it filled in.
+        _upstream = {key, _model_key(job, job.upstream.config)}, job.upstream
+        said = {"loaded": config.id, "device": job.device, "seconds": round(time.monotonic() - began, 2)}
+        get_worker().log_event(EVENTS, said)
     job.use(_upstream[1])
 
 
-def _model_key(job: Job) -> str:
-    return f"{job.device} {job.spec.upstream}"
+def _model_key(job: Job, config: UpstreamConfig) -> str:
+    return f"{job.device} {config.model_dump_json()}"

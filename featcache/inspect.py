@@ -13,6 +13,7 @@ import numpy as np
 from featcache import layout
 from featcache.errors import CorruptCacheError, UsageError
 from featcache.index import USABLE
+from featcache.lease import living
 from featcache.ledger import read_records
 from featcache.storage import Storage
 from featcache.store import Cache
@@ -198,7 +199,8 @@ def status(place: str | Path) -> dict[str, Any]:
         records = read_records(storage, name, f"run `featcache verify {place}`")
         quarantined += [{"id": q.id, "reason": q.reason} for record in records.values() for q in record.quarantined]
         sealed = next((segment for segment in cache.segments if segment.name == name), None)
-        leases = [key for key in storage.list_keys(f"{name}/leases") if not key.endswith("/seal")]
+        # Leases of shards are named by their number; those of the dead are no work.
+        leases = [key for key in living(storage, f"{name}/leases") if key.rpartition("/")[2].isdecimal()]
         segments.append(
             {
                 "segment": number,

@@ -24,7 +24,7 @@ from featcache.plan import Part, Plan, ProfileSize, make_plan, predicted_bytes, 
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.spec import CacheSpec, Layout
-from featcache.storage import Storage, open_storage
+from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache, read_spec
 from featcache.upstreams import Upstream, UpstreamConfig, load
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
@@ -75,7 +75,7 @@ class Job:
     def __init__(
         self,
         manifest: str | Path,
-        place: str | Path,
+        place: str | Path | Address,
         request: Request,
         device: str = "cpu",
         limit: int | None = None,
@@ -195,7 +195,7 @@ class Job:
 
     @cached_property
     def cache(self) -> Cache:
-        return Cache.open(str(self.storage))
+        return Cache.open(self.storage.address)
 
     @cached_property
     def spec(self) -> CacheSpec:

@@ -154,6 +154,12 @@ def clear_dead(storage: Storage, folder: str) -> None:
             storage.delete(key)
 
 
+def living(storage: Storage, folder: str) -> list[str]:
+    """The keys in a folder whose lease is held by a process that may still be working."""
+    found = ((key, _parse(storage.read(key))) for key in storage.list_keys(folder))
+    return [key for key, lease in found if lease is not None and lease.alive]
+
+
 def _parse(data: bytes | None) -> Lease | None:
     if data is None:
         return None

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featcache import layout
+from featcache.digest import sha256_of
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.inspect import matching, parse_where
 from featcache.ledger import FileProof, proof
@@ -35,7 +36,10 @@ from featcache.remote import (
 from featcache.s3 import S3Settings, S3Url
 from featcache.storage import LocalStorage
 from featcache.store import Cache
-from featcache.transfer import JOBS, Remote, S5cmd, etag
+from featcache.transfer import JOBS, Remote, S5cmd
+
+# Threads that write small files.
+WRITERS = 16
 
 
 def pull(
@@ -101,7 +105,7 @@ def _present(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> set[str]
 
     def same(key: str) -> bool:
         progress.advance(wanted[key].bytes)
-        return etag(storage.path(key))[1] == wanted[key].sha256
+        return sha256_of(storage.path(key)) == wanted[key].sha256
 
     if not candidates:
         return set()
@@ -199,17 +203,26 @@ def _fetch(client: S5cmd, url: S3Url, storage: LocalStorage, wanted: Mapping[str
         with ByteProgress("pulling", sum(expected.bytes for expected in wanted.values())) as progress:
             pairs = [(url.of(key), str(path)) for key, path in arriving.items()]
             client.copy(pairs, progress.advance, str(url))
-        for key, path in arriving.items():
-            if etag(path)[1] != wanted[key].sha256:
+
+        def take_in(key: str) -> None:
+            if sha256_of(arriving[key]) != wanted[key].sha256:
                 raise CorruptCacheError(f"{url.of(key)} did not arrive as it was sealed: push the cache again")
-            storage.adopt(key, path)
+            storage.adopt(key, arriving[key])
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(take_in, arriving))
     finally:
         for path in arriving.values():
             path.unlink(missing_ok=True)
 
 
 def _write(storage: LocalStorage, staged: LocalStorage, keys: set[str], phase: int) -> None:
-    for key in sorted(keys):
+    """Write the files of one phase, all at once: each waits for the disk, and a disk can sync many together."""
+
+    def write(key: str) -> None:
         data = staged.read(key)
-        if phase_of(key) == phase and data is not None:
+        if data is not None:
             storage.write(key, data)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write, sorted(key for key in keys if phase_of(key) == phase)))

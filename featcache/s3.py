@@ -6,8 +6,10 @@ Keys are never handled here: s5cmd and obstore take them from where AWS tools ta
 from __future__ import annotations
 
 import configparser
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -88,7 +90,8 @@ class S3Settings:
 
     @classmethod
     def find(cls, endpoint: str | None = None, profile: str | None = None, region: str | None = None) -> S3Settings:
-        """What was given, then the environment, then the profile in AWS's configuration file."""
+        """What was given here, or by `using`; then the environment, then the profile in AWS's configuration file."""
+        endpoint, profile, region = endpoint or _given.endpoint, profile or _given.profile, region or _given.region
         section = _profile_section(profile or os.environ.get("AWS_PROFILE") or "default")
         endpoint = (
             endpoint
@@ -104,6 +107,20 @@ class S3Settings:
     @property
     def plain_http(self) -> bool:
         return self.endpoint is not None and self.endpoint.startswith("http://")
+
+
+_given = S3Settings()
+
+
+@contextlib.contextmanager
+def using(settings: S3Settings) -> Iterator[None]:
+    """Meanwhile this process, with all its threads, goes by these settings before the environment's."""
+    global _given
+    before, _given = _given, settings
+    try:
+        yield
+    finally:
+        _given = before
 
 
 def explain(said: str, place: str, after: str = "", kind: type[FeatcacheError] = CacheError) -> FeatcacheError:

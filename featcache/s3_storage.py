@@ -22,7 +22,7 @@ from zarr.storage import ObjectStore, WrapperStore
 from featcache.blocks import BLOCK_BYTES, Blocks, default_blocks
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, JobError, UsageError
 from featcache.s3 import S3Settings, S3Url, explain, find_keys
-from featcache.storage import Storage
+from featcache.storage import Address, Storage
 
 AGAIN = "the same command can be run again"
 RETRIES: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
@@ -69,6 +69,10 @@ class S3Storage(Storage):
 
     def __str__(self) -> str:
         return str(self.url)
+
+    @property
+    def address(self) -> Address:
+        return Address(str(self.url), self._settings)
 
     def zarr(self) -> zarr.abc.store.Store:
         if self._zarr is None:

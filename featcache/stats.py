@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache.cluster import run_tasks
 from featcache.errors import UsageError
+from featcache.storage import Address
 from featcache.store import Cache
 
 # A channel is an outlier where its deviation exceeds the median of its tap's channels by this factor.
@@ -70,7 +71,9 @@ def compute(
     every = max(1, int(lengths.sum()) // SIMILARITY_FRAMES)
     # First about the mean of some frames: fourth powers about 0 would lose a channel far from it.
     centre = np.concatenate([cache.read(int(r)) for r in usable[:: max(1, len(usable) // 8)][:8]]).mean(axis=0)
-    tasks = [(cache, group, centre, every) for group in _groups(usable, lengths)]
+    # A cluster's scheduler unpacks what passes through it, and need not see the cache.
+    source = cache if client is None else cache.storage.address.absolute()
+    tasks = [(source, group, centre, every) for group in _groups(usable, lengths)]
     parts = run_tasks(
         _partial, tasks, client, name="stats", on_result=lambda number, part: on_frames(int(part["frames"]))
     )
@@ -82,8 +85,9 @@ def _groups(rows: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     return [group.tolist() for group in np.split(rows, cuts)]
 
 
-def _partial(cache: Cache, rows: Sequence[int], centre: np.ndarray, every: int) -> dict[str, Any]:
+def _partial(source: Cache | Address, rows: Sequence[int], centre: np.ndarray, every: int) -> dict[str, Any]:
     """Sums over some utterances: powers of the centred values per tap and channel, and sampled frames."""
+    cache = Cache.open(source) if isinstance(source, Address) else source
     powers = np.zeros((4, *centre.shape))
     low, high = np.full(len(cache.taps), np.inf), np.full(len(cache.taps), -np.inf)
     sample, frames = [], 0

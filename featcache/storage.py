@@ -14,6 +14,7 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import zarr.abc.store
@@ -21,11 +22,26 @@ import zarr.storage
 
 from featcache.errors import CacheError, JobError
 from featcache.process import left_by_the_dead, own_name
-from featcache.s3 import S3Url, is_s3
+from featcache.s3 import S3Settings, S3Url, is_s3
 
 TEMPORARY = ".tmp-"
 # A temporary file of which it is not known whose it is, is taken for abandoned after this time.
 TEMPORARY_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Address:
+    """What another process needs to open a storage: a path, or a URL and how to reach it (never with keys)."""
+
+    place: str
+    s3: S3Settings | None = None
+
+    def absolute(self) -> Address:
+        """With a path that holds in every folder of this machine, and of those that mount it there as well."""
+        return self if is_s3(self.place) else Address(os.path.abspath(self.place))
+
+    def __str__(self) -> str:
+        return self.place
 
 
 class Storage(ABC):
@@ -34,6 +50,11 @@ class Storage(ABC):
     @abstractmethod
     def zarr(self) -> zarr.abc.store.Store:
         """A read-only zarr store over the same keys."""
+
+    @property
+    @abstractmethod
+    def address(self) -> Address:
+        """Opens the same place again."""
 
     @abstractmethod
     def exists(self, key: str) -> bool: ...
@@ -101,6 +122,10 @@ class LocalStorage(Storage):
 
     def path(self, key: str) -> Path:
         return self.root / key
+
+    @property
+    def address(self) -> Address:
+        return Address(str(self.root))
 
     def zarr(self) -> zarr.abc.store.Store:
         return zarr.storage.LocalStore(self.root, read_only=True)
@@ -261,10 +286,13 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_storage(place: str | Path) -> Storage:
-    """The storage behind a path or an `s3://` URL."""
-    if is_s3(place):
+def open_storage(place: str | Path | Address) -> Storage:
+    """The storage behind a path, an `s3://` URL (reached as command line, environment and AWS's files say) or an
+    address.
+    """
+    address = place if isinstance(place, Address) else Address(str(place))
+    if is_s3(address.place):
         from featcache.s3_storage import S3Storage
 
-        return S3Storage(S3Url.parse(str(place)))
-    return LocalStorage(place)
+        return S3Storage(S3Url.parse(address.place), address.s3)
+    return LocalStorage(address.place)

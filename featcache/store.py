@@ -22,7 +22,7 @@ from featcache.memory import ran_out
 from featcache.partial import read_origin
 from featcache.segment import Segment, open_segment, read_calibration
 from featcache.spec import FORMAT, CacheSpec, values_id
-from featcache.storage import Storage, open_storage
+from featcache.storage import Address, Storage, open_storage
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Cache:
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, path: str | Path) -> Cache:
+    def open(cls, path: str | Path | Address) -> Cache:
         """Open a cache. Takes constant time, whatever the number of utterances.
 
         Raises:
@@ -131,7 +131,7 @@ class Cache:
         return cls(storage, spec, codec, segments, unsealed, origin)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Cache.open, (str(self.storage),))
+        return (Cache.open, (self.storage.address,))
 
     # What it is
 

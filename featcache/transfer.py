@@ -35,7 +35,7 @@ class S5cmd:
     """The program s5cmd, run against one server."""
 
     def __init__(self, settings: S3Settings, jobs: int = JOBS) -> None:
-        self._command = [_program(), "--json", f"--retry-count={RETRIES}", f"--numworkers={jobs}"]
+        self._command = [program(), "--json", f"--retry-count={RETRIES}", f"--numworkers={jobs}"]
         if settings.endpoint is not None:
             self._command.append(f"--endpoint-url={settings.endpoint}")
         # Only with this does Go's library look into ~/.aws/config, as the others do.
@@ -175,7 +175,12 @@ def _errors(lines: Iterator[str] | Sequence[str] | IO[str]) -> Iterator[str]:
             yield str(error)
 
 
-def _program() -> str:
+def program() -> str:
+    """The path of s5cmd.
+
+    Raises:
+        UsageError: the package is not installed. JobError: it holds no program for this machine.
+    """
     try:
         files = distribution("s5cmd").files or []
     except PackageNotFoundError:

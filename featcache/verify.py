@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache import layout
-from featcache.cluster import absolute, run_tasks
+from featcache.cluster import run_tasks
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
 from featcache.ledger import (
     LABELS_PROOF,
@@ -22,7 +22,7 @@ from featcache.ledger import (
     record_key,
 )
 from featcache.partial import read_origin
-from featcache.storage import Storage, open_storage
+from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache, read_spec
 
 # Files that one task reads: up to either limit.
@@ -91,7 +91,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     if report.whole:
         # Every byte is as sealed; that it also opens shows that this installation can read it.
         try:
-            Cache.open(str(storage))
+            Cache.open(storage.address)
         except FeatcacheError as error:
             report.problems.append(Problem("", str(error)))
     return report
@@ -182,7 +182,7 @@ def _run_checks(
         report.bytes += size
         on_bytes(size)
 
-    tasks = [(absolute(str(storage)), group) for group in _groups(checks)]
+    tasks = [(storage.address.absolute(), group) for group in _groups(checks)]
     found = run_tasks(_check, tasks, client, name="verify", on_result=count)
     return [problem for problems, _, _ in found for problem in problems]
 
@@ -201,9 +201,9 @@ def _groups(checks: dict[str, FileProof]) -> Iterator[dict[str, FileProof]]:
         yield group
 
 
-def _check(place: str, checks: dict[str, FileProof]) -> tuple[list[Problem], int, int]:
+def _check(address: Address, checks: dict[str, FileProof]) -> tuple[list[Problem], int, int]:
     """Problems of some files, how many files were read, and their bytes."""
-    storage = open_storage(place)
+    storage = open_storage(address)
     problems: list[Problem] = []
     files = size = 0
     for key, expected in checks.items():

@@ -17,9 +17,10 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUM
 import pytest
 from hypothesis import settings
 
+from pipelines.bench.s3_server import variables
 from pipelines.demo.fetch import PROMPTS, share_root
 from pipelines.demo.model import MODELS, PackagedModel, is_installed
-from tests.s3 import KEYS, Bucket, Server
+from tests.s3 import Bucket, Server
 
 # The same examples on every run; HYPOTHESIS_PROFILE=explore draws new ones, and many more.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -68,15 +69,10 @@ def s3_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+def bucket(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """An empty bucket; the environment names its endpoint and keys, and nothing else of AWS."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    for name, value in KEYS.items():
+    for name, value in variables(s3_server.endpoint).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     return s3_server.make_bucket()

@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
-import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 
 import obstore
 from obstore.store import S3Store
 
-KEYS = {"AWS_ACCESS_KEY_ID": "AKIDTESTTESTTESTTEST", "AWS_SECRET_ACCESS_KEY": "secret/of+the*tests"}
+from pipelines.bench.s3_server import KEYS, MotoServer
+
+__all__ = ["IMPATIENT", "KEYS", "Bucket", "Server", "Wire"]
+
+# In place of `featcache.s3_storage.RETRIES`, where a test has taken the server away for good.
+IMPATIENT = {"max_retries": 1, "retry_timeout": timedelta(seconds=1)}
 
 
-class Server:
-    """moto's server in a process of its own; its buckets live as long as it does."""
+class Server(MotoServer):
+    """moto's server, and what tests ask of it beyond S3."""
 
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.endpoint = f"http://127.0.0.1:{self.port}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | KEYS,
-        )  # fmt: skip
-        until = time.monotonic() + 120
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                return
-            except OSError:
-                if time.monotonic() > until or self._process.poll() is not None:
-                    raise RuntimeError("moto's server does not start") from None
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def make_bucket(self) -> Bucket:
-        name = f"test-{uuid.uuid4().hex[:12]}"
-        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")).close()
-        return Bucket(self, name)
+    def make_bucket(self, name: str = "") -> Bucket:
+        if name:
+            self.request("PUT", f"/{name}")
+        return Bucket(self, name or self.new_bucket())
 
     @contextlib.contextmanager
     def only_known_keys(self) -> Iterator[None]:
@@ -60,9 +37,7 @@ class Server:
             self._check_from(1 << 40)
 
     def _check_from(self, count: int) -> None:
-        url = f"{self.endpoint}/moto-api/reset-auth"
-        headers = {"Content-Type": "text/plain"}
-        urllib.request.urlopen(urllib.request.Request(url, data=str(count).encode(), headers=headers)).close()
+        self.request("POST", "/moto-api/reset-auth", str(count).encode())
 
 
 class Bucket:
@@ -94,10 +69,16 @@ class Bucket:
 class Wire:
     """A TCP port that forwards to a server until it is cut: to a client, the server is then gone."""
 
-    def __init__(self, port: int, cut_after: int | None = None) -> None:
-        """`cut_after`: bytes from client to server after which the wire cuts itself."""
+    def __init__(self, port: int, cut_after: int | None = None, stall_after: int | None = None) -> None:
+        """
+        Args:
+            cut_after: bytes from client to server after which the wire cuts itself.
+            stall_after: bytes in both directions after which it passes on nothing more, until it is cut.
+        """
         self._to = port
         self._left = cut_after
+        self._until_stall = stall_after
+        self.stalled = threading.Event()
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -137,6 +118,10 @@ class Wire:
                     self._left -= len(data)
                     if self._left <= 0:
                         return self.cut()
+                if self._until_stall is not None:
+                    self._until_stall -= len(data)
+                    if self._until_stall <= 0:
+                        return self.stalled.set()
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)
         except OSError:

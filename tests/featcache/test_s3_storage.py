@@ -13,17 +13,18 @@ import pytest
 import soundfile
 
 import featcache
+from featcache import s3_storage
 from featcache.errors import CacheError, CorruptCacheError, JobError, UsageError
 from featcache.inspect import info
 from featcache.lease import Leases
 from featcache.push import push
-from featcache.s3 import S3Settings, S3Url
+from featcache.s3 import S3Settings, S3Url, using
 from featcache.s3_storage import S3Storage
 from featcache.spec import Layout
 from featcache.storage import LocalStorage, open_storage
 from featcache.verify import verify
 from tests.helpers import make_cache, run_cli
-from tests.s3 import KEYS, Bucket, Wire
+from tests.s3 import IMPATIENT, KEYS, Bucket, Wire
 
 RNG = np.random.default_rng(6)
 FEATURES = {f"u{i}": RNG.standard_normal((90, 3, 64)).astype(np.float32) for i in range(12)}
@@ -63,6 +64,35 @@ def test_the_commands_work_on_it(url: str) -> None:
     assert run_cli("ls", url, "--where", "lang=it", "--json").out.count("\n") == 6
     assert '"shape": [\n    90,' in run_cli("show", url, "u2", "--json").out
     assert "whole" in run_cli("verify", url).out and "complete: yes" in run_cli("status", url).out
+
+
+def test_the_options_go_before_the_environment(
+    url: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["[lab]", *(f"{name.lower()} = {value}" for name, value in KEYS.items())]
+    (tmp_path / "credentials").write_text("\n".join(lines))
+    for name in [*KEYS, "AWS_REGION"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = ("--endpoint-url", bucket.server.endpoint, "--region", "us-east-1", "--profile", "lab")
+    commands = (
+        ("info", url), ("ls", url), ("show", url, "u2"), ("stats", url), ("status", url), ("verify", url),
+        ("gc", url, "--dry-run"), ("pull", url, tmp_path / "copy"),
+    )  # fmt: skip
+    for command in commands:
+        done = run_cli(*command, *options)
+        assert done.status == 0, (command, done.err)
+    # What is sent to another process reaches the same server, by the profile's name.
+    with using(S3Settings(bucket.server.endpoint, "lab", "us-east-1")):
+        sent = pickle.dumps(featcache.open(url))
+    assert pickle.loads(sent).read("u3").shape == (90, 3, 64)
+    assert not any(value.encode() in sent for value in KEYS.values())
+    # And after the command the environment counts again.
+    monkeypatch.setattr(s3_storage, "RETRIES", IMPATIENT)
+    assert S3Settings.find() == S3Settings("http://127.0.0.1:9", None, None)
+    done = run_cli("info", url, "--profile", "lab")
+    assert done.status == 1 and "the server cannot be reached" in done.err
 
 
 def test_blocks_are_kept_within_the_limit_and_mended(
@@ -123,6 +153,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error(url: str, bucket: 
 
 
 def test_a_server_that_goes_away_is_a_clear_error(url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_storage, "RETRIES", IMPATIENT)
     wire = Wire(bucket.server.port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
     cache = featcache.open(url)
@@ -135,9 +166,10 @@ def test_a_server_that_goes_away_is_a_clear_error(url: str, bucket: Bucket, monk
 
 def test_mistakes_are_one_line(url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(place: str, status: int, words: str) -> None:
-        done = run_cli("info", place)
-        assert done.status == status and words in done.err and len(done.err.splitlines()) == 1, done.err
-        assert not any(value in done.err for value in KEYS.values())
+        for command in ("info", "verify", "status"):
+            done = run_cli(command, place)
+            assert done.status == status and words in done.err and len(done.err.splitlines()) == 1, done.err
+            assert not any(value in done.err for value in KEYS.values())
 
     fails(f"{bucket.url}/elsewhere", 1, "there is no cache at s3://")
     fails("s3://no-such-bucket-here/x", 1, "there is no such bucket")
@@ -207,6 +239,7 @@ def test_extraction_writes_straight_to_s3_and_goes_on_after_losing_the_server(
     assert run_cli("extract", manifest, local, *options).status == 0
     wire = Wire(bucket.server.port, cut_after=60_000)
     with monkeypatch.context() as patch:
+        patch.setattr(s3_storage, "RETRIES", IMPATIENT)
         patch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
         done = run_cli("extract", manifest, url, *options)
     assert wire.is_cut and done.status == 1 and "the server cannot be reached" in done.err.splitlines()[-1], done.err
