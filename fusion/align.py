@@ -17,8 +17,7 @@ from torch import Tensor
 from featcache.errors import UsageError
 from featcache.store import Cache
 from fusion import checkpoint, labels, text
-from fusion.data import Loader, plan_evaluation
-from fusion.distributed import autocast
+from fusion.emissions import emissions
 from fusion.run import Run
 from fusion.tasks import CtcTask
 from fusion.tasks.tag import Span
@@ -68,20 +67,11 @@ def write(run: Run, out: Path, *, pause: float = PAUSE) -> tuple[int, tuple[labe
     return len(ids), tuple(skipped)
 
 
-@torch.no_grad()
 def _align(run: Run, task: CtcTask, cache: Cache, split: labels.Split, pause: float) -> Iterator[Alignment]:
     """In order of length, not of the split."""
-    settings, rate = run.recipe.train, run.logit_rate
-    with Loader(cache, split, run.device, run.spec.taps, settings.workers) as loader:
-        for batch in loader.batches(plan_evaluation(split.frames, round(settings.batch_seconds * cache.frame_rate))):
-            with autocast(settings.precision, run.device):
-                logits, lengths = run.head(batch.features, batch.lengths)
-            log_probs = logits.float().log_softmax(-1).cpu()
-            for i, position in enumerate(batch.slot.positions):
-                target = split.targets[position]
-                yield align_one(
-                    split.ids[position], log_probs[i, : int(lengths[i])], target, task.tokeniser, rate, pause
-                )
+    for position, log_probs in emissions(run, cache, split):
+        target = split.targets[position]
+        yield align_one(split.ids[position], log_probs, target, task.tokeniser, run.logit_rate, pause)
 
 
 def align_one(

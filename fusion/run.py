@@ -73,6 +73,11 @@ class Files:
     def tensorboard(self) -> Path:
         return self.path / "tb"
 
+    @property
+    def decoding(self) -> Path:
+        """What `fusion decode` found: language models, lexicon, tuned weights, scores and tables."""
+        return self.path / "decoding"
+
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
         for path in (
@@ -80,7 +85,8 @@ class Files:
             self.utterances,
         ):  # fmt: skip
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for folder in (self.tensorboard, self.decoding):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
