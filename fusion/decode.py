@@ -35,7 +35,7 @@ TITLES = {
     GREEDY: "greedy",
     BEAM: "beam",
     TOKENS: "beam, LM of tokens",
-    LEXICON: "beam, lexicon, LM of words",
+    LEXICON: "lexicon, LM of words",
 }
 TOKEN_ORDER = 6
 """Of the tokens' model; KenLM's usual limit."""
@@ -105,8 +105,7 @@ def decode(
         began = time.monotonic()
         if name == GREEDY:
             row: dict[str, Any] = {"decoder": name}
-            texts = [greedy(task, one) for one in test.emissions]
-            dev_texts = [greedy(task, one) for one in dev.emissions]
+            texts, dev_texts = ([_greedy(task, one) for one in split.emissions] for split in (test, dev))
         else:
             search, tried = tune(decoders[name], tuning, Search(beam=beam), GRIDS.get(name, {}), name, say)
             decoder = decoders[name](search)
@@ -145,10 +144,14 @@ def decode(
     return result
 
 
-def greedy(task: CtcTask, log_probs: Tensor) -> str:
-    """The text of the best path."""
-    (text,) = task.predict(log_probs.unsqueeze(0), torch.tensor([len(log_probs)]))
-    return str(text)
+def best_tokens(log_probs: Tensor) -> list[int]:
+    """Greedy decoding of log probabilities (frames, outputs): the tokens of the best path."""
+    (tokens,) = evaluate.greedy_ctc(log_probs.unsqueeze(0), torch.tensor([len(log_probs)]))
+    return tokens
+
+
+def _greedy(task: CtcTask, log_probs: Tensor) -> str:
+    return task.tokeniser.decode(best_tokens(log_probs))
 
 
 def load(run: Run, name: str) -> BeamDecoder:
@@ -187,7 +190,7 @@ def tune(
         if search not in known:
             rows = dev.table(decode_all(build(search), dev.emissions))
             known[search] = sum(row["word_errors"] for row in rows) / max(sum(row["words"] for row in rows), 1)
-            say(f"{TITLES[name]}: {_settings(search)}: dev WER {known[search]:.4f}")
+            say(f"{TITLES[name]}: {_settings(search, name)}: dev WER {known[search]:.4f}")
         return known[search]
 
     best = dataclasses.replace(start, lm_weight=1.0) if grid else start
@@ -201,7 +204,9 @@ def tune(
     return best, len(known)
 
 
-def _settings(search: Search) -> str:
+def _settings(search: Search, name: str) -> str:
+    if name != LEXICON:
+        return f"LM {search.lm_weight:g}"
     unknown = "forbidden" if search.unknown_score == NEVER else f"{search.unknown_score:g}"
     return f"LM {search.lm_weight:g}, word {search.word_score:g}, unknown word {unknown}"
 
@@ -268,7 +273,7 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     for row in result["rows"]:
         if row.get("tried", 0) > 1:
             search = Search.from_json(row["search"])
-            console.print(f"{TITLES[row['decoder']]}: {_settings(search)}, beam {search.beam}", highlight=False)
+            console.print(f"{TITLES[row['decoder']]}: {_settings(search, row['decoder'])}, beam {search.beam}", highlight=False)
     console.print(
         f"test: {result['utterances']} utterances, {result['unknown_words']:.1%} of {result['words']:,} words are not "
         f"among the lexicon's {result['lexicon']:,}; weights tuned on {result['tuned_on']} utterances of dev",
@@ -277,4 +282,4 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     )
 
 
-__all__ = ["GREEDY", "TITLES", "decode", "greedy", "load", "print_result", "tune"]
+__all__ = ["GREEDY", "TITLES", "best_tokens", "decode", "load", "print_result", "tune"]
