@@ -228,6 +228,26 @@ def transcribe(
         raise JobError(f"{failed} of {len(recordings)} recordings could not be read; their reasons stand above")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as in runs/asr.")],
+    out: Annotated[Path, typer.Argument(help="Folder for head.safetensors and head.pt2.")],
+    as_json: Json = False,
+) -> None:
+    """A head's weights with their description, and as one torch.export program; both are read back and compared."""
+    from fusion.run import Run
+    from pipelines.export import export as export_head
+
+    done = export_head(Run.open(run), out)
+    if as_json:
+        print(json.dumps(done.as_json(), indent=2, ensure_ascii=False))
+        return
+    lengths = ", ".join(map(str, done.checked))
+    print(f"largest difference from the head {done.difference:.1e}, over {lengths} frames", file=sys.stderr)
+    print(done.weights)
+    print(done.program)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error, and the exit status says whose it is."""
     try:
