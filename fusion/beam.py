@@ -116,14 +116,15 @@ class BeamDecoder:
         (found,) = self._decoder(self._closed(log_probs).unsqueeze(0))
         if not found:
             raise FeatcacheError("beam search lost every hypothesis; give a wider --beam")
-        pairs = [
-            (int(token), int(frame))
-            for token, frame in zip(found[0].tokens, found[0].timesteps, strict=True)
-            if frame <= frames  # the decoder's own frame 0 lies before the first
-        ]
+        pairs: list[tuple[int, int]] = []
+        for token, frame in zip(found[0].tokens.tolist(), found[0].timesteps.tolist(), strict=True):
+            # frame 0 and what comes after the last are the decoder's own silence; silence within it may be long
+            after_space = not pairs or pairs[-1][0] == self._space
+            if 1 <= frame <= frames and not (token == self._space and after_space):
+                pairs.append((token, frame))
         if pairs and pairs[-1][0] == self._space:
             pairs.pop()
-        return Found(tuple(token for token, _ in pairs), tuple(max(frame - 1, 0) for _, frame in pairs))
+        return Found(tuple(token for token, _ in pairs), tuple(frame - 1 for _, frame in pairs))
 
     def text(self, log_probs: Tensor) -> str:
         return self.tokeniser.decode(self(log_probs).tokens)
