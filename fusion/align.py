@@ -80,9 +80,7 @@ def align_one(
 ) -> Alignment:
     """The most likely alignment of tokens with log probabilities float32 (frames, outputs), `frame_rate` a second."""
     spans = align_tokens(log_probs, target)
-    tokens = [
-        Span(tokeniser.decode([span.token]), *_times(span.start, span.end, frame_rate)) for span in spans
-    ]
+    tokens = [Span(tokeniser.decode([span.token]), *_times(span.start, span.end, frame_rate)) for span in spans]
     words = [Span(word.text, word.start, word.end) for word in words_of(spans, tokeniser, frame_rate)]
     mean = sum(span.score for span in spans) / max(len(spans), 1)
     return Alignment(id_, tuple(tokens), tuple(words), tuple(_stretches(words, pause)), mean)

@@ -18,7 +18,9 @@ def decode(
     order: Annotated[int, typer.Option(min=2, max=6, help="Words of the longest n-gram.")] = 3,
     lm: Annotated[
         Path | None,
-        typer.Option(help="An ARPA or KenLM file of words, in place of the model of train's texts.", show_default=False),
+        typer.Option(
+            help="An ARPA or KenLM file of words, in place of the model of train's texts.", show_default=False
+        ),
     ] = None,
     text: Annotated[
         Path | None,

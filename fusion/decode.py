@@ -273,7 +273,9 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     for row in result["rows"]:
         if row.get("tried", 0) > 1:
             search = Search.from_json(row["search"])
-            console.print(f"{TITLES[row['decoder']]}: {_settings(search, row['decoder'])}, beam {search.beam}", highlight=False)
+            console.print(
+                f"{TITLES[row['decoder']]}: {_settings(search, row['decoder'])}, beam {search.beam}", highlight=False
+            )
     console.print(
         f"test: {result['utterances']} utterances, {result['unknown_words']:.1%} of {result['words']:,} words are not "
         f"among the lexicon's {result['lexicon']:,}; weights tuned on {result['tuned_on']} utterances of dev",

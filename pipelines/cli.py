@@ -180,7 +180,9 @@ def transcribe(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, as in runs/asr.")],
     audio: Annotated[
         list[Path],
-        typer.Argument(help="Recordings of any length and rate, folders of them, or manifests (.jsonl).", metavar="AUDIO..."),
+        typer.Argument(
+            help="Recordings of any length and rate, folders of them, or manifests (.jsonl).", metavar="AUDIO..."
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -93,7 +93,9 @@ def export(run: Run, out: Path) -> Exported:
             for other in (again, reread):
                 difference = max(difference, float((other(features) - wanted).abs().max()))
     if not difference <= TOLERANCE:
-        raise JobError(f"{out}: the exported head differs from {run.path} by {difference:.1e}; this torch cannot export it")
+        raise JobError(
+            f"{out}: the exported head differs from {run.path} by {difference:.1e}; this torch cannot export it"
+        )
     return Exported(weights, traced, shortest, difference, lengths)
 
 

@@ -1,4 +1,4 @@
-"""What importers share: lines of text, durations of many recordings, paths as other tools mean them, names of labels."""
+"""What importers share: lines of text, durations of many recordings, paths and labels as other tools mean them."""
 
 from __future__ import annotations
 

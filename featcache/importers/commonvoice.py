@@ -10,7 +10,6 @@ from featcache.importers._common import RENAMED, infos, lines, seconds
 from featcache.manifest import FIELDS, Row, build
 
 
-
 def commonvoice(tsv: str | Path, clips: str | Path | None = None) -> list[Row]:
     """Rows of one TSV; `clips` is the folder of recordings, by default the one beside it.
 

@@ -42,14 +42,17 @@ def huggingface(
         splits = _splits(datasets, source, config)
     except Exception as error:  # whatever datasets makes of a source
         why = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ManifestError(f"{source} is no data set to datasets ({why}): give a name on the hub or a folder") from error
+        raise ManifestError(
+            f"{source} is no data set to datasets ({why}): give a name on the hub or a folder"
+        ) from error
     if split is not None:
         if split not in splits:
             raise ManifestError(f"{source} has no split {split!r}: it has {', '.join(splits)}")
         splits = {split: splits[split]}
     found = []
     for name, part in splits.items():
-        found += [(f"{source}, {name}, row {i}", *row) for i, row in enumerate(_rows(datasets, name, part, audio, text))]
+        rows = _rows(datasets, name, part, audio, text)
+        found += [(f"{source}, {name}, row {i}", path, fields) for i, (path, fields) in enumerate(rows)]
     if not found:
         raise ManifestError(f"{source} has no rows: give a data set with recordings")
     info = infos(path for _, path, _ in found)
@@ -67,9 +70,7 @@ def _splits(datasets: Any, source: str | Path, config: str | None) -> dict[str, 
     return {str(loaded.split or "all"): loaded}
 
 
-def _rows(
-    datasets: Any, split: str, part: Any, folder: str | Path, text: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(datasets: Any, split: str, part: Any, folder: str | Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Path of the recording and the other fields of each row."""
     features = part.features
     if features is None:

@@ -98,9 +98,7 @@ def test_subwords_have_a_lexicon_too(tmp_path: Path) -> None:
     kept = write_lexicon(tmp_path / "lexicon.txt", " ".join(texts).split(), pieces)
     assert kept == ["cat", "mat", "sat", "the"]
     path = [value for token in pieces.encode("the cat sat") for value in (token, 0)]
-    decoder = BeamDecoder(
-        pieces, Search(lm_weight=0.5), lm=tmp_path / "w.arpa", lexicon=tmp_path / "lexicon.txt"
-    )
+    decoder = BeamDecoder(pieces, Search(lm_weight=0.5), lm=tmp_path / "w.arpa", lexicon=tmp_path / "lexicon.txt")
     assert decoder.text(emissions(path, pieces.size)) == "the cat sat"
 
 

@@ -70,8 +70,10 @@ def test_test_is_not_looked_at_while_tuning() -> None:
 
         def text(self, log_probs: torch.Tensor) -> str:
             right = {"lm_weight": 2.0, "word_score": -1.0}
-            return "a b" if all(getattr(self.search, k) == v for k, v in right.items()) else (
-                "a c" if self.search.lm_weight == 2.0 else "c c"
+            return (
+                "a b"
+                if all(getattr(self.search, k) == v for k, v in right.items())
+                else ("a c" if self.search.lm_weight == 2.0 else "c c")
             )
 
         def __call__(self, log_probs: torch.Tensor) -> Found:
