@@ -19,6 +19,8 @@ STAY = 0.5
 
 def cues(words: Sequence[Word]) -> list[tuple[float, float, str]]:
     """Start, end and text of each cue, in order, not overlapping."""
+    if not words:
+        return []
     groups: list[list[Word]] = []
     for word in words:
         group = groups[-1] if groups else []
