@@ -110,6 +110,14 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
     infinite samples, or truncated, that is, less there in the slice than the header promises. (Ogg
     promises nothing: a cut Ogg file is only shorter than its manifest says.) JobError as `probe`.
     """
+    return np.concatenate(list(stream(path, offset=offset, duration=duration)))
+
+
+def stream(path: str | Path, *, offset: float = 0.0, duration: float | None = None) -> Iterator[Pcm]:
+    """The samples of `load` in blocks, so that memory does not grow with the recording.
+
+    What is wrong at the end of a recording (truncation, say) is raised there, after the blocks before it.
+    """
     if not (math.isfinite(offset) and offset >= 0):
         raise AudioError(f"the offset {offset} is not a time in seconds from 0")
     if duration is not None and not (math.isfinite(duration) and duration >= 0):
@@ -120,23 +128,26 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
         count = None if duration is None else round(duration * rate)
         if promised is not None and 0 < promised + slack <= start:
             raise AudioError(f"the offset {offset:g} s is beyond the end ({promised / rate:g} s)")
-        try:
-            parts = [_downmix(block) for block in reader.blocks(start, count)]
-        except (soundfile.SoundFileError, av.FFmpegError) as error:
-            if ran_out(error):
-                raise
-            raise AudioError("damaged or truncated: decoding stopped before the end") from None
-    mono: Pcm = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    if promised is not None:
-        there = start + len(mono)
-        wanted = promised if count is None else min(promised, start + count)
-        if wanted - there > slack:
-            raise AudioError(f"truncated: the header promises {promised} samples, decoding ended at {there}")
-    if not len(mono):
-        raise AudioError("no samples" if start == 0 else f"the offset {offset:g} s is beyond the end")
-    if not np.isfinite(mono).all():
-        raise AudioError("NaN or infinite samples")
-    return _resample(mono, rate)
+        resampler, there = _Resampler(rate), start
+        blocks = reader.blocks(start, count)
+        while True:
+            try:
+                block = next(blocks, None)
+            except (soundfile.SoundFileError, av.FFmpegError) as error:
+                if ran_out(error):
+                    raise
+                raise AudioError("damaged or truncated: decoding stopped before the end") from None
+            if block is None:
+                break
+            there += len(block)
+            yield from resampler.feed(_downmix(block))
+        if promised is not None:
+            wanted = promised if count is None else min(promised, start + count)
+            if wanted - there > slack:
+                raise AudioError(f"truncated: the header promises {promised} samples, decoding ended at {there}")
+        if there == start:
+            raise AudioError("no samples" if start == 0 else f"the offset {offset:g} s is beyond the end")
+        yield from resampler.finish()
 
 
 def samples_of(duration: float) -> int:
@@ -172,17 +183,36 @@ def _downmix(block: Pcm) -> Pcm:
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-def _resample(mono: Pcm, rate: int) -> Pcm:
-    if rate == SAMPLE_RATE:
-        return mono
-    length = (2 * len(mono) * SAMPLE_RATE + rate) // (2 * rate)
-    resampled = np.asarray(soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ"), np.float32)[:length]
-    resampled = np.pad(resampled, (0, length - len(resampled)))
-    if not length:
-        raise AudioError(f"no samples: {len(mono)} at {rate} Hz are less than one at {SAMPLE_RATE} Hz")
-    if not np.isfinite(resampled).all():
-        raise AudioError("infinite samples after resampling")
-    return resampled
+class _Resampler:
+    """Mono samples to 16 kHz, block by block: bit for bit what soxr makes of them at once."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._soxr = None if rate == SAMPLE_RATE else soxr.ResampleStream(rate, SAMPLE_RATE, 1, "float32", "HQ")
+        self._fed = self._made = 0
+
+    def feed(self, mono: Pcm) -> Iterator[Pcm]:
+        if not np.isfinite(mono).all():
+            raise AudioError("NaN or infinite samples")
+        self._fed += len(mono)
+        yield from self._checked(mono if self._soxr is None else self._soxr.resample_chunk(mono))
+
+    def finish(self) -> Iterator[Pcm]:
+        """The rest, to the length that the rules give."""
+        if self._soxr is None:
+            return
+        length = (2 * self._fed * SAMPLE_RATE + self._rate) // (2 * self._rate)
+        if not length:
+            raise AudioError(f"no samples: {self._fed} at {self._rate} Hz are less than one at {SAMPLE_RATE} Hz")
+        rest = self._soxr.resample_chunk(np.zeros(0, np.float32), last=True)[: length - self._made]
+        yield from self._checked(np.pad(rest, (0, length - self._made - len(rest))))
+
+    def _checked(self, samples: Pcm) -> Iterator[Pcm]:
+        if not np.isfinite(samples).all():
+            raise AudioError("infinite samples after resampling")
+        if len(samples):
+            self._made += len(samples)
+            yield samples
 
 
 MACHINE_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT}

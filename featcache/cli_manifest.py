@@ -13,6 +13,10 @@ from featcache.errors import UsageError
 manifest_app = typer.Typer(help="Write and check manifests.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Manifest to write.", show_default=False)]
+Audio = Annotated[
+    Path | None,
+    typer.Option(help="Folder for recordings out of the data set; `audio` beside the manifest by default."),
+]
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
 
 
@@ -56,6 +60,34 @@ def manifest_lhotse(
     from featcache.importers import lhotse
 
     _write_manifest(lhotse(cuts), out)
+
+
+@manifest_app.command("huggingface")
+def manifest_huggingface(
+    source: Annotated[str, typer.Argument(help="A data set's name on the hub, its folder, or one of save_to_disk.")],
+    out: Out,
+    audio: Audio = None,
+    config: Annotated[str | None, typer.Option(help="Of a data set that has several.", show_default=False)] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split.", show_default=False)] = None,
+    text: Annotated[str, typer.Option(help="The column of the text; text, sentence, ... by default.")] = "",
+) -> None:
+    """From a data set of Hugging Face (needs the package datasets)."""
+    from featcache.importers import huggingface
+
+    _write_manifest(huggingface(source, audio or out.parent / "audio", config=config, split=split, text=text), out)
+
+
+@manifest_app.command("webdataset")
+def manifest_webdataset(
+    shards: Annotated[str, typer.Argument(help="A tar file, a folder of them, or name-{000..009}.tar.")],
+    out: Out,
+    audio: Audio = None,
+    split: Annotated[str | None, typer.Option(help="The label `split` of all rows.", show_default=False)] = None,
+) -> None:
+    """From the tar files of a WebDataset (needs the package webdataset)."""
+    from featcache.importers import webdataset
+
+    _write_manifest(webdataset(shards, audio or out.parent / "audio", split=split), out)
 
 
 @manifest_app.command("check")

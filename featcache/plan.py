@@ -6,7 +6,7 @@ of processes on any machine arrive at the same one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -41,24 +41,55 @@ def windows(samples: int, geometry: Geometry) -> list[Window]:
     `window - overlap` samples (overlap: 2 s) and each keeps its frames but for one second at an inner
     edge; the kept frames abut, so that the utterance has exactly `geometry.frames(samples)` of them.
     """
-    total = geometry.frames(samples)
     size = geometry.window_samples
-    if size is None or samples <= size:
-        return [Window(0, samples, 0, total)]
-    hop = geometry.hop
-    margin = -(-int(WINDOW_RULE["overlap_seconds"] * SAMPLE_RATE) // (2 * hop))
-    stride = size - 2 * margin * hop
-    cut: list[Window] = []
+    cut = []
     start = 0
-    while True:
-        last = start + size >= samples
-        keep = margin if start else 0
-        first = start // hop + keep
-        end = total if last else (start + stride) // hop + margin
-        cut.append(Window(start, min(start + size, samples), keep, end - first))
-        if last:
-            return cut
-        start += stride
+    while size is not None and start + size < samples:
+        cut.append(_inner(start, size, geometry))
+        start += _stride(size, geometry)
+    return [*cut, _last(start, samples, geometry)]
+
+
+def stream_windows(blocks: Iterable[np.ndarray], geometry: Geometry) -> Iterator[tuple[Window, np.ndarray]]:
+    """The windows of `windows` with their samples, of an utterance that comes in blocks (samples,).
+
+    No more than one window and one block are held.
+    """
+    size = geometry.window_samples
+    held: list[np.ndarray] = []
+    start = there = 0
+    for block in blocks:
+        held.append(block)
+        there += len(block)
+        while size is not None and start + size < there:
+            samples = np.concatenate(held)
+            yield _inner(start, size, geometry), samples[:size]
+            start += _stride(size, geometry)
+            held = [samples[_stride(size, geometry) :].copy()]
+    samples = np.concatenate(held) if held else np.zeros(0, np.float32)
+    yield _last(start, there, geometry), samples
+
+
+def _margin(geometry: Geometry) -> int:
+    """Frames at an inner edge that a window does not keep."""
+    return -(-int(WINDOW_RULE["overlap_seconds"] * SAMPLE_RATE) // (2 * geometry.hop))
+
+
+def _stride(size: int, geometry: Geometry) -> int:
+    return size - 2 * _margin(geometry) * geometry.hop
+
+
+def _inner(start: int, size: int, geometry: Geometry) -> Window:
+    """A window behind which the utterance goes on."""
+    margin = _margin(geometry)
+    keep = margin if start else 0
+    end = (start + _stride(size, geometry)) // geometry.hop + margin
+    return Window(start, start + size, keep, end - start // geometry.hop - keep)
+
+
+def _last(start: int, samples: int, geometry: Geometry) -> Window:
+    keep = _margin(geometry) if start else 0
+    return Window(start, samples, keep, geometry.frames(samples) - start // geometry.hop - keep)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ runs from its first token to its last. Stretches of speech are words with no lon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +18,7 @@ from torch import Tensor
 from featcache.errors import UsageError
 from featcache.store import Cache
 from fusion import checkpoint, labels, text
-from fusion.data import Loader, plan_evaluation
-from fusion.distributed import autocast
+from fusion.emissions import emissions
 from fusion.run import Run
 from fusion.tasks import CtcTask
 from fusion.tasks.tag import Span
@@ -68,46 +68,78 @@ def write(run: Run, out: Path, *, pause: float = PAUSE) -> tuple[int, tuple[labe
     return len(ids), tuple(skipped)
 
 
-@torch.no_grad()
 def _align(run: Run, task: CtcTask, cache: Cache, split: labels.Split, pause: float) -> Iterator[Alignment]:
     """In order of length, not of the split."""
-    settings, rate = run.recipe.train, run.logit_rate
-    with Loader(cache, split, run.device, run.spec.taps, settings.workers) as loader:
-        for batch in loader.batches(plan_evaluation(split.frames, round(settings.batch_seconds * cache.frame_rate))):
-            with autocast(settings.precision, run.device):
-                logits, lengths = run.head(batch.features, batch.lengths)
-            log_probs = logits.float().log_softmax(-1).cpu()
-            for i, position in enumerate(batch.slot.positions):
-                target = split.targets[position]
-                yield align_one(
-                    split.ids[position], log_probs[i, : int(lengths[i])], target, task.tokeniser, rate, pause
-                )
+    for position, log_probs in emissions(run, cache, split):
+        target = split.targets[position]
+        yield align_one(split.ids[position], log_probs, target, task.tokeniser, run.logit_rate, pause)
 
 
 def align_one(
     id_: str, log_probs: Tensor, target: Sequence[int], tokeniser: text.Tokeniser, frame_rate: float, pause: float
 ) -> Alignment:
     """The most likely alignment of tokens with log probabilities float32 (frames, outputs), `frame_rate` a second."""
+    spans = align_tokens(log_probs, target)
+    tokens = [Span(tokeniser.decode([span.token]), *_times(span.start, span.end, frame_rate)) for span in spans]
+    words = [Span(word.text, word.start, word.end) for word in words_of(spans, tokeniser, frame_rate)]
+    mean = sum(span.score for span in spans) / max(len(spans), 1)
+    return Alignment(id_, tuple(tokens), tuple(words), tuple(_stretches(words, pause)), mean)
+
+
+class TokenSpan(NamedTuple):
+    """A token over frames `start .. end` of the logits; `score` is its mean log probability there."""
+
+    token: int
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word with its times in seconds.
+
+    `confidence` is the geometric mean of its tokens' probabilities, from 0 to 1: what the head says of itself,
+    not how often it is right.
+    """
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+def align_tokens(log_probs: Tensor, target: Sequence[int]) -> list[TokenSpan]:
+    """Where each token lies in the most likely alignment with log probabilities float32 (frames, outputs)."""
     from torchaudio import functional
 
+    if not target:
+        return []
     path, scores = functional.forced_align(log_probs.unsqueeze(0), torch.tensor([list(target)]), blank=text.BLANK)
-    tokens: list[Span] = []
-    words: list[Span] = []
-    before = 0
     merged = functional.merge_tokens(path[0], scores[0], blank=text.BLANK)
-    for i, span in enumerate(merged):
-        start, end = round(span.start / frame_rate, 4), round(span.end / frame_rate, 4)
-        tokens.append(Span(tokeniser.decode([span.token]), start, end))
+    return [TokenSpan(span.token, span.start, span.end, span.score) for span in merged]
+
+
+def words_of(spans: Sequence[TokenSpan], tokeniser: text.Tokeniser, frame_rate: float) -> list[Word]:
+    """The words that aligned tokens spell."""
+    words: list[tuple[str, list[TokenSpan]]] = []
+    for i, span in enumerate(spans):
         # the word that a token belongs to shows in the text up to it, whatever the tokeniser
-        spelt = tokeniser.decode(target[: i + 1])
+        spelt = tokeniser.decode([before.token for before in spans[: i + 1]])
         said = spelt.split()
-        if len(said) > before:
-            words.append(Span(said[-1], start, end))
-            before = len(said)
+        if len(said) > len(words):
+            words.append((said[-1], [span]))
         elif spelt and not spelt[-1].isspace():
-            words[-1] = Span(said[-1], words[-1].start, end)
-    mean = sum(span.score for span in merged) / max(len(merged), 1)
-    return Alignment(id_, tuple(tokens), tuple(words), tuple(_stretches(words, pause)), mean)
+            words[-1] = (said[-1], [*words[-1][1], span])
+    return [
+        Word(name, *_times(of[0].start, of[-1].end, frame_rate), math.exp(sum(s.score for s in of) / len(of)))
+        for name, of in words
+    ]
+
+
+def _times(start: int, end: int, frame_rate: float) -> tuple[float, float]:
+    """Seconds of frames."""
+    return round(start / frame_rate, 4), round(end / frame_rate, 4)
 
 
 def _stretches(words: Sequence[Span], pause: float) -> list[Span]:
@@ -120,4 +152,4 @@ def _stretches(words: Sequence[Span], pause: float) -> list[Span]:
     return found
 
 
-__all__ = ["PAUSE", "Alignment", "align_one", "write"]
+__all__ = ["PAUSE", "Alignment", "TokenSpan", "Word", "align_one", "align_tokens", "words_of", "write"]

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from featcache.errors import FeatcacheError, UsageError
 from fusion.cli_align import align
+from fusion.cli_decode import decode
 from fusion.cli_options import AsJson, Limit, Overrides, Restart, RunFolder, Runs
 from fusion.cli_sweep import sweep
 
@@ -40,6 +41,7 @@ app = typer.Typer(
     help="Train small heads on cached activations of a frozen speech model.",
 )  # fmt: skip
 app.command()(align)
+app.command()(decode)
 app.command()(sweep)
 
 

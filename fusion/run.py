@@ -73,6 +73,11 @@ class Files:
     def tensorboard(self) -> Path:
         return self.path / "tb"
 
+    @property
+    def decoding(self) -> Path:
+        """What `fusion decode` found: language models, lexicon, tuned weights, scores and tables."""
+        return self.path / "decoding"
+
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
         for path in (
@@ -80,7 +85,8 @@ class Files:
             self.utterances,
         ):  # fmt: skip
             path.unlink(missing_ok=True)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for folder in (self.tensorboard, self.decoding):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -277,11 +283,7 @@ class Run:
         Raises:
             UsageError: another number of taps or channels.
         """
-        want = (len(self.spec.taps), self.spec.channels)
-        for array in features:
-            if array.ndim != 3 or array.shape[1:] != want:
-                shape = f"(frames, {want[0]}, {want[1]})"
-                raise UsageError(f"features of shape {array.shape} do not fit: this head reads {shape}")
+        want = self._check(features)
         lengths = np.array([len(array) for array in features], dtype=np.int64)
         found = [""] * len(features)
         budget = round(LARGE_BATCH_SECONDS * self.spec.frame_rate)
@@ -300,6 +302,27 @@ class Run:
             for position, prediction in zip(index, self.task.predict(logits.float(), out_lengths), strict=True):
                 found[position] = self.task.text(prediction)
         return found
+
+    @torch.no_grad()
+    def log_probs(self, features: np.ndarray) -> torch.Tensor:
+        """Log probabilities float32 (frames', outputs), on the CPU, from float32 (frames, taps, channels).
+
+        Raises:
+            UsageError: another number of taps or channels.
+        """
+        self._check([features])
+        batch = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).unsqueeze(0)
+        with autocast(self.recipe.train.precision, self.device):
+            logits, lengths = self.head(batch.to(self.device), torch.tensor([len(features)], device=self.device))
+        return logits[0, : int(lengths[0])].float().log_softmax(-1).cpu()
+
+    def _check(self, features: Sequence[np.ndarray]) -> tuple[int, int]:
+        want = (len(self.spec.taps), self.spec.channels)
+        for array in features:
+            if array.ndim != 3 or array.shape[1:] != want:
+                shape = f"(frames, {want[0]}, {want[1]})"
+                raise UsageError(f"features of shape {array.shape} do not fit: this head reads {shape}")
+        return want
 
 
 def open_cache(path: str) -> Cache:

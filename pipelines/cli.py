@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from featcache.errors import FeatcacheError, UsageError
+from featcache.errors import AudioError, FeatcacheError, JobError, UsageError
 
 app = typer.Typer(
     name="pipelines",
@@ -178,7 +178,19 @@ def rate(
 @app.command()
 def transcribe(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, as in runs/asr.")],
-    audio: Annotated[list[Path], typer.Argument(help="Recordings, of any length and rate.")],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Recordings of any length and rate, folders of them, or manifests (.jsonl).", metavar="AUDIO..."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder: write NAME.txt, NAME.json and NAME.srt of each recording there."),
+    ] = None,
+    decoder: Annotated[
+        str, typer.Option(help="greedy; or, once `fusion decode RUN` was run: beam, beam-lm or lexicon-lm.")
+    ] = "greedy",
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
     upstream: Annotated[
         str | None, typer.Option(help="The upstream's id, where it now lies elsewhere (same weights).")
@@ -189,18 +201,53 @@ def transcribe(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Raw audio to text, with the frozen model and a trained head."""
-    from pipelines.transcribe import Transcriber
+    """Raw audio to text, with the frozen model and a trained head; --json and --out give words with times too.
 
-    transcriber = Transcriber.load(run, device=device, upstream=upstream, other_values=other_values)
-    results = []
-    for path in audio:
-        result = transcriber.transcribe(path)
-        results.append(result)
-        if not as_json:
-            print(f"{path}\t{result.text}")
+    A recording that cannot be read is named on standard error, the others go on, and the exit status is 1.
+    """
+    from pipelines.recordings import find
+    from pipelines.transcribe import Transcriber, write
+
+    recordings = find(audio)
+    transcriber = Transcriber.load(run, device=device, upstream=upstream, other_values=other_values, decoder=decoder)
+    results, failed = [], 0
+    for recording in recordings:
+        try:
+            result = transcriber.transcribe(recording)
+        except AudioError as error:
+            failed += 1
+            print(f"{recording}: left out: {error}", file=sys.stderr)
+            continue
+        if out is not None:
+            write(result, out)
+        if as_json:
+            results.append(result.as_json())
+        else:
+            print(f"{recording}\t{result.text}", flush=True)
     if as_json:
-        print(json.dumps([result.as_json() for result in results], indent=2, ensure_ascii=False))
+        print(json.dumps(results, indent=2, ensure_ascii=False))
+    if failed:
+        raise JobError(f"{failed} of {len(recordings)} recordings could not be read; their reasons stand above")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as in runs/asr.")],
+    out: Annotated[Path, typer.Argument(help="Folder for head.safetensors and head.pt2.")],
+    as_json: Json = False,
+) -> None:
+    """A head's weights with their description, and as one torch.export program; both are read back and compared."""
+    from fusion.run import Run
+    from pipelines.export import export as export_head
+
+    done = export_head(Run.open(run), out)
+    if as_json:
+        print(json.dumps(done.as_json(), indent=2, ensure_ascii=False))
+        return
+    lengths = ", ".join(map(str, done.checked))
+    print(f"largest difference from the head {done.difference:.1e}, over {lengths} frames", file=sys.stderr)
+    print(done.weights)
+    print(done.program)
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""What all importers need: lines of text, durations of many recordings, paths as other tools mean them."""
+"""What importers share: lines of text, durations of many recordings, paths and labels as other tools mean them."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,11 @@ from pathlib import Path
 
 from featcache.audio import AudioInfo, probe
 from featcache.errors import AudioError, ManifestError
+
+RENAMED = {
+    "client_id": "speaker", "speaker_id": "speaker", "locale": "lang", "language": "lang", "accents": "accent",
+}  # fmt: skip
+"""What others call a label, and what it is called here."""
 
 
 def infos(paths: Iterable[str]) -> dict[str, AudioInfo | None]:
@@ -52,3 +58,32 @@ def located(path: str, folder: Path) -> str:
     if not os.path.isabs(path) and not os.path.exists(path):
         return os.path.abspath(folder / path)
     return os.path.abspath(path)
+
+
+def described(value: object) -> bool:
+    """Whether a value can be a label."""
+    return value is None or (isinstance(value, float) and math.isfinite(value)) or isinstance(value, str | int)
+
+
+def keep_audio(folder: Path, name: str, data: bytes | None, path: str) -> str:
+    """The path of a recording that is inside a data set, written as it is to FOLDER/NAME with the suffix of `path`.
+
+    Without data it is the file that `path` names, where it lies; one that is written already is left as it is.
+
+    Raises:
+        ManifestError: the name leads out of the folder, or the file cannot be written.
+    """
+    if data is None:
+        return os.path.abspath(path) if path else os.path.abspath(folder / name)
+    if os.path.isabs(name) or os.pardir in Path(name).parts or "\0" in name:
+        raise ManifestError(f"the name {name!r} leads out of {folder}: rename it in the data set")
+    target = folder / (name + os.path.splitext(path)[1].lower())
+    try:
+        if not (target.exists() and target.stat().st_size == len(data)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            half = target.with_name(f".{target.name}.half")
+            half.write_bytes(data)
+            half.replace(target)
+    except OSError as error:
+        raise ManifestError(f"{target} cannot be written: {error.strerror}: choose another --audio") from error
+    return os.path.abspath(target)

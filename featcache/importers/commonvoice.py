@@ -6,10 +6,8 @@ import os
 from pathlib import Path, PurePosixPath
 
 from featcache.errors import ManifestError
-from featcache.importers._common import infos, lines, seconds
+from featcache.importers._common import RENAMED, infos, lines, seconds
 from featcache.manifest import FIELDS, Row, build
-
-RENAMED = {"client_id": "speaker", "locale": "lang", "accents": "accent"}
 
 
 def commonvoice(tsv: str | Path, clips: str | Path | None = None) -> list[Row]:

@@ -19,6 +19,8 @@ def by_blocks(fuse: Callable[[torch.Tensor], torch.Tensor], features: torch.Tens
     """
     batch, frames = features.shape[:2]
     rows = features.flatten(0, 1)
+    if torch.compiler.is_exporting():  # a program for any number of frames has no loop over blocks
+        return fuse(rows).unflatten(0, (batch, frames))
     blocks = rows.split(BLOCK_ROWS) if rows.device.type == "cpu" and len(rows) else (rows,)
     fused = torch.cat([fuse(block) for block in blocks])
     return fused.unflatten(0, (batch, frames))

@@ -71,6 +71,8 @@ def stored_moments(x: torch.Tensor, norm: str) -> tuple[torch.Tensor, torch.Tens
     """`fast_moments` where they help and are allowed: fp32 features on a CPU that need no gradient."""
     if norm == "none" or x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
         return None
+    if torch.compiler.is_exporting():  # which way is chosen by the values, and a program has only one
+        return None
     return fast_moments(x, norm)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from featcache import audio, manifest
 from featcache.errors import MismatchError
@@ -135,10 +136,37 @@ def test_long_recordings_are_read_in_pieces(
 ) -> None:
     transcriber = Transcriber.load(demo.folder / "runs" / "fusers" / "hff-seed1", device="cpu")
     pcm = audio.load(demo.folder / demo.rows[0].audio_filepath)
-    monkeypatch.setattr("pipelines.transcribe.HEAD_SECONDS", 29.0)
-    pieces = list(transcriber._pieces(pcm))
-    assert len(pieces) == 2
-    np.testing.assert_array_equal(np.concatenate(pieces), transcriber.features(pcm))
+    whole = transcriber.run.log_probs(transcriber.features(pcm))
+    monkeypatch.setattr("pipelines.transcribe.HEAD_SECONDS", 11.0)
+    blocks = np.array_split(pcm, 7)  # as a long recording comes in
+    pieces = list(transcriber._log_probs(transcriber._windows(blocks)))
+    assert len(pieces) > 4 and max(map(len, pieces)) <= 11 * 25
+    torch.testing.assert_close(torch.cat(pieces), whole)  # its head looks at one frame at a time
+
+
+def test_transcribe_a_folder_a_manifest_and_what_cannot_be_read(
+    demo: Demo, table: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run = demo.folder / "runs" / "fusers" / "hff-seed1"
+    source = demo.folder / demo.rows[1].audio_filepath
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "one.g722").write_bytes(source.read_bytes())
+    (tmp_path / "in" / "broken.wav").write_bytes(b"no sound")
+    part = manifest.Row(id="en/part", audio_filepath=str(source), offset=0.5, duration=1.0)
+    manifest.write(tmp_path / "m.jsonl", [part])
+    done = demo.command("transcribe", run, tmp_path / "in", tmp_path / "m.jsonl", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "broken.wav: left out: not audio" in done.stderr and "1 of 3 recordings" in done.stderr
+    whole, cut = (json.loads((tmp_path / "out" / name).read_text()) for name in ("deep/one.json", "en/part.json"))
+    assert done.stdout == f"{tmp_path}/in/deep/one.g722\t{whole['text']}\nen/part\t{cut['text']}\n"
+    assert (tmp_path / "out" / "deep" / "one.txt").read_text() == f"{whole['text']}\n"
+    assert [word["text"] for word in whole["words"]] == whole["text"].split()
+    for entry in (whole, cut):
+        times = [time for word in entry["words"] for time in (word["start"], word["end"])]
+        assert times == sorted(times) and times[-1] <= entry["duration"] + 0.05
+        assert all(0 < word["confidence"] <= 1 for word in entry["words"])
+    assert (cut["id"], cut["offset"], cut["duration"]) == ("en/part", 0.5, 1.0)
+    assert (tmp_path / "out" / "en" / "part.srt").read_text().startswith("1\n00:00:0")
 
 
 def test_another_upstream_is_refused(demo: Demo, table: list[dict[str, Any]]) -> None:

@@ -1,0 +1,96 @@
+"""A data set of Hugging Face: on the hub, a folder of its files, or one of `save_to_disk`. Needs the package datasets.
+
+Recordings are taken as they are stored, never decoded: those inside Arrow or Parquet are written to a folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import ManifestError
+from featcache.importers._common import RENAMED, described, infos, keep_audio, seconds
+from featcache.manifest import Label, Row, build
+
+TEXT = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_transcription")
+"""Columns that are taken for the text, the first that is there."""
+
+
+def huggingface(
+    source: str | Path, audio: str | Path, *, config: str | None = None, split: str | None = None, text: str = ""
+) -> list[Row]:
+    """Rows of a data set with one audio column.
+
+    The id is `SPLIT/ID` of a column `id`, else `SPLIT/NUMBER`. Labels: `split`, `speaker` and `lang` under their
+    usual names, and every other column that is text, a number, true or false; a class by its name.
+
+    Args:
+        audio: the folder for recordings that are inside the data set.
+        config: of a data set that has several.
+        split: only this one.
+        text: the column of the text; one of TEXT by default.
+
+    Raises:
+        ManifestError: datasets is missing, cannot read the source, or there is not one audio column.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ManifestError(f"datasets cannot be imported ({error}): `pip install datasets`") from error
+    try:
+        splits = _splits(datasets, source, config)
+    except Exception as error:  # whatever datasets makes of a source
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ManifestError(
+            f"{source} is no data set to datasets ({why}): give a name on the hub or a folder"
+        ) from error
+    if split is not None:
+        if split not in splits:
+            raise ManifestError(f"{source} has no split {split!r}: it has {', '.join(splits)}")
+        splits = {split: splits[split]}
+    found = []
+    for name, part in splits.items():
+        rows = _rows(datasets, name, part, audio, text)
+        found += [(f"{source}, {name}, row {i}", path, fields) for i, (path, fields) in enumerate(rows)]
+    if not found:
+        raise ManifestError(f"{source} has no rows: give a data set with recordings")
+    info = infos(path for _, path, _ in found)
+    return [build(where, audio_filepath=path, duration=seconds(info[path]), **row) for where, path, row in found]
+
+
+def _splits(datasets: Any, source: str | Path, config: str | None) -> dict[str, Any]:
+    folder = Path(source)
+    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists() and config is None:
+        loaded = datasets.load_from_disk(str(folder))
+    else:
+        loaded = datasets.load_dataset(str(source), config, streaming=True)  # without a second copy in its cache
+    if isinstance(loaded, Mapping):
+        return dict(loaded)
+    return {str(loaded.split or "all"): loaded}
+
+
+def _rows(datasets: Any, split: str, part: Any, folder: str | Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path of the recording and the other fields of each row."""
+    features = part.features
+    if features is None:
+        raise ManifestError(f"split {split!r} does not say what its columns are: load it once and save_to_disk it")
+    audio = [name for name, kind in features.items() if isinstance(kind, datasets.Audio)]
+    if len(audio) != 1:
+        raise ManifestError(f"split {split!r} has {len(audio)} audio columns of {', '.join(features)}: leave one")
+    spoken = text or next((name for name in TEXT if name in features), "")
+    if text and text not in features:
+        raise ManifestError(f"split {split!r} has no column {text!r}: it has {', '.join(features)}")
+    classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    part = part.cast_column(audio[0], datasets.Audio(decode=False))
+    for number, row in enumerate(part):
+        name = f"{split}/{row.get('id') if row.get('id') not in (None, '') else f'{number:06d}'}"
+        stored = row.pop(audio[0]) or {}
+        labels: dict[str, Label] = {"split": split}
+        for column, value in row.items():
+            if column in classes and value is not None:
+                value = classes[column].int2str(value) if value >= 0 else None
+            if column not in (spoken, "id") and described(value):
+                labels[RENAMED.get(column, column)] = value
+        path = keep_audio(Path(folder), name, stored.get("bytes"), stored.get("path") or "")
+        yield path, {"id": name, "text": row.get(spoken), "labels": labels}

@@ -1,0 +1,151 @@
+"""Importers of data sets that hold their recordings: Hugging Face and WebDataset, made here of real speech."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from featcache.audio import load
+from featcache.errors import ManifestError
+from featcache.importers import huggingface, webdataset
+from featcache.manifest import read, resolve
+from tests.helpers import run_cli
+
+PROMPTS = ("activated", "agent-loggedoff", "agent-pass")
+TEXTS = ("Activated.", "Agent logged off.", "Please enter your password.")
+
+
+@pytest.fixture
+def recordings(tmp_path: Path, speech_root: Path) -> list[Path]:
+    """Three prompts: a FLAC, a WAV and a FLAC at 8 kHz."""
+    made = []
+    for prompt, suffix, step in zip(PROMPTS, (".flac", ".wav", ".flac"), (1, 1, 2), strict=True):
+        pcm = load(speech_root / "asterisk" / "sounds" / "en_US_f_Allison" / f"{prompt}.g722")
+        made.append(tmp_path / f"{prompt}{suffix}")
+        soundfile.write(made[-1], pcm[::step], 16_000 // step, "PCM_16")
+    return made
+
+
+def hub_folder(root: Path, recordings: list[Path]) -> Path:
+    """What one downloads from the hub: Parquet files with the recordings inside, a split each."""
+    datasets = pytest.importorskip("datasets")
+    (root / "data").mkdir(parents=True)
+    for split, rows in (("train", slice(0, 2)), ("test", slice(2, 3))):
+        stored = [{"bytes": path.read_bytes(), "path": path.name} for path in recordings[rows]]
+        columns = {
+            "audio": stored, "sentence": list(TEXTS[rows]), "speaker_id": [7] * len(stored),
+            "emotion": [1] * len(stored), "tokens": [[1, 2]] * len(stored),
+        }  # fmt: skip
+        part = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio())
+        part = part.cast_column("emotion", datasets.ClassLabel(names=["calm", "angry"]))
+        part.to_parquet(str(root / "data" / f"{split}-00000-of-00001.parquet"))
+    return root
+
+
+def same_audio(found: Path, recording: Path) -> bool:
+    return found.read_bytes() == recording.read_bytes() and np.array_equal(load(found), load(recording))
+
+
+def test_a_hub_folder_by_the_command_line(tmp_path: Path, recordings: list[Path]) -> None:
+    source = hub_folder(tmp_path / "hub", recordings)
+    out = tmp_path / "data" / "m.jsonl"
+    done = run_cli("manifest", "huggingface", source, "-o", out)
+    assert done.status == 0, done.err
+    rows = read(out)
+    assert [(row.id, row.text) for row in rows] == [
+        ("train/000000", TEXTS[0]), ("train/000001", TEXTS[1]), ("test/000000", TEXTS[2]),
+    ]  # fmt: skip
+    assert rows[2].labels == {"split": "test", "speaker": 7, "emotion": "angry"}
+    for row, recording in zip(rows, recordings, strict=True):
+        assert same_audio(resolve(row, out), recording)
+        assert row.duration == pytest.approx(len(load(recording)) / 16_000, abs=1e-4)
+        assert not os.path.isabs(row.audio_filepath)
+    assert run_cli("manifest", "check", out, "--measure").out.endswith("0 durations differ\n")
+
+
+def test_a_data_set_of_save_to_disk(tmp_path: Path, recordings: list[Path]) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {"audio": [str(path) for path in recordings], "id": list(PROMPTS), "text": list(TEXTS)}
+    part = datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio())
+    datasets.DatasetDict({"dev": part}).save_to_disk(str(tmp_path / "saved"))
+    rows = huggingface(tmp_path / "saved", tmp_path / "audio")
+    assert [(row.id, row.text) for row in rows] == [(f"dev/{p}", t) for p, t in zip(PROMPTS, TEXTS, strict=True)]
+    assert all(same_audio(Path(row.audio_filepath), path) for row, path in zip(rows, recordings, strict=True))
+
+
+def test_what_huggingface_refuses(tmp_path: Path, recordings: list[Path]) -> None:
+    datasets = pytest.importorskip("datasets")
+    source = hub_folder(tmp_path / "hub", recordings)
+    with pytest.raises(ManifestError, match="no split 'dev': it has train, test"):
+        huggingface(source, tmp_path / "audio", split="dev")
+    with pytest.raises(ManifestError, match="no column 'words'"):
+        huggingface(source, tmp_path / "audio", text="words")
+    with pytest.raises(ManifestError, match="is no data set"):
+        huggingface(tmp_path / "nothing-here", tmp_path / "audio")
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "mute"))
+    with pytest.raises(ManifestError, match="0 audio columns of text"):
+        huggingface(tmp_path / "mute", tmp_path / "audio")
+
+
+def shard(path: Path, members: dict[str, bytes]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def test_shards_by_the_command_line(tmp_path: Path, recordings: list[Path]) -> None:
+    pytest.importorskip("webdataset")
+    facts = json.dumps({"text": TEXTS[1], "speaker_id": "Allison", "words": ["a"], "duration": 99.0})
+    shard(
+        tmp_path / "wds" / "t-000.tar",
+        {
+            "en/one.flac": recordings[0].read_bytes(), "en/one.txt": f"{TEXTS[0]}\n".encode(), "en/one.cls": b"3",
+            "en/two.wav": recordings[1].read_bytes(), "en/two.json": facts.encode(),
+        },
+    )  # fmt: skip
+    shard(tmp_path / "wds" / "t-001.tar", {"three.flac": recordings[2].read_bytes(), "three.txt": b"drei"})
+    out = tmp_path / "data" / "m.jsonl"
+    done = run_cli("manifest", "webdataset", f"{tmp_path}/wds/t-{{000..001}}.tar", "-o", out, "--split", "train")
+    assert done.status == 0, done.err
+    rows = read(out)
+    assert [(row.id, row.text) for row in rows] == [("en/one", TEXTS[0]), ("en/two", TEXTS[1]), ("three", "drei")]
+    assert [row.labels for row in rows] == [
+        {"split": "train", "class": "3"}, {"split": "train", "speaker": "Allison"}, {"split": "train"},
+    ]  # fmt: skip
+    for row, recording in zip(rows, recordings, strict=True):
+        assert same_audio(resolve(row, out), recording)
+        assert row.duration == pytest.approx(len(load(recording)) / 16_000, abs=1e-4)
+    assert webdataset(tmp_path / "wds", tmp_path / "again")[1].labels == {"speaker": "Allison"}
+
+
+def test_what_webdataset_refuses(tmp_path: Path, recordings: list[Path]) -> None:
+    pytest.importorskip("webdataset")
+    flac = recordings[0].read_bytes()
+    outside = shard(tmp_path / "a.tar", {"../../evil.flac": flac})
+    with pytest.raises(ManifestError, match="leads out of"):
+        webdataset(outside, tmp_path / "deep" / "audio")
+    assert not (tmp_path.parent / "evil.flac").exists() and not (tmp_path / "evil.flac").exists()
+    mute = shard(tmp_path / "b.tar", {"one.txt": b"a"})
+    with pytest.raises(ManifestError, match=r"sample 'one': 0 recordings among its members \(txt\)"):
+        webdataset(mute, tmp_path / "audio")
+    one = {"one.flac": flac}
+    shard(tmp_path / "two" / "0.tar", one)
+    shard(tmp_path / "two" / "1.tar", one)
+    with pytest.raises(ManifestError, match="its key is there twice"):
+        webdataset(tmp_path / "two", tmp_path / "audio")
+    with pytest.raises(ManifestError, match="is no file"):
+        webdataset("pipe:touch evil", tmp_path / "audio")
+    (tmp_path / "c.tar").write_bytes(b"no tar at all")
+    with pytest.raises(ManifestError, match="is no shard to webdataset|has no samples"):
+        webdataset(tmp_path / "c.tar", tmp_path / "audio")
