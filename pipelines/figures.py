@@ -12,36 +12,37 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipelines.fusers import Row
     from pipelines.rate import Point
+    from pipelines.rivals import Row
 
 SEED_COLOUR, MEAN_COLOUR, REFERENCE_COLOUR = "#9aa5b1", "#34495e", "#c0392b"
 
 
-def error_rates(rows: Sequence[Row], path: Path) -> None:
-    """WER and CER of each row: mean over seeds, 95 % interval, and each seed as a point.
+def scores(rows: Sequence[Row], path: Path) -> None:
+    """The measures of one task, two at most, for each row: mean over seeds, 95 % interval, and each seed.
 
     Raises:
         UsageError: the ending of `path` names no format of an image.
     """
-    figure, panels = _panels(path, 2, (9, 0.6 + 0.45 * len(rows)))
-    for panel, measure in zip(panels, ("wer", "cer"), strict=True):
+    measures = rows[0].measures[:2]
+    figure, panels = _panels(path, len(measures), (1.2 + 3.9 * len(measures), 0.6 + 0.45 * len(rows)))
+    for panel, measure in zip(panels, measures, strict=True):
         for place, row in enumerate(rows):
-            colour = REFERENCE_COLOUR if row.entry.kind == "hff" else MEAN_COLOUR
-            mean = getattr(row, measure)
-            low, high = getattr(row, f"{measure}_ci95")
-            seeds = getattr(row, f"{measure}_by_seed")
-            panel.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.5, solid_capstyle="butt")
-            panel.plot(seeds, [place] * len(seeds), "|", color=SEED_COLOUR, markersize=11)
-            panel.plot([mean], [place], "o", color=colour, markersize=6)
+            colour = REFERENCE_COLOUR if row.rival.kind == "hff" else MEAN_COLOUR
+            score = row.scores[measure.name]
+            panel.plot(score.ci95, [place, place], color=colour, linewidth=2, alpha=0.5, solid_capstyle="butt")
+            panel.plot(score.by_seed, [place] * len(score.by_seed), "|", color=SEED_COLOUR, markersize=11)
+            panel.plot([score.value], [place], "o", color=colour, markersize=6)
             panel.annotate(
-                f"{mean:.3f}", (mean, place), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
-            )
-        panel.set_xlabel(f"{measure.upper()} (lower is better)")
+                f"{score.value:.3f}", (score.value, place), xytext=(0, 7), textcoords="offset points", ha="center",
+                fontsize=8,
+            )  # fmt: skip
+        better = "higher" if measure.higher_is_better else "lower"
+        panel.set_xlabel(f"{measure.title} ({better} is better)")
         panel.grid(axis="x", linewidth=0.4)
         panel.spines["left"].set_visible(False)
         panel.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(rows)), [row.entry.title for row in rows])
+    panels[0].set_yticks(range(len(rows)), [row.rival.title for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.7)
     _save(figure, path)
 
