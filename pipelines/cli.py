@@ -11,7 +11,7 @@ import typer
 
 from featcache.errors import FeatcacheError
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
-from pipelines.cli_studies import fusers, rivals
+from pipelines.cli_studies import fusers, layers, rivals
 
 app = typer.Typer(
     name="pipelines",
@@ -23,6 +23,7 @@ demo_app = typer.Typer(help="Get the demo's speech and model.", no_args_is_help=
 app.add_typer(demo_app, name="demo")
 app.command()(rivals)
 app.command()(fusers)
+app.command()(layers)
 
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
 ALL_LANGUAGES = "en,es,fr,it,ru"
@@ -89,7 +90,7 @@ def rate(
     as_json: Json = False,
 ) -> None:
     """Train the same recipes from one cache in several profiles: task quality by bits per value."""
-    from pipelines.figures import check_format, losses_by_rate
+    from pipelines.figures import check_format, losses_by_rate, save
     from pipelines.rate import PROFILES, print_table, sweep
 
     if plot:
@@ -105,7 +106,7 @@ def rate(
         console=messages,
     )
     if plot:
-        losses_by_rate(points, plot)
+        save(losses_by_rate(points), plot)
     if as_json:
         print(json.dumps([point.as_json() for point in points], indent=2, ensure_ascii=False))
     else:

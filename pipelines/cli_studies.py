@@ -60,7 +60,7 @@ def fusers(
     field = rivals.Field(base, cache, mel_cache, "fusers", budget, runs, restart, messages)
     rows = rivals.compare(field, chosen)
     if plot:
-        figures.scores(rows, plot)
+        figures.save(figures.scores(rows), plot)
     if as_json:
         print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
     else:
@@ -115,9 +115,48 @@ def rivals(
         rows += rivals_.compare(field, chosen)
     found = rivals_.claims(rows)
     if plot:
-        figures.scores([row for row in rows if row.task == rows[0].task], plot)
+        figures.save(figures.scores([row for row in rows if row.task == rows[0].task]), plot)
     if as_json:
         result = {"rows": [row.as_json() for row in rows], "claims": found, "budget": budget.as_json()}
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         print_tables(rows, found, measures=1)
+
+
+def layers(
+    cache: UpstreamCache = DEMO_CACHE,
+    recipes: Annotated[str, typer.Option(help="Recipes, comma separated; asr and lang if empty.")] = "",
+    heads: Annotated[
+        list[Path] | None, typer.Option("--head", help="A finished run whose attention is shown; may be repeated.")
+    ] = None,
+    seeds: Seeds = "1",
+    steps: Steps = 0,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for layers.json and the plots.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What each tap knows: a linear probe a tap, how alike the taps are, what trained heads make of them."""
+    from pipelines import figures
+    from pipelines import layers as layers_
+
+    found = layers_.analyse(
+        cache,
+        [Path(path) for path in split_list(recipes)] or layers_.RECIPES,
+        seeds=seed_list(seeds),
+        steps=steps,
+        heads=heads or (),
+        runs=runs,
+        overrides=overrides or (),
+        console=messages,
+    )
+    if out:
+        figures.save(figures.by_tap(found), out / "by_tap.png")
+        figures.save(figures.similarity(found), out / "similarity.png")
+        if found.attention:
+            figures.save(figures.attention(found), out / "attention.png")
+        (out / "layers.json").write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        layers_.print_tables(found)

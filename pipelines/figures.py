@@ -1,7 +1,8 @@
-"""Plots of results, as PNG or SVG by the file's ending."""
+"""Plots of results: one function a plot makes a figure, which is saved by a file's ending or put into a page."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,20 +13,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pipelines.layers import Curve, Layers
     from pipelines.rate import Point
     from pipelines.rivals import Row
 
-SEED_COLOUR, MEAN_COLOUR, REFERENCE_COLOUR = "#9aa5b1", "#34495e", "#c0392b"
+INK, SEED_COLOUR, MEAN_COLOUR, REFERENCE_COLOUR = "#22313f", "#9aa5b1", "#34495e", "#c0392b"
+SERIES = ("#2f6f9f", "#c8553d", "#3d8b5f", "#8a5a9e", "#b0852a", "#4a5a6a")
+VARIABLES = {INK: "--ink", SEED_COLOUR: "--faint", MEAN_COLOUR: "--ink", REFERENCE_COLOUR: "--series-1"} | {
+    colour: f"--series-{i}" for i, colour in enumerate(SERIES)
+}
+"""What a page calls the colours, so that they follow its light or dark theme."""
 
 
-def scores(rows: Sequence[Row], path: Path) -> None:
-    """The measures of one task, two at most, for each row: mean over seeds, 95 % interval, and each seed.
-
-    Raises:
-        UsageError: the ending of `path` names no format of an image.
-    """
+def scores(rows: Sequence[Row]) -> Figure:
+    """The measures of one task, two at most, for each row: mean over seeds, 95 % interval, and each seed."""
     measures = rows[0].measures[:2]
-    figure, panels = _panels(path, len(measures), (1.2 + 3.9 * len(measures), 0.6 + 0.45 * len(rows)))
+    figure, panels = _panels(len(measures), (1.2 + 3.9 * len(measures), 0.6 + 0.45 * len(rows)))
     for panel, measure in zip(panels, measures, strict=True):
         for place, row in enumerate(rows):
             colour = REFERENCE_COLOUR if row.rival.kind == "hff" else MEAN_COLOUR
@@ -44,15 +47,15 @@ def scores(rows: Sequence[Row], path: Path) -> None:
         panel.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(rows)), [row.rival.title for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.7)
-    _save(figure, path)
+    return figure
 
 
-def losses_by_rate(points: Sequence[Point], path: Path) -> None:
+def losses_by_rate(points: Sequence[Point]) -> Figure:
     """What each measure loses against the reference, in percent, by bits per value (logarithmic)."""
     reference, *others = points
     others = sorted(others, key=lambda point: point.bits_per_value)
     names = [name for name, cell in others[0].measures.items() if cell.loss is not None]
-    figure, (panel,) = _panels(path, 1, (7.0, 4.2))
+    figure, (panel,) = _panels(1, (7.0, 4.2))
     for name in names:
         cells = [point.measures[name].loss or (0.0, 0.0, 0.0) for point in others]
         middle, low, high = ([100 * cell[i] for cell in cells] for i in range(3))
@@ -66,18 +69,93 @@ def losses_by_rate(points: Sequence[Point], path: Path) -> None:
     panel.set_xlabel("bits per stored value, all included")
     panel.set_ylabel(f"loss against {reference.profile}, %")
     panel.legend(frameon=False)
-    _save(figure, path)
+    return figure
 
 
-def _panels(path: Path, count: int, size: tuple[float, float]) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of `count` panels side by side, `size` inches in all."""
+def by_tap(found: Layers) -> Figure:
+    """The main measure of each recipe's probes by tap, with its 95 % interval; the best tap is marked."""
+    curves = _main(found)
+    figure, panels = _panels(len(curves), (0.6 + 4.2 * len(curves), 3.4), share=False)
+    places = range(len(found.taps))
+    for panel, curve in zip(panels, curves, strict=True):
+        values = [score.value for score in curve.scores]
+        low, high = ([score.ci95[end] for score in curve.scores] for end in (0, 1))
+        panel.fill_between(places, low, high, color=SERIES[0], alpha=0.15, linewidth=0)
+        panel.plot(places, values, "o-", color=SERIES[0], markersize=4)
+        best = (max if curve.higher_is_better else min)(places, key=values.__getitem__)
+        panel.plot([best], [values[best]], "o", color=SERIES[1], markersize=8)
+        panel.annotate(
+            f"{values[best]:.3f}", (best, values[best]), xytext=(0, 9), textcoords="offset points", ha="center",
+            color=SERIES[1],
+        )  # fmt: skip
+        panel.set_xticks(places, found.taps)
+        panel.set_xlabel("tap")
+        better = "higher" if curve.higher_is_better else "lower"
+        panel.set_ylabel(f"{curve.recipe}: {curve.title} ({better} is better)")
+        panel.grid(axis="y", linewidth=0.4)
+    return figure
+
+
+def similarity(found: Layers) -> Figure:
+    """Linear CKA between taps."""
+    count = len(found.taps)
+    figure, (panel,) = _panels(1, (1.6 + 0.5 * count, 0.9 + 0.45 * count))
+    mesh = panel.pcolormesh(found.similarity, vmin=0, vmax=1, cmap="viridis", edgecolors="none")
+    for i in range(count):
+        for j in range(count):
+            value = found.similarity[i][j]
+            colour = "#ffffff" if value < 0.6 else "#111111"
+            panel.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    for set_ticks in (panel.set_xticks, panel.set_yticks):
+        set_ticks([i + 0.5 for i in range(count)], found.taps)
+    panel.set_xlabel("tap")
+    panel.set_ylabel("tap")
+    panel.tick_params(length=0)
+    panel.spines[["left", "bottom"]].set_visible(False)
+    figure.colorbar(mesh, ax=panel, label="linear CKA").outline.set_visible(False)
+    return figure
+
+
+def attention(found: Layers) -> Figure:
+    """What each trained head makes of the taps: shares by its gates, and what its dev loss gains without a tap."""
+    figure, panels = _panels(2, (9.0, 3.6), share=False)
+    titles = ("share by the gates", "dev loss without the tap, minus with it")
+    for panel, title, name in zip(panels, titles, ("weights", "silenced"), strict=True):
+        heads = [one for one in found.attention if getattr(one, name) is not None]
+        wide = 0.8 / max(len(heads), 1)
+        for i, one in enumerate(heads):
+            at = [found.taps.index(tap) + (i + 0.5) * wide - 0.4 for tap in one.taps]
+            panel.bar(at, getattr(one, name), wide, color=SERIES[i % len(SERIES)], label=f"{one.fuser}, {one.run}")
+        panel.set_xticks(range(len(found.taps)), found.taps)
+        panel.set_xlabel("tap")
+        panel.set_ylabel(title)
+        panel.grid(axis="y", linewidth=0.4)
+        panel.set_axisbelow(True)
+    labelled = panels[1].get_legend_handles_labels()
+    figure.legend(*labelled, loc="outside upper left", frameon=False, fontsize=8)
+    return figure
+
+
+def _main(found: Layers) -> list[Curve]:
+    """The first measure of each recipe."""
+    return list({curve.recipe: curve for curve in reversed(found.curves)}.values())[::-1]
+
+
+def _panels(count: int, size: tuple[float, float], *, share: bool = True) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of `count` panels side by side, `size` inches in all.
+
+    Args:
+        share: the panels have one vertical axis.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    check_format(path)
-    figure, grid = pyplot.subplots(1, count, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    style = {**dict.fromkeys(names, INK), "grid.color": SEED_COLOUR, "font.size": 9}
+    with pyplot.rc_context(style):
+        figure, grid = pyplot.subplots(1, count, figsize=size, sharey=share, squeeze=False, layout="constrained")
     for panel in grid[0]:
         panel.spines[["top", "right"]].set_visible(False)
     return figure, list(grid[0])
@@ -92,9 +170,34 @@ def check_format(path: Path) -> None:
         raise UsageError(f"plot {path}: write a name that ends in .png, .svg or .pdf")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """
+    Raises:
+        UsageError: the ending of `path` names no format of an image.
+    """
     from matplotlib import pyplot
 
+    check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element for an HTML page, its text as text and its colours as CSS variables.
+
+    Args:
+        name: unique in the page: what the element refers to in itself is named after it.
+    """
+    from matplotlib import pyplot
+
+    with io.StringIO() as file, pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        text = file.getvalue()
+    pyplot.close(figure)
+    text = text[text.index("<svg") :]
+    for reference in (' id="', "url(#", 'href="#'):
+        text = text.replace(reference, f"{reference}{name}-")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text
