@@ -114,6 +114,23 @@ def rate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is what others differ from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    manifest: Annotated[Path | None, typer.Option(help="The speech, to listen to the errors.")] = None,
+    rate_json: Annotated[Path | None, typer.Option("--rate", help="What `pipelines rate --json` printed.")] = None,
+    layers_json: Annotated[Path | None, typer.Option("--layers", help="What `pipelines layers --out` left.")] = None,
+    by: Annotated[str, typer.Option(help="The manifest's label whose values get a column each.")] = "lang",
+    examples: Annotated[int, typer.Option(min=0, help="Utterances with errors to show, at most, a task.")] = 24,
+) -> None:
+    """One HTML page that needs no other file: scores, curves, errors to listen to, rate, layers. Prints its path."""
+    from pipelines.report import Sources, build, write
+
+    write(build(runs, Sources(manifest, rate_json, layers_json, by, examples)), out)
+    print(out)
+
+
+@app.command()
 def transcribe(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run, as in runs/asr.")],
     audio: Annotated[list[Path], typer.Argument(help="Recordings, of any length and rate.")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fusion.tasks import Measure
     from pipelines.layers import Curve, Layers
     from pipelines.rate import Point
+    from pipelines.report.curves import Curves
     from pipelines.rivals import Row
 
 INK, SEED_COLOUR, MEAN_COLOUR, REFERENCE_COLOUR = "#22313f", "#9aa5b1", "#34495e", "#c0392b"
@@ -63,12 +65,49 @@ def losses_by_rate(points: Sequence[Point]) -> Figure:
         (line,) = panel.plot(bits, middle, "o-", markersize=4, label=name)
         panel.fill_between(bits, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     panel.axhline(0, color="#34495e", linewidth=0.8)
-    panel.set_xscale("log", base=2)
-    ticks = [0.25, 0.5, 1, 2, 4, 8, 16]
-    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    panel.set_xlabel("bits per stored value, all included")
+    _bits_axis(panel)
     panel.set_ylabel(f"loss against {reference.profile}, %")
     panel.legend(frameon=False)
+    return figure
+
+
+def values_by_rate(points: Sequence[Point]) -> Figure:
+    """The first measure of each recipe by bits per value (logarithmic), each seed as a point."""
+    ordered = sorted(points, key=lambda point: point.bits_per_value)
+    first: dict[str, str] = {}
+    for name in points[0].measures:
+        first.setdefault(name.partition(" ")[0], name)
+    names = list(first.values())
+    figure, panels = _panels(len(names), (0.6 + 4.2 * len(names), 3.4), share=False)
+    bits = [point.bits_per_value for point in ordered]
+    for panel, name in zip(panels, names, strict=True):
+        panel.plot(bits, [point.measures[name].value for point in ordered], "o-", color=SERIES[0], markersize=5)
+        for point in ordered:
+            seeds = point.measures[name].by_seed
+            panel.plot([point.bits_per_value] * len(seeds), seeds, "_", color=SEED_COLOUR, markersize=8)
+        _bits_axis(panel)
+        panel.set_ylabel(name)
+        panel.grid(axis="y", linewidth=0.4)
+    return figure
+
+
+def training(runs: Mapping[str, Curves], measure: Measure) -> Figure:
+    """The measure on dev by step, and the losses: of training thin, of dev thick."""
+    figure, panels = _panels(2, (9.0, 3.4), share=False)
+    for i, (name, found) in enumerate(runs.items()):
+        colour = SERIES[i % len(SERIES)]
+        for panel, tag, width in (
+            (panels[0], f"dev/{measure.name}", 1.8), (panels[1], "dev/loss", 1.8), (panels[1], "train/loss", 0.7),
+        ):  # fmt: skip
+            if tag in found:
+                label = name if tag == "dev/loss" else None
+                panel.plot(*found[tag], color=colour, linewidth=width, label=label)
+    for panel, title in zip(panels, (f"dev {measure.title}", "loss: dev, and train (thin)"), strict=True):
+        panel.set_xlabel("step")
+        panel.set_ylabel(title)
+        panel.grid(axis="y", linewidth=0.4)
+    handles, names = panels[1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", frameon=False, fontsize=8)
     return figure
 
 
@@ -138,7 +177,17 @@ def attention(found: Layers) -> Figure:
 
 def _main(found: Layers) -> list[Curve]:
     """The first measure of each recipe."""
-    return list({curve.recipe: curve for curve in reversed(found.curves)}.values())[::-1]
+    first: dict[str, Curve] = {}
+    for curve in found.curves:
+        first.setdefault(curve.recipe, curve)
+    return list(first.values())
+
+
+def _bits_axis(panel: Axes) -> None:
+    panel.set_xscale("log", base=2)
+    ticks = [0.25, 0.5, 1, 2, 4, 8, 16]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.set_xlabel("bits per stored value, all included")
 
 
 def _panels(count: int, size: tuple[float, float], *, share: bool = True) -> tuple[Figure, Sequence[Axes]]:
@@ -150,10 +199,16 @@ def _panels(count: int, size: tuple[float, float], *, share: bool = True) -> tup
     import matplotlib
 
     matplotlib.use("Agg")
+    from cycler import cycler
     from matplotlib import pyplot
 
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style = {**dict.fromkeys(names, INK), "grid.color": SEED_COLOUR, "font.size": 9}
+    style = {
+        **dict.fromkeys(names, INK),
+        "axes.prop_cycle": cycler(color=SERIES),
+        "grid.color": SEED_COLOUR,
+        "font.size": 9,
+    }
     with pyplot.rc_context(style):
         figure, grid = pyplot.subplots(1, count, figsize=size, sharey=share, squeeze=False, layout="constrained")
     for panel in grid[0]:

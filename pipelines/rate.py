@@ -55,6 +55,11 @@ class Point:
         cells = {name: vars(cell) for name, cell in self.measures.items()}
         return {**vars(self), "measures": cells}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Point:
+        """What `as_json` made."""
+        return cls(**{**value, "measures": {name: Cell(**cell) for name, cell in value["measures"].items()}})
+
 
 def sweep(
     reference: Path,
