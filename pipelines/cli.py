@@ -11,7 +11,7 @@ import typer
 
 from featcache.errors import FeatcacheError
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
-from pipelines.cli_studies import fusers, layers, rivals
+from pipelines.cli_studies import fewshot, fusers, layers, rivals
 
 app = typer.Typer(
     name="pipelines",
@@ -24,6 +24,7 @@ app.add_typer(demo_app, name="demo")
 app.command()(rivals)
 app.command()(fusers)
 app.command()(layers)
+app.command()(fewshot)
 
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
 ALL_LANGUAGES = "en,es,fr,it,ru"

@@ -160,3 +160,41 @@ def layers(
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     else:
         layers_.print_tables(found)
+
+
+def fewshot(
+    cache: UpstreamCache = DEMO_CACHE,
+    recipes: Annotated[str, typer.Option(help="Recipes, comma separated; asr and lang if empty.")] = "",
+    minutes: Annotated[str, typer.Option(help="Amounts of training speech, comma separated.")] = "1,10,all",
+    by: Annotated[str, typer.Option(help="The label whose values keep their shares in every subset.")] = "lang",
+    seeds: Seeds = "1",
+    steps: Steps = 0,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curves too: a .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How little training speech is enough: the same recipes on nested subsets of it."""
+    from pipelines import fewshot as fewshot_
+    from pipelines import figures
+    from pipelines.layers import RECIPES
+
+    if plot:
+        figures.check_format(plot)
+    sizes = fewshot_.curves(
+        cache,
+        [Path(path) for path in split_list(recipes)] or RECIPES,
+        minutes=split_list(minutes),
+        seeds=seed_list(seeds),
+        by=by,
+        steps=steps,
+        runs=runs,
+        overrides=overrides or (),
+        console=messages,
+    )
+    if plot:
+        figures.save(figures.by_speech(sizes), plot)
+    if as_json:
+        print(json.dumps([size.as_json() for size in sizes], indent=2, ensure_ascii=False))
+    else:
+        fewshot_.print_table(sizes)

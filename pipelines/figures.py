@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fusion.tasks import Measure
+    from pipelines.fewshot import Size
     from pipelines.layers import Curve, Layers
     from pipelines.rate import Point
     from pipelines.report.curves import Curves
@@ -87,6 +88,26 @@ def values_by_rate(points: Sequence[Point]) -> Figure:
             panel.plot([point.bits_per_value] * len(seeds), seeds, "_", color=SEED_COLOUR, markersize=8)
         _bits_axis(panel)
         panel.set_ylabel(name)
+        panel.grid(axis="y", linewidth=0.4)
+    return figure
+
+
+def by_speech(sizes: Sequence[Size]) -> Figure:
+    """The main measure of each task by minutes of training speech (logarithmic), with its 95 % interval."""
+    tasks = list(dict.fromkeys(size.task for size in sizes))
+    figure, panels = _panels(len(tasks), (0.6 + 4.2 * len(tasks), 3.4), share=False)
+    for panel, task in zip(panels, tasks, strict=True):
+        of_task = sorted((size for size in sizes if size.task == task), key=lambda size: size.minutes)
+        measure = of_task[0].measures[0]
+        minutes = [size.minutes for size in of_task]
+        low, high = ([size.scores[measure.name].ci95[end] for size in of_task] for end in (0, 1))
+        panel.fill_between(minutes, low, high, alpha=0.15, linewidth=0)
+        panel.plot(minutes, [size.scores[measure.name].value for size in of_task], "o-", markersize=5)
+        panel.set_xscale("log")
+        panel.set_xticks(minutes, [f"{value:.3g}" for value in minutes], minor=False)
+        panel.minorticks_off()
+        panel.set_xlabel("minutes of training speech")
+        panel.set_ylabel(f"{task}: {measure.title}")
         panel.grid(axis="y", linewidth=0.4)
     return figure
 
