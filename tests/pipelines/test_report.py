@@ -58,6 +58,11 @@ def said(id_: str, *steps: tuple[str, str, str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def around(**values: float) -> dict[str, Any]:
+    """Scores with intervals."""
+    return values | {f"{name}_ci95": [value - 0.1, value + 0.1] for name, value in values.items()}
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of every kind of section; utterance `b` has the most errors, and no recording."""
@@ -79,30 +84,24 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         "second": [said("a", same, ("", "one", "one")), said("b", same, ("D", "now", "")), said("c", same, same)],
     }
-    scores = {"wer": 0.5, "wer_ci95": [0.3, 0.7], "cer": 0.2, "cer_ci95": [0.1, 0.3]}
-    runs = [run_folder(root / name, "ctc", table, **scores) for name, table in tables.items()]
+    runs = [run_folder(root / name, "ctc", table, **around(wer=0.5, cer=0.2)) for name, table in tables.items()]
     classes = [
         {"id": "a", "reference": "en", "hypothesis": "it", "correct": 0, "log_posteriors": {"en": -2.3, "it": -0.1}},
         {"id": "b", "reference": "it", "hypothesis": "it", "correct": 1, "log_posteriors": {"en": -2.3, "it": -0.1}},
     ]
-    of_classes = {
-        f"{name}{end}": v for name in ("accuracy", "macro_f1", "eer") for end, v in (("", 0.5), ("_ci95", [0.2, 0.8]))
-    }  # noqa: E501
+    of_classes = around(accuracy=0.5, macro_f1=0.5, eer=0.5)
     confusion = {"en": {"en": 0, "it": 1}, "it": {"en": 0, "it": 1}}
     runs.append(run_folder(root / "lang", "classify", classes, confusion=confusion, **of_classes))
     tags = [
         {"id": "a", "reference": '[["speech",0.0,0.5]]', "hypothesis": '[["speech",0.1,0.4]]', "frames": 25,
          "correct": 15, "counts": {"speech": [15, 25, 15]}}
     ]  # fmt: skip
-    of_tags = {
-        f"{name}{end}": v for name in ("frame_accuracy", "macro_f1") for end, v in (("", 0.6), ("_ci95", [0.6, 0.6]))
-    }  # noqa: E501
-    runs.append(run_folder(root / "vad", "tag", tags, **of_tags))
+    runs.append(run_folder(root / "vad", "tag", tags, **around(frame_accuracy=0.6, macro_f1=0.6)))
     cell = Cell(0.4, (0.4,), None)
     points = [
         Point("int8", 7.4, 10, 5.9, {"asr wer": cell}),
         Point("r", 1.0, 1, 0.8, {"asr wer": Cell(0.5, (0.5,), (0.2, 0.1, 0.3))}),
-    ]  # noqa: E501
+    ]
     (root / "rate.json").write_text(json.dumps([point.as_json() for point in points]))
     score = Score(0.5, (0.4, 0.6), (0.5,))
     layers = Layers(
@@ -186,10 +185,12 @@ def test_a_browser_shows_it(page: Path, browser: Browser) -> None:
     light = tab.evaluate(colours)
     assert dark[0] != light[0] and dark[1] != light[1]
     # A player holds the whole recording.
-    seconds = tab.evaluate(
-        "new Promise((done) => { const a = document.querySelector('audio'); a.onloadedmetadata = () => done(a.duration);"
-        " if (a.readyState > 0) done(a.duration); a.onerror = () => done(-1); })"
-    )
+    seconds = tab.evaluate("""new Promise((done) => {
+        const player = document.querySelector("audio");
+        player.onloadedmetadata = () => done(player.duration);
+        player.onerror = () => done(-1);
+        if (player.readyState > 0) done(player.duration);
+    })""")
     assert seconds == pytest.approx(0.5, abs=0.15)
     # Order and search work on what is there.
     shown = "[...document.querySelectorAll('#ctc-errors .example')].filter((e) => !e.hidden).map((e) => e.dataset.id)"
