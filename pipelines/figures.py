@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 INK, SEED_COLOUR, MEAN_COLOUR, REFERENCE_COLOUR = "#22313f", "#9aa5b1", "#34495e", "#c0392b"
 SERIES = ("#2f6f9f", "#c8553d", "#3d8b5f", "#8a5a9e", "#b0852a", "#4a5a6a")
-VARIABLES = {INK: "--ink", SEED_COLOUR: "--faint", MEAN_COLOUR: "--ink", REFERENCE_COLOUR: "--series-1"} | {
-    colour: f"--series-{i}" for i, colour in enumerate(SERIES)
-}
+VARIABLES = {
+    INK: "--ink",
+    "#000000": "--ink",
+    SEED_COLOUR: "--faint",
+    MEAN_COLOUR: "--ink",
+    REFERENCE_COLOUR: "--series-1",
+} | {colour: f"--series-{i}" for i, colour in enumerate(SERIES)}
 """What a page calls the colours, so that they follow its light or dark theme."""
 
 
