@@ -169,6 +169,7 @@ def browser() -> Iterator[Browser]:
 
 def test_a_browser_shows_it(page: Path, browser: Browser) -> None:
     tab = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    tab.set_default_timeout(120_000)
     said_: list[str] = []
     asked: list[str] = []
     tab.on("console", lambda message: said_.append(message.text))
