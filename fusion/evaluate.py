@@ -16,10 +16,9 @@ from typing import Any
 import jiwer
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from featcache.errors import UsageError
-from fusion.intervals import RESAMPLES, Array, Difference, interval, ratio
+from fusion.intervals import RESAMPLES, interval, ratio
 
 _MARKS = {"equal": "", "substitute": "S", "delete": "D", "insert": "I"}
 
@@ -159,8 +158,8 @@ def score_rows(rows: Sequence[UtteranceRow], *, resamples: int = RESAMPLES, seed
     return Scores(
         wer=float(word_errors.sum() / words.sum()),
         cer=float(character_errors.sum() / characters.sum()),
-        wer_ci95=bootstrap(word_errors, words, resamples=resamples, seed=seed),
-        cer_ci95=bootstrap(character_errors, characters, resamples=resamples, seed=seed),
+        wer_ci95=interval(ratio(word_errors, words), len(rows), resamples=resamples, seed=seed),
+        cer_ci95=interval(ratio(character_errors, characters), len(rows), resamples=resamples, seed=seed),
         utterances=len(rows),
         empty_references=int((words == 0).sum()),
         words=int(words.sum()),
@@ -170,38 +169,3 @@ def score_rows(rows: Sequence[UtteranceRow], *, resamples: int = RESAMPLES, seed
         insertions=sum(row.insertions for row in rows),
         resamples=resamples,
     )
-
-
-def bootstrap(errors: Array, units: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of sum(errors) / sum(units) over resampled utterances; both (utterances,).
-
-    Also for differences of errors, which may be negative. Resamples without any unit are left out.
-    """
-    return interval(ratio(errors, units), len(units), resamples=resamples, seed=seed)
-
-
-def paired_difference(
-    errors_a: ArrayLike, errors_b: ArrayLike, words: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
-    """Difference in error rate of two systems on the same utterances, by paired bootstrap.
-
-    Args:
-        errors_a, errors_b: errors an utterance, (utterances,) or (seeds, utterances). Seeds are pooled:
-            an utterance's errors are its mean over the seeds (the two systems may have different numbers),
-            and a resample takes the same utterances for every seed of both.
-        words: (utterances,) reference words (or characters, for CER).
-
-    Raises:
-        UsageError: if the shapes do not belong together, or no reference has words.
-    """
-    a, b = (np.atleast_2d(np.asarray(errors, dtype=np.float64)) for errors in (errors_a, errors_b))
-    units = np.asarray(words, dtype=np.float64)
-    if units.ndim != 1 or a.ndim != 2 or b.ndim != 2 or not a.shape[1] == b.shape[1] == len(units):
-        raise UsageError(
-            f"errors {a.shape} and {b.shape} are not (seeds, utterances) over the same {units.size} utterances"
-        )
-    if not units.sum():
-        raise UsageError("no reference has words, so a difference in error rate is undefined; check label and split")
-    difference = a.mean(0) - b.mean(0)
-    low, high = bootstrap(difference, units, resamples=resamples, seed=seed)
-    return Difference(float(difference.sum() / units.sum()), low, high)

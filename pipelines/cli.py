@@ -8,39 +8,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from featcache.errors import AudioError, FeatcacheError, JobError, UsageError
+from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
+from pipelines.cli_studies import fewshot, fusers, layers, rivals
 
 app = typer.Typer(
     name="pipelines",
-    help="The ends that join both stages: the demo, the table of fusers, quality by rate, transcription.",
+    help="The ends that join both stages: the demo, studies of many heads, a report of runs, transcription.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 demo_app = typer.Typer(help="Get the demo's speech and model.", no_args_is_help=True)
 app.add_typer(demo_app, name="demo")
+app.command()(rivals)
+app.command()(fusers)
+app.command()(layers)
+app.command()(fewshot)
 
-messages = Console(stderr=True)
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
-Seeds = Annotated[str, typer.Option(help="Seeds, comma separated.")]
-Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Recipe override for every run, as in train.steps=100.")
-]
 ALL_LANGUAGES = "en,es,fr,it,ru"
-
-
-def _split_list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in _split_list(text)]
-    except ValueError:
-        raise UsageError(f"seeds {text!r} are not whole numbers separated by commas") from None
 
 
 @demo_app.command("fetch")
@@ -51,7 +38,7 @@ def demo_fetch(
     """Fetch and unpack the speech, outside the work tree. Prints the folder that holds it."""
     from pipelines.demo.data import fetch_speech
 
-    print(fetch_speech(_split_list(languages), with_fillets=with_fillets, console=messages))
+    print(fetch_speech(split_list(languages), with_fillets=with_fillets, console=messages))
 
 
 @demo_app.command("model")
@@ -77,7 +64,7 @@ def demo_data(
     """Fetch the speech where it is absent, and write the demo's manifest."""
     from pipelines.demo.data import fetch_speech, print_summary, summary, write_fillets, write_prompts
 
-    chosen = _split_list(languages)
+    chosen = split_list(languages)
     share = fetch_speech(chosen, with_fillets=with_fillets, console=messages)
     made = {out / "manifest.jsonl": write_prompts(share, out, chosen, console=messages)}
     if with_fillets:
@@ -87,54 +74,6 @@ def demo_data(
         print(json.dumps(summaries, indent=2, ensure_ascii=False))
     else:
         print_summary(summaries)
-
-
-@app.command()
-def fusers(
-    cache: Annotated[Path, typer.Option(help="The upstream's cache.")] = Path("caches/demo"),
-    mel_cache: Annotated[Path, typer.Option(help="The log-mel cache; made where it is absent.")] = Path(
-        "caches/demo-mel"
-    ),
-    manifest: Annotated[Path, typer.Option(help="The manifest, for the log-mel cache.")] = Path(
-        "data/demo/manifest.jsonl"
-    ),
-    recipe: Annotated[
-        Path | None, typer.Option(help="The recipe that every row is made from; asr.toml if not given.")
-    ] = None,
-    only: Annotated[str, typer.Option(help="Names of rows to train, comma separated; all if empty.")] = "",
-    seeds: Seeds = "1",
-    runs: Runs = Path("runs"),
-    overrides: Overrides = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Train again what is there.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw the rates too: a .png, .svg or .pdf.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Train every fuser with the same decoder and print one table; finished runs are not repeated."""
-    from pipelines.figures import check_format, error_rates
-    from pipelines.fusers import BASE_RECIPE, compare, prepare_mel, print_table, select
-
-    if plot:
-        check_format(plot)
-    names = _split_list(only)
-    if any(entry.features == "mel" for entry in select(names)):
-        prepare_mel(manifest, mel_cache, console=messages)
-    rows = compare(
-        cache,
-        mel_cache,
-        base=recipe or BASE_RECIPE,
-        only=names,
-        seeds=_numbers(seeds),
-        runs=runs,
-        overrides=overrides or [],
-        restart=restart,
-        console=messages,
-    )
-    if plot:
-        error_rates(rows, plot)
-    if as_json:
-        print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
-    else:
-        print_table(rows)
 
 
 @app.command()
@@ -152,7 +91,7 @@ def rate(
     as_json: Json = False,
 ) -> None:
     """Train the same recipes from one cache in several profiles: task quality by bits per value."""
-    from pipelines.figures import check_format, losses_by_rate
+    from pipelines.figures import check_format, losses_by_rate, save
     from pipelines.rate import PROFILES, print_table, sweep
 
     if plot:
@@ -160,19 +99,36 @@ def rate(
     points = sweep(
         reference,
         profiles or PROFILES,
-        [Path(path) for path in _split_list(recipes)],
-        seeds=_numbers(seeds),
+        [Path(path) for path in split_list(recipes)],
+        seeds=seed_list(seeds),
         caches=caches,
         runs=runs,
         overrides=overrides or [],
         console=messages,
     )
     if plot:
-        losses_by_rate(points, plot)
+        save(losses_by_rate(points), plot)
     if as_json:
         print(json.dumps([point.as_json() for point in points], indent=2, ensure_ascii=False))
     else:
         print_table(points)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs; the first is what others differ from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+    manifest: Annotated[Path | None, typer.Option(help="The speech, to listen to the errors.")] = None,
+    rate_json: Annotated[Path | None, typer.Option("--rate", help="What `pipelines rate --json` printed.")] = None,
+    layers_json: Annotated[Path | None, typer.Option("--layers", help="What `pipelines layers --out` left.")] = None,
+    by: Annotated[str, typer.Option(help="The manifest's label whose values get a column each.")] = "lang",
+    examples: Annotated[int, typer.Option(min=0, help="Utterances with errors to show, at most, a task.")] = 24,
+) -> None:
+    """One HTML page that needs no other file: scores, curves, errors to listen to, rate, layers. Prints its path."""
+    from pipelines.report import Sources, build, write
+
+    write(build(runs, Sources(manifest, rate_json, layers_json, by, examples)), out)
+    print(out)
 
 
 @app.command()

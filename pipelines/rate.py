@@ -7,14 +7,12 @@ resampled utterances for both), as a share of the reference's value, with a sign
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -23,14 +21,13 @@ from featcache.errors import JobError, UsageError
 from featcache.progress import AudioProgress
 from featcache.recode import recode
 from featcache.store import Cache
-from fusion import intervals, recipe, tasks
-from fusion.intervals import Array, Statistic
-from fusion.run import Run
+from fusion import intervals
 from fusion.tasks import Measure
-from fusion.train import fit
+from pipelines import studies
+from pipelines.studies import Table as Rows
+from pipelines.studies import pooled, unique_stems
 
 PROFILES = ("int8", *(f"residual:{bits}" for bits in (3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6)))
-Rows = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,11 @@ class Point:
         cells = {name: vars(cell) for name, cell in self.measures.items()}
         return {**vars(self), "measures": cells}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Point:
+        """What `as_json` made."""
+        return cls(**{**value, "measures": {name: Cell(**cell) for name, cell in value["measures"].items()}})
+
 
 def sweep(
     reference: Path,
@@ -81,11 +83,9 @@ def sweep(
         UsageError: no profile, recipe or seed, or two recipes of one name.
     """
     console = console or Console(stderr=True)
-    names = [path.stem for path in recipes]
     if not (profiles and recipes and seeds):
         raise UsageError("give at least one profile, one recipe and one seed")
-    if len(set(names)) < len(names):
-        raise UsageError(f"recipes {', '.join(map(str, recipes))} share a name: rename one")
+    unique_stems(recipes)
     places = {Cache.open(str(reference)).spec.profile_text: reference}
     for profile in profiles:
         places[profile] = recoded(reference, profile, caches)
@@ -94,16 +94,13 @@ def sweep(
     for profile, cache in places.items():
         cells: dict[str, Cell] = {}
         for path in recipes:
-            tables = []
-            for seed in seeds:
-                name = f"rate/{path.stem}-{_folder(profile)}-seed{seed}"
-                place = [f"cache={json.dumps(str(cache))}", f"seed={seed}", f"name={name}"]
-                console.print(f"{path.stem} from {profile}, seed {seed}: {runs / name}", highlight=False)
-                run = fit(recipe.read(path, [*overrides, *place]), runs=runs, console=console).path
-                tables.append(Run.read_table(run))
-            task = tasks.of_kind(str(Run.read_metrics(run)["task"]))
+            console.print(f"{path.stem} from {profile}", highlight=False)
+            name = f"rate/{path.stem}-{_folder(profile)}"
+            wanted = [studies.read(path, f"{name}-seed{seed}", cache, seed, overrides) for seed in seeds]
+            done = studies.train(wanted, runs=runs, console=console)
+            tables = [run.table for run in done]
             ids = list(base.setdefault(path.stem, tables)[0])
-            for measure in task.measures:
+            for measure in done[0].measures:
                 cells[f"{path.stem} {measure.name}"] = cell_of(measure, ids, tables, base[path.stem])
         card = inspect.info(Cache.open(str(cache)))
         pcm = card["hours"] * 3600 * 16000 * 2
@@ -132,16 +129,6 @@ def cell_of(measure: Measure, ids: Sequence[str], tables: Sequence[Rows], refere
     found = intervals.difference(here, there, len(ids))
     ends = sorted(measure.cost(end) / base for end in (found.low, found.high))
     return Cell(value, by_seed, (measure.cost(found.diff) / base, ends[0], ends[1]))
-
-
-def pooled(measure: Measure, ids: Sequence[str], tables: Sequence[Rows]) -> Statistic:
-    """The mean over tables of a measure, as a function of how often each utterance is drawn."""
-    statistics = [measure.statistic([table[key] for key in ids]) for table in tables]
-
-    def mean(weights: Array) -> Array:
-        return np.mean([statistic(weights) for statistic in statistics], axis=0)
-
-    return mean
 
 
 def print_table(points: Sequence[Point]) -> None:

@@ -1,4 +1,4 @@
-"""Greedy decoding, error rates with intervals, paired differences, the table of utterances."""
+"""Greedy decoding, error rates with intervals, the table of utterances."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import UsageError
 from fusion.evaluate import (
-    bootstrap,
     greedy_ctc,
-    paired_difference,
     score,
     score_rows,
     utterance_table,
@@ -88,55 +86,6 @@ def test_empty_references_count_as_insertions() -> None:
 def test_extra_white_space_is_no_error() -> None:
     scores = score(["one  two "], [" one two"], resamples=10)
     assert scores.wer == scores.cer == 0.0
-
-
-def test_intervals_are_seeded_and_shrink_with_more_utterances() -> None:
-    generator = np.random.default_rng(0)
-    words = generator.integers(3, 12, 4000).astype(float)
-    errors = generator.binomial(words.astype(int), 0.3).astype(float)
-    low, high = bootstrap(errors, words)
-    assert low < errors.sum() / words.sum() < high
-    assert bootstrap(errors, words) == (low, high)
-    assert bootstrap(errors, words, seed=1) != (low, high)
-    few = bootstrap(errors[:250], words[:250])
-    assert (few[1] - few[0]) / (high - low) == pytest.approx(4, rel=0.25)  # sqrt(4000 / 250)
-
-
-def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(1)
-    hits = 0
-    for trial in range(200):
-        words = generator.integers(3, 12, 120).astype(float)
-        errors = generator.binomial(words.astype(int), 0.3).astype(float)
-        low, high = bootstrap(errors, words, resamples=400, seed=trial)
-        hits += low <= 0.3 <= high
-    assert 180 <= hits <= 199
-
-
-def test_paired_difference_sees_what_unpaired_intervals_hide() -> None:
-    generator = np.random.default_rng(2)
-    words = np.full(300, 10.0)
-    hard = generator.uniform(0, 10, 300).round()  # utterances differ far more than the systems
-    a, b = hard, hard + (generator.uniform(size=300) < 0.3)
-    difference = paired_difference(a, b, words)
-    assert difference.diff == pytest.approx((a - b).sum() / words.sum())
-    assert difference.low < difference.diff < difference.high < 0
-    low, high = bootstrap(a, words)
-    assert low < b.sum() / words.sum() < high
-    swapped = paired_difference(b, a, words)
-    assert swapped.diff == -difference.diff
-
-
-def test_seeds_are_pooled() -> None:
-    words = np.array([4.0, 6.0, 5.0])
-    a = np.array([[1, 2, 0], [3, 0, 2]])
-    b = np.array([2, 2, 2])
-    assert paired_difference(a, b, words).diff == pytest.approx((4 - 6) / 15)
-    assert paired_difference(a, a.mean(0), words) == (0.0, 0.0, 0.0)
-    with pytest.raises(UsageError, match="over the same 3 utterances"):
-        paired_difference(a, b[:2], words)
-    with pytest.raises(UsageError, match="undefined"):
-        paired_difference(a, b, np.zeros(3))
 
 
 def test_scores_are_json() -> None:

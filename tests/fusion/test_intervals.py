@@ -27,6 +27,47 @@ def f1(pairs: list[tuple[str, str]]) -> intervals.Statistic:
     return macro_f1(references * hypotheses, references, hypotheses)
 
 
+def of(errors: np.ndarray, units: np.ndarray, **how: int) -> tuple[float, float]:
+    return intervals.interval(intervals.ratio(errors, units), len(units), **how)
+
+
+def test_intervals_are_seeded_and_shrink_with_more_utterances() -> None:
+    generator = np.random.default_rng(0)
+    words = generator.integers(3, 12, 4000).astype(float)
+    errors = generator.binomial(words.astype(int), 0.3).astype(float)
+    low, high = of(errors, words)
+    assert low < errors.sum() / words.sum() < high
+    assert of(errors, words) == (low, high)
+    assert of(errors, words, seed=1) != (low, high)
+    few = of(errors[:250], words[:250])
+    assert (few[1] - few[0]) / (high - low) == pytest.approx(4, rel=0.25)  # sqrt(4000 / 250)
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    hits = 0
+    for trial in range(200):
+        words = generator.integers(3, 12, 120).astype(float)
+        errors = generator.binomial(words.astype(int), 0.3).astype(float)
+        low, high = of(errors, words, resamples=400, seed=trial)
+        hits += low <= 0.3 <= high
+    assert 180 <= hits <= 199
+
+
+def test_paired_difference_sees_what_unpaired_intervals_hide() -> None:
+    generator = np.random.default_rng(2)
+    words = np.full(300, 10.0)
+    hard = generator.uniform(0, 10, 300).round()  # utterances differ far more than the systems
+    a, b = hard, hard + (generator.uniform(size=300) < 0.3)
+    difference = intervals.difference(intervals.ratio(a, words), intervals.ratio(b, words), 300)
+    assert difference.diff == pytest.approx((a - b).sum() / words.sum())
+    assert difference.low < difference.diff < difference.high < 0
+    low, high = of(a, words)
+    assert low < b.sum() / words.sum() < high
+    swapped = intervals.difference(intervals.ratio(b, words), intervals.ratio(a, words), 300)
+    assert swapped.diff == -difference.diff
+
+
 @given(PAIRS)
 def test_macro_f1_is_the_mean_over_the_classes_that_are_there(pairs: list[tuple[str, str]]) -> None:
     assert intervals.value(f1(pairs), len(pairs)) == pytest.approx(f1_by_definition(pairs))

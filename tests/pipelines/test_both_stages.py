@@ -18,7 +18,7 @@ from featcache.errors import MismatchError
 from featcache.job import Job, Request
 from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
-from pipelines import fusers
+from pipelines import rivals
 from pipelines.demo import prompts
 from pipelines.demo.model import PackagedModel
 from pipelines.transcribe import Transcriber
@@ -189,5 +189,5 @@ def test_mel_is_not_extracted_again(demo: Demo, table: list[dict[str, Any]]) -> 
     from rich.console import Console
 
     console = Console(record=True, stderr=True)
-    fusers.prepare_mel(demo.manifest, demo.mel, console=console)
+    rivals.prepare_mel(demo.manifest, demo.mel, console=console)
     assert console.export_text() == ""

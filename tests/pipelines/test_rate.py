@@ -57,7 +57,7 @@ def test_a_plot_and_json_of_points(tmp_path: Path) -> None:
         Point("fp16", 14.2, 10, 9.0, {"asr wer": Cell(0.49, (0.49,), None)}),
         Point("residual:1.0", 1.02, 1, 0.9, {"asr wer": cell}),
     ]
-    figures.losses_by_rate(points, tmp_path / "rate.svg")
+    figures.save(figures.losses_by_rate(points), tmp_path / "rate.svg")
     assert "asr wer" in (tmp_path / "rate.svg").read_text()
     assert json.loads(json.dumps(points[1].as_json()))["measures"]["asr wer"]["value"] == 0.5
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fusion import head, recipe
-from pipelines.fusers import BASE_RECIPE
+from pipelines.rivals import RECIPES as OF_TASKS
 
-RECIPES = sorted(BASE_RECIPE.parent.glob("*.toml"))
+RECIPES = sorted(OF_TASKS[0].parent.glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
