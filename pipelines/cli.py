@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from featcache.errors import FeatcacheError, UsageError
+from pipelines.cli_reproduce import reproduce
 
 app = typer.Typer(
     name="pipelines",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 demo_app = typer.Typer(help="Get the demo's speech and model.", no_args_is_help=True)
 app.add_typer(demo_app, name="demo")
+app.command()(reproduce)
 
 messages = Console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

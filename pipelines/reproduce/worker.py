@@ -1,0 +1,117 @@
+"""One row of the table, trained in a process of its own, so that its peak of memory is its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from featcache.errors import JobError, UsageError
+from fusion import checkpoint
+from fusion.recipe import Recipe
+from fusion.run import Files
+from fusion.state import stop_signals
+from fusion.stream import Interrupted
+from pipelines.reproduce.entries import Entry
+from pipelines.reproduce.learners import LiveLearner, Measured, MeasuredLearner
+
+IGNORED = ("train.workers", "train.device")
+
+
+class Order(BaseModel):
+    """What a row is trained as; stored beside its run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row: dict[str, Any]
+    """The fields of an `Entry`."""
+    recipe: Recipe
+    manifest: str
+    runs: str
+    warm: str = ""
+    """The weights to start from."""
+
+    @classmethod
+    def make(cls, entry: Entry, recipe: Recipe, manifest: Path, runs: Path, warm: Path | None) -> Order:
+        row = {key: value for key, value in vars(entry).items() if key != "title"}
+        row["settings"] = dict(entry.settings)
+        return cls(row=row, recipe=recipe, manifest=str(manifest), runs=str(runs), warm=str(warm or ""))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.runs) / self.recipe.name
+
+    @property
+    def place(self) -> Path:
+        return self.folder / "order.json"
+
+    @property
+    def finished(self) -> bool:
+        return Files(self.folder).metrics.exists() and Measured.place(self.folder).exists()
+
+    def same_as(self, other: Order) -> bool:
+        """Whether both give the same row."""
+        return self._deciding() == other._deciding()
+
+    def _deciding(self) -> dict[str, Any]:
+        values = self.model_dump(mode="json")
+        for key in IGNORED:
+            section, name = key.split(".")
+            values["recipe"][section].pop(name)
+        return values
+
+
+def run(order: Order, *, restart: bool = False) -> bool:
+    """Train a row in a new process, unless it is there; whether there was anything to do.
+
+    Raises:
+        UsageError: other settings made what is there.
+        Interrupted: a signal came; the row goes on where it stopped.
+        JobError: the row could not be trained; the process has said why.
+    """
+    if order.place.exists() and not restart:
+        if not order.same_as(Order.model_validate(checkpoint.read_json(order.place))):
+            raise UsageError(f"{order.folder} was made with other settings; use --restart, or other --runs to keep it")
+        if order.finished:
+            return False
+    else:
+        Files(order.folder).clear()
+        Measured.place(order.folder).unlink(missing_ok=True)
+    checkpoint.write_json(order.place, order.model_dump(mode="json"))
+    # threads that wait shall sleep: where another job wants the same cores, spinning is far slower
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    command = [sys.executable, "-m", "pipelines.reproduce", str(order.place)]
+    with stop_signals() as stop, subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
+        while process.poll() is None:
+            if stop.wait(0.2):
+                process.terminate()
+                process.wait()
+    if stop.is_set():
+        raise Interrupted(f"stopped in row {order.row['name']}; the same command goes on from there")
+    if process.returncode:
+        raise JobError(f"row {order.row['name']} could not be trained, see above; the same command goes on from there")
+    return True
+
+
+def train(order: Order) -> None:
+    """Train a row here. The recordings of a live row take all cores, its features coming from no reader."""
+    import torch
+
+    from fusion.train import fit
+    from pipelines.reproduce import memory
+
+    entry = Entry(**{"title": "", **order.row})
+    device = torch.device("cuda" if torch.cuda.is_available() and order.recipe.train.device != "cpu" else "cpu")
+    baseline = 0 if device.type == "cuda" else memory.resident()
+    make = partial(MeasuredLearner, baseline=baseline)
+    if entry.live:
+        make = partial(
+            LiveLearner, baseline=baseline, entry=entry, manifest=Path(order.manifest),
+            warm=Path(order.warm) if order.warm else None,
+        )  # fmt: skip
+    fit(order.recipe, runs=order.runs, make=make)
