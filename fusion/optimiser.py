@@ -19,7 +19,7 @@ def build(module: nn.Module, recipe: TrainRecipe, scales: Mapping[nn.Module, flo
         scales: parts of the module that learn at this share of the recipe's rate.
     """
     groups, taken = [], set[nn.Parameter]()
-    for part, scale in ((scales or {}) | {module: 1.0}).items():
+    for part, scale in {**(scales or {}), module: 1.0}.items():
         for group in parameter_groups(part, recipe.weight_decay):
             params = [parameter for parameter in group["params"] if parameter not in taken]
             taken.update(params)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusion.comparison import compare
+from pipelines.reproduce.entries import ENTRIES
 from pipelines.reproduce.table import Row
 
 NOT_TESTABLE = "not testable at this budget"
@@ -106,8 +107,6 @@ class _Answers:
         self._ask(one, other, f"trains at least {CACHED_FASTER:.0f} times faster per epoch than", judge)
 
     def _ask(self, one: str, other: str, text: str, judge: Callable[[Row, Row], tuple[str, str]]) -> None:
-        from pipelines.reproduce.entries import ENTRIES
-
         titles = {entry.name: entry.title for entry in ENTRIES}
         missing = [titles[name] for name in (one, other) if name not in self.rows]
         if missing:

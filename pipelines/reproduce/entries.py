@@ -37,9 +37,9 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("hff", "HFF, cached", "hff"),
-    Entry("weighted_sum", "weighted sum, cached", "weighted_sum"),
-    Entry("last_tap", "last tap, cached", "last"),
+    Entry("hff", "HFF (cached)", "hff"),
+    Entry("weighted_sum", "weighted sum (cached)", "weighted_sum"),
+    Entry("last_tap", "last tap (cached)", "last"),
     Entry("full", "full fine-tuning", "last", "full", rate=0.025),
     Entry("top_layer", "top layer only", "last", "top_layer", rate=0.1),
     Entry("bitfit", "BitFit", "last", "bitfit", rate=0.5),
@@ -71,13 +71,13 @@ SCALES = {
         Scale(
             "smoke",
             "within an hour on 2 cores",
-            ("train.steps=200", "train.warmup=50", "train.eval_every=100"),
+            ("train.steps=300", "train.warmup=50", "train.eval_every=100"),
             judges=False,
         ),
         Scale(
             "overnight",
             "a night on 2 cores",
-            ("train.steps=3000", "train.warmup=100", "train.eval_every=300"),
+            ("train.steps=4000", "train.warmup=100", "train.eval_every=400"),
             judges=True,
         ),
         Scale(

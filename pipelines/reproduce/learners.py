@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class MeasuredLearner(Learner):
         self._since = time.perf_counter()
 
     def _count(self, **values: float) -> None:
-        self.measured = Measured(**(vars(self.measured) | values))  # type: ignore[arg-type]
+        self.measured = Measured(**(vars(self.measured) | values))
 
 
 class LiveLearner(MeasuredLearner):
@@ -145,6 +146,9 @@ class LiveLearner(MeasuredLearner):
         self.entry, self.warm = entry, warm
         self.features = cache
         super().__init__(recipe, Speech(cache, manifest), files, here, console, known, baseline=baseline)
+        if here.device.type == "cpu" and not recipe.train.threads and "OMP_NUM_THREADS" not in os.environ:
+            # the model wants all cores: readers of recordings need next to nothing
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
         network = self.head.network
         self._count(upstream_parameters=self._upstream_parameters, encoder_parameters=modules.count_parameters(network))
 

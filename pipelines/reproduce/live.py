@@ -83,7 +83,7 @@ def _leave_out_frozen(head: nn.Module, state: dict[str, Any], prefix: str, metad
 
 
 def _put_in_frozen(head: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    known = {name for name in head.network.state_dict()}  # type: ignore[operator,union-attr]
+    known = set(head.network.state_dict())  # type: ignore[union-attr]
     for name, value in _frozen(head).items():
         if name.removeprefix(NETWORK) in known:
             state.setdefault(prefix + name, value.detach())

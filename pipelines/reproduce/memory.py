@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -11,9 +13,9 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def resident() -> int:
-    """Bytes that are resident now; the peak so far where the system does not say."""
-    return _status("VmRSS")
+def held(device: torch.device) -> int:
+    """Bytes that the process holds now; where the system does not say, the peak so far."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
 
 
 def reset_peak(device: torch.device) -> None:
@@ -21,6 +23,11 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # the C library keeps what was freed; musl has none
+        if trim is not None:
+            trim(0)
     try:
         CLEAR.write_text("5")  # Linux: the peak becomes what is resident now
     except OSError:

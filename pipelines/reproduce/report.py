@@ -42,20 +42,16 @@ def print_table(result: Result, claims: list[Claim]) -> None:
         "cached HFF, its extraction counted, is ahead of the row (of a cached row: it ahead of full fine-tuning).",
         highlight=False,
     )
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("claim", "holds", "figures"):
-        table.add_column(column, overflow="fold")
     for claim in claims:
-        table.add_row(claim.claim, claim.holds, claim.figure)
-    console.print(table)
+        console.print(f"{claim.holds}: {claim.claim}: {claim.figure}", highlight=False)
 
 
 def _quality(rows: tuple[Row, ...]) -> Table:
-    table = _table("WER", "95 %", "CER", "trained", "%", "decoder")
+    table = _table("WER", "95 %", "trained", "%", "decoder")
     for row in rows:
         low, high = row.wer_ci95
         table.add_row(
-            row.title, f"{row.wer:.3f}", f"{low:.3f}, {high:.3f}", f"{row.cer:.3f}", f"{row.encoder_parameters:,}",
+            row.title, f"{row.wer:.3f}", f"{low:.3f}, {high:.3f}", f"{row.encoder_parameters:,}",
             f"{row.encoder_parameters_pct:.2f}", f"{row.decoder_parameters:,}",
         )  # fmt: skip
     return table

@@ -21,7 +21,7 @@ from fusion import head, recipe
 from fusion.recipe import Recipe
 from fusion.run import Files, Run
 from pipelines.reproduce import worker
-from pipelines.reproduce.entries import BASE_RECIPE, Entry, Scale, scale_of, select
+from pipelines.reproduce.entries import BASE_RECIPE, ENTRIES, Entry, Scale, scale_of, select
 from pipelines.reproduce.learners import Measured
 from pipelines.reproduce.worker import Order
 
@@ -220,7 +220,7 @@ def _time_to_best(took: Measured, metrics: dict[str, Any]) -> float:
 
 def _break_even(row: Row, rows: dict[str, Row], extraction: float | None) -> int | None:
     """The first epoch at whose end the cache has paid; see `Row.break_even_epoch`."""
-    live = row.name not in ("hff", "weighted_sum", "last_tap")
+    live = next(entry.live for entry in ENTRIES if entry.name == row.name)
     cached, other = (rows.get("hff"), row) if live else (row, rows.get("full"))
     if extraction is None or cached is None or other is None or cached.epoch_s >= other.epoch_s:
         return None

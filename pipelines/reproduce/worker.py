@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from fusion.recipe import Recipe
 from fusion.run import Files
 from fusion.state import stop_signals
 from fusion.stream import Interrupted
+from pipelines.reproduce import memory
 from pipelines.reproduce.entries import Entry
 from pipelines.reproduce.learners import LiveLearner, Measured, MeasuredLearner
 
@@ -99,19 +102,31 @@ def run(order: Order, *, restart: bool = False) -> bool:
 
 
 def train(order: Order) -> None:
-    """Train a row here. The recordings of a live row take all cores, its features coming from no reader."""
-    import torch
-
+    """Train a row here."""
+    from fusion.distributed import pick_device
     from fusion.train import fit
-    from pipelines.reproduce import memory
 
     entry = Entry(**{"title": "", **order.row})
-    device = torch.device("cuda" if torch.cuda.is_available() and order.recipe.train.device != "cpu" else "cpu")
-    baseline = 0 if device.type == "cuda" else memory.resident()
-    make = partial(MeasuredLearner, baseline=baseline)
+    device = pick_device(order.recipe.train.device)
+    _import_libraries(entry)
+    make: Callable[..., MeasuredLearner] = partial(MeasuredLearner, baseline=memory.held(device))
     if entry.live:
         make = partial(
-            LiveLearner, baseline=baseline, entry=entry, manifest=Path(order.manifest),
+            LiveLearner, baseline=memory.held(device), entry=entry, manifest=Path(order.manifest),
             warm=Path(order.warm) if order.warm else None,
         )  # fmt: skip
     fit(order.recipe, runs=order.runs, make=make)
+
+
+def _import_libraries(entry: Entry) -> None:
+    """What would be imported later: code is not what a row's memory is compared for."""
+    import torch
+    import torch.utils.tensorboard
+
+    # making an optimiser imports torch's compiler
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)], fused=True)
+    if entry.live:
+        import transformers.models.whisper.modeling_whisper  # noqa: F401
+    if entry.method == "lora":
+        with contextlib.suppress(ImportError):  # the method says what to do
+            import peft  # noqa: F401
