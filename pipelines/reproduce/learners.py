@@ -26,7 +26,7 @@ from fusion.run import Files, Run
 from pipelines.reproduce import memory
 from pipelines.reproduce.entries import Entry
 from pipelines.reproduce.live import LiveHead
-from pipelines.reproduce.methods import ADDING, METHODS
+from pipelines.reproduce.methods import ADDING, METHODS, unreached
 from pipelines.reproduce.speech import Speech
 
 if TYPE_CHECKING:
@@ -197,10 +197,9 @@ class LiveLearner(MeasuredLearner):
     def step(self, batch: Batch, features: Tensor) -> None:
         super().step(batch, features)
         if self.state.step == 1 and self.entry.method in ADDING:
-            trained = [(name, p) for name, p in self.head.network.named_parameters() if p.requires_grad]
-            deaf = [name for name, parameter in trained if parameter.grad is None]
-            if deaf:
+            names = unreached(self.head.network)
+            if names:
                 raise UsageError(
-                    f"row {self.entry.name}: nothing of what it adds to {self.features.upstream} at {deaf[0]} is "
-                    "used, since the model reads the weights around it; leave the row out"
+                    f"row {self.entry.name}: {self.features.upstream} computes around {names[0]}, which would never "
+                    "learn; leave the row out with --only"
                 )

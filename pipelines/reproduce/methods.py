@@ -111,6 +111,11 @@ def _width_of(block: nn.Module) -> int:
     return int(norm.normalized_shape[0])
 
 
+def unreached(network: nn.Module) -> list[str]:
+    """Names of trained weights that the last backward pass has not reached: the model reads around them."""
+    return [name for name, p in network.named_parameters() if p.requires_grad and p.grad is None]
+
+
 METHODS: dict[str, Callable[..., None]] = {
     "full": full, "bitfit": bitfit, "top_layer": top_layer, "lora": lora, "adapters": adapters,
 }  # fmt: skip
