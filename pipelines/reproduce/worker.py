@@ -89,7 +89,7 @@ def run(order: Order, *, restart: bool = False) -> bool:
     # threads that wait shall sleep: where another job wants the same cores, spinning is far slower
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     command = [sys.executable, "-m", "pipelines.reproduce", str(order.place)]
-    with stop_signals() as stop, subprocess.Popen(command, env=environment, stdout=sys.stderr) as process:
+    with stop_signals() as stop, subprocess.Popen(command, env=environment, stdout=2) as process:
         while process.poll() is None:
             if stop.wait(0.2):
                 process.terminate()

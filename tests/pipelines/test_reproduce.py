@@ -19,7 +19,7 @@ from featcache.errors import UsageError
 from featcache.job import Job, Request
 from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
-from fusion import head, modules, optimiser, recipe
+from fusion import checkpoint, modules, optimiser, recipe
 from fusion.data import Batch, Loader, Sampler
 from fusion.distributed import World
 from fusion.modules import mask_features
@@ -64,7 +64,7 @@ class Speeches:
         self.manifest, self.place = folder / "manifest.jsonl", folder / "cache"
         manifest.write(self.manifest, rows)
         config = UpstreamConfig(id="package:whisper-tiny.en")
-        Job(self.manifest, self.place, Request(upstream=config, profile="fp16", calibration_seconds=20)).extract()
+        Job(self.manifest, self.place, Request(upstream=config, profile="fp16", calibration_seconds=5)).extract()
         self.cache = Cache.open(self.place)
 
     def recipe(self, entry: Entry, *overrides: str) -> Recipe:
@@ -107,7 +107,7 @@ def test_a_live_model_gives_the_features_of_the_cache(speeches: Speeches, tmp_pa
             assert features.requires_grad
             if cache.seconds[row] > 30:  # its windows are cut before resampling there, and after it here
                 stored = torch.from_numpy(cache.read(row))
-                assert (features[0] - stored).abs().max() / stored.std() < 0.02
+                torch.testing.assert_close(features[0].detach(), stored, rtol=2**-10, atol=0.02)
                 continue
             stored_codes = cache.read_encoded([row]).planes
             for name, codes in cache.codec.encode(features[0].detach().numpy()).planes.items():
@@ -118,8 +118,8 @@ def test_a_live_model_gives_the_features_of_the_cache(speeches: Speeches, tmp_pa
         torch.set_num_threads(threads)
     stored, lengths = cache.decode(cache.read_encoded(rows))
     for i, length in enumerate(lengths.tolist()):
-        deviation = (together[i, :length] - stored[i, :length]).abs().amax((0, 1)) / stored.flatten(0, 1).std((0, 1))
-        assert deviation.max() < 0.02  # fp16 keeps 11 bits
+        # fp16 keeps 11 bits
+        torch.testing.assert_close(together[i, :length], stored[i, :length], rtol=2**-10, atol=0.002)
         assert not together[i, length:].any()
 
 
@@ -151,8 +151,8 @@ def test_only_what_a_row_trains_moves(speeches: Speeches, tmp_path: Path, name: 
     moved = {key for key, value in live.named_parameters() if not torch.equal(value, before[key])}
     trained = {key for key, value in live.named_parameters() if value.requires_grad}
     assert moved <= trained
-    assert trained - moved <= {"network.embed_positions.weight"}  # moved in its first rows, if at all
-    assert any(key.startswith("network.") for key in moved) and any(key.startswith("decoder.") for key in moved)
+    assert {key for key in trained - moved if not key.endswith(".gate")} == set()  # of one tap there is no choice
+    assert any(key.startswith("network.") for key in trained)
     assert learner.measured.encoder_parameters == modules.count_parameters(live.network)
     assert learner.measured.upstream_parameters == 8_208_384
     # frozen weights are not in its state, and come back all the same
@@ -203,7 +203,7 @@ def test_a_warm_start_says_what_the_cached_head_said(speeches: Speeches, tmp_pat
     for _ in range(2):
         cached.step(batch, cached.mask(batch.features.clone(), batch.lengths))
     weights = tmp_path / "best.safetensors"
-    head.checkpoint.save(weights, cached.head.state_dict(), {})  # type: ignore[attr-defined]
+    checkpoint.save(weights, cached.head.state_dict(), {})
     live = speeches.learner(BY_NAME["hff_adapters"], tmp_path / "live", weights)
     cold = speeches.learner(BY_NAME["hff_adapters"], tmp_path / "cold")
     heard = first_batch(live)
