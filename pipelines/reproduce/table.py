@@ -111,7 +111,7 @@ def reproduce(
     shared = recipe.read(base, [*budget.overrides, *overrides, *place])
     device = _device(budget, shared)
     console.print(budget_line(budget, shared), highlight=False, soft_wrap=True)
-    extraction = extract(manifest, cache, model, device, shared.limit)
+    extraction = extract(manifest, cache, model, device)
     orders: dict[str, Order] = {}
     for entry in entries:
         warm = Files(orders[entry.warm].folder).best if entry.warm else None
@@ -153,7 +153,7 @@ def budget_line(budget: Scale, shared: Recipe) -> str:
     )
 
 
-def extract(manifest: Path, cache: Path, model: str, device: str, limit: int = 0) -> float | None:
+def extract(manifest: Path, cache: Path, model: str, device: str) -> float | None:
     """Make the cache where it is not there, and say what it takes: seconds, None where it was made elsewhere."""
     job = Job(manifest, cache, Request(upstream=UpstreamConfig(id=model)), device)
     job.extract()

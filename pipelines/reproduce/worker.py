@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import subprocess
 import sys
@@ -38,12 +39,16 @@ class Order(BaseModel):
     runs: str
     warm: str = ""
     """The weights to start from."""
+    warm_sha256: str = ""
 
     @classmethod
     def make(cls, entry: Entry, recipe: Recipe, manifest: Path, runs: Path, warm: Path | None) -> Order:
         row = {key: value for key, value in vars(entry).items() if key != "title"}
         row["settings"] = dict(entry.settings)
-        return cls(row=row, recipe=recipe, manifest=str(manifest), runs=str(runs), warm=str(warm or ""))
+        found = hashlib.sha256(warm.read_bytes()).hexdigest() if warm else ""
+        return cls(
+            row=row, recipe=recipe, manifest=str(manifest), runs=str(runs), warm=str(warm or ""), warm_sha256=found
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -62,7 +67,7 @@ class Order(BaseModel):
         return self._deciding() == other._deciding()
 
     def _deciding(self) -> dict[str, Any]:
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"runs", "warm"})
         for key in IGNORED:
             section, name = key.split(".")
             values["recipe"][section].pop(name)

@@ -16,7 +16,17 @@ from featcache.errors import UpstreamError
 from featcache.upstreams import Upstream, UpstreamConfig, load
 from featcache.upstreams.base import pad
 from featcache.upstreams.whisper import LogMel
-from tests.featcache.upstreams.checks import BOUND, alone, deviation, in_batches, partition, speechlike, stir, waves
+from tests.featcache.upstreams.checks import (
+    BOUND,
+    alone,
+    deviation,
+    in_batches,
+    live,
+    partition,
+    speechlike,
+    stir,
+    waves,
+)
 
 SECONDS = 2  # of the small model's position table
 WINDOW = SECONDS * 16_000
@@ -106,6 +116,7 @@ def test_a_row_is_what_it_is_alone(upstream: Upstream) -> None:
     assert upstream.can_pad
     for row, other in zip(upstream.forward(inputs), expected, strict=True):
         np.testing.assert_array_equal(row, other)
+    assert deviation(live(upstream, inputs), expected).max() < BOUND
 
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(order=st.permutations(range(len(LENGTHS))), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4))
