@@ -16,6 +16,8 @@ def main(place: str) -> None:
     except FeatcacheError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from pipelines.reproduce.entries import BASE_RECIPE, ENTRIES, Entry, Scale, scal
 from pipelines.reproduce.learners import Measured
 from pipelines.reproduce.worker import Order
 
+DEMO_MODEL, DEMO_MANIFEST, DEMO_CACHE = "package:whisper-base", Path("data/demo/manifest.jsonl"), Path("caches/demo")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -96,7 +98,7 @@ def reproduce(
 
     Args:
         model: id of the upstream.
-        cache: `caches/reproduce/MODEL-MANIFEST` if not given.
+        cache: if not given the demo's where model and manifest are, else `caches/reproduce/MODEL-MANIFEST`.
         only: names of rows; all where empty.
         overrides: recipe keys for every row, after those of the scale.
 
@@ -128,7 +130,9 @@ def reproduce(
 
 
 def default_cache(model: str, manifest: Path) -> Path:
-    """Where the cache of a model and a manifest goes."""
+    """Where the cache of a model and a manifest is, or goes."""
+    if (model, manifest) == (DEMO_MODEL, DEMO_MANIFEST):
+        return DEMO_CACHE
     parts = [model, manifest.parent.name, manifest.stem]
     return Path("caches") / "reproduce" / "-".join(_slug(part) for part in parts if part)
 

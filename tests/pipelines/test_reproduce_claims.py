@@ -124,6 +124,12 @@ def test_rows_and_scales_are_named() -> None:
         entries.scale_of("huge")
 
 
+def test_the_cache_of_a_model_and_a_manifest() -> None:
+    assert table.default_cache("package:whisper-base", Path("data/demo/manifest.jsonl")) == Path("caches/demo")
+    mine = table.default_cache("hf:/models/w2v", Path("data/libri/all.jsonl"))
+    assert mine == Path("caches/reproduce/hf-models-w2v-libri-all")
+
+
 def test_rows_differ_in_their_fuser_alone() -> None:
     from fusion import recipe
 
