@@ -16,9 +16,7 @@ def reproduce(
     data: Annotated[Path, typer.Option(help="Manifest of the speech.")] = Path("data/demo/manifest.jsonl"),
     cache: Annotated[
         Path | None,
-        typer.Option(
-            help="Cache of the two, made where it is absent; caches/demo or below caches/reproduce if not given."
-        ),
+        typer.Option(help="Cache of the two, made where it is absent. Default: the demo's, or below caches/reproduce."),
     ] = None,
     only: Annotated[str, typer.Option(help="Names of rows to train, comma separated; all if empty.")] = "",
     recipe: Annotated[

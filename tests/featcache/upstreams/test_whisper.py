@@ -116,7 +116,6 @@ def test_a_row_is_what_it_is_alone(upstream: Upstream) -> None:
     assert upstream.can_pad
     for row, other in zip(upstream.forward(inputs), expected, strict=True):
         np.testing.assert_array_equal(row, other)
-    assert deviation(live(upstream, inputs), expected).max() < BOUND
 
     @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
     @given(order=st.permutations(range(len(LENGTHS))), sizes=st.lists(st.integers(1, 6), min_size=1, max_size=4))
@@ -124,6 +123,11 @@ def test_a_row_is_what_it_is_alone(upstream: Upstream) -> None:
         assert deviation(in_batches(upstream, inputs, partition(order, sizes)), expected).max() < BOUND
 
     over_all_batchings()
+
+
+def test_the_path_that_is_open_to_gradients(upstream: Upstream) -> None:
+    inputs = waves(LENGTHS)
+    assert deviation(live(upstream, inputs), alone(upstream, inputs)).max() < BOUND
 
 
 def test_frames_are_exact(upstream: Upstream) -> None:
