@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 from featcache.errors import FeatcacheError
-from fusion import checkpoint
-from pipelines.reproduce.worker import Order, train
+from pipelines.reproduce.worker import read, train
 
 
 def main(place: str) -> None:
     try:
-        train(Order.model_validate(checkpoint.read_json(Path(place))))
+        train(read(Path(place)))
     except FeatcacheError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from featcache.errors import JobError, UsageError
+from featcache.errors import FeatcacheError, JobError, UsageError
 from fusion import checkpoint
 from fusion.recipe import Recipe
 from fusion.run import Files
@@ -74,6 +74,18 @@ class Order(BaseModel):
         return values
 
 
+def read(place: Path) -> Order:
+    """An order as it is stored.
+
+    Raises:
+        UsageError: there is none. FeatcacheError: it is damaged, or of another version.
+    """
+    try:
+        return Order.model_validate(checkpoint.read_json(place))
+    except ValidationError as error:
+        raise FeatcacheError(f"{place} is not of this version ({error.errors()[0]['msg']}): use --restart") from error
+
+
 def run(order: Order, *, restart: bool = False) -> bool:
     """Train a row in a new process, unless it is there; whether there was anything to do.
 
@@ -83,7 +95,7 @@ def run(order: Order, *, restart: bool = False) -> bool:
         JobError: the row could not be trained; the process has said why.
     """
     if order.place.exists() and not restart:
-        if not order.same_as(Order.model_validate(checkpoint.read_json(order.place))):
+        if not order.same_as(read(order.place)):
             raise UsageError(f"{order.folder} was made with other settings; use --restart, or other --runs to keep it")
         if order.finished:
             return False
