@@ -136,7 +136,7 @@ class Job:
         records = self.writer.records() if plan.rows else {}
         left = [shard for shard in range(plan.shards) if shard not in records]
         todo = sum(self._shard_seconds(shard) for shard in left)
-        rate = self._rate()
+        rate = self.realtime()
         unusable = [
             (plan.ids[u], "too short for the model to make a frame of")
             for u in range(len(plan.ids))
@@ -326,7 +326,8 @@ class Job:
             clear_dead(self.storage, f"{name}/leases")
             self.__dict__.pop("cache", None)
 
-    def _rate(self) -> float | None:
+    def realtime(self) -> float | None:
+        """Seconds of speech a second that extraction on this kind of device took last; None where it is not known."""
         data = self.storage.read(RATES)
         try:
             return float(json.loads(data)["realtime"][self.device.split(":")[0]]) if data else None

@@ -59,7 +59,7 @@ class Learner:
         self.metric = measures[metric]
         self.spec = head.describe(recipe, cache, self.task)
         torch.manual_seed(recipe.seed)
-        self.head = head.build(self.spec).to(here.device)
+        self.head = self._build().to(here.device)
         self.splits: dict[str, Split] = {}
         self.skipped = list(selection.skipped)
         for name, examples in selection.splits.items():
@@ -74,10 +74,10 @@ class Learner:
         self.notes = selection.notes
         key = (cache.path, self.spec.taps, self.splits["train"].rows.tobytes(), recipe.seed)
         if key not in known:
-            known[key] = moments(cache, self.splits["train"], self.spec.taps, recipe.seed)
+            known[key] = self._moments()
         self.head.standardise_by(*known[key])
         self.model = here.wrap(self.head)
-        self.optimiser = optimiser.build(self.head, recipe.train)
+        self.optimiser = self._build_optimiser()
         self.state = State(data=digest(self.splits["train"], self.splits["dev"]))
         self.seconds = 0.0
         self.failure: JobError | None = None
@@ -87,6 +87,21 @@ class Learner:
     @property
     def running(self) -> bool:
         return not self.state.finished and self.failure is None
+
+    # what a head that is fed otherwise than from a cache does in another way
+
+    def _build(self) -> head.Head:
+        return head.build(self.spec)
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return moments(self.cache, self.splits["train"], self.spec.taps, self.recipe.seed)
+
+    def _build_optimiser(self) -> torch.optim.Optimizer:
+        return optimiser.build(self.head, self.recipe.train)
+
+    def open_best(self) -> Run:
+        """The best checkpoint, ready to be evaluated."""
+        return Run.open(self.files.path, self.here.device)
 
     # the state on disk
 

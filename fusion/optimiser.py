@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -11,9 +12,19 @@ from fusion.modules import parameter_groups
 from fusion.recipe import TrainRecipe
 
 
-def build(module: nn.Module, recipe: TrainRecipe) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, ICLR 2019); biases, norms and gates do not decay."""
-    groups = [group for group in parameter_groups(module, recipe.weight_decay) if group["params"]]
+def build(module: nn.Module, recipe: TrainRecipe, scales: Mapping[nn.Module, float] | None = None) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, ICLR 2019); biases, norms and gates do not decay.
+
+    Args:
+        scales: parts of the module that learn at this share of the recipe's rate.
+    """
+    groups, taken = [], set[nn.Parameter]()
+    for part, scale in {**(scales or {}), module: 1.0}.items():
+        for group in parameter_groups(part, recipe.weight_decay):
+            params = [parameter for parameter in group["params"] if parameter not in taken]
+            taken.update(params)
+            if params:
+                groups.append(group | {"params": params, "scale": scale})
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
 
 
@@ -30,4 +41,4 @@ def rate(recipe: TrainRecipe, step: int) -> float:
 
 def set_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     for group in optimiser.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["scale"]

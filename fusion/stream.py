@@ -115,7 +115,7 @@ class Stream:
         """Evaluate the best checkpoint of every learner on test, once; None for one that failed."""
         self.here.barrier()  # the best checkpoints are written by the first process
         done = [learner for learner in self.learners if learner.failure is None]
-        runs = {id(learner): Run.open(learner.files.path, self.here.device) for learner in done}
+        runs = {id(learner): learner.open_best() for learner in done}
         splits = {id(learner): learner.final_split() for learner in done}
         readers = [run.reader(splits[key]) for key, run in runs.items()]
         for learner, found in zip(done, self._read(readers), strict=True):

@@ -9,7 +9,7 @@ same bits as one that was not, and a head that was trained beside others in the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,25 +30,38 @@ IGNORED_ON_RESUME = ("train.workers", "train.device")
 """Keys that decide no bit of the result."""
 
 
-def fit(recipe: Recipe, *, runs: str | Path = "runs", mode: str = "auto", console: Console | None = None) -> Run:
+def fit(
+    recipe: Recipe,
+    *,
+    runs: str | Path = "runs",
+    mode: str = "auto",
+    console: Console | None = None,
+    make: Callable[..., Learner] = Learner,
+) -> Run:
     """Train a head as a recipe says, evaluate the best checkpoint on test once, and return the run.
 
     Args:
         runs: the folder of all runs; this one is `runs/NAME`.
         mode: `auto` goes on with an unfinished run of the same recipe and leaves a finished one alone;
             `resume` wants one that was begun; `restart` throws away what is there.
+        make: makes the learner; takes the arguments of `Learner`.
 
     Raises:
         UsageError: the recipe does not fit the cache, or another recipe made the run that is there.
         Interrupted: a signal came; the state is saved.
         JobError: the loss is not finite, or the disk is full.
     """
-    [run] = fit_together([recipe], runs=runs, mode=mode, console=console)
+    [run] = fit_together([recipe], runs=runs, mode=mode, console=console, make=make)
     return run
 
 
 def fit_together(
-    recipes: Sequence[Recipe], *, runs: str | Path = "runs", mode: str = "auto", console: Console | None = None
+    recipes: Sequence[Recipe],
+    *,
+    runs: str | Path = "runs",
+    mode: str = "auto",
+    console: Console | None = None,
+    make: Callable[..., Learner] = Learner,
 ) -> list[Run]:
     """Train a head a recipe, in as few passes over the caches as give each what it would get alone.
 
@@ -56,7 +69,7 @@ def fit_together(
     stored, resumed and finished as if it were alone.
 
     Args:
-        runs, mode: as for `fit`, for every recipe.
+        runs, mode, make: as for `fit`, for every recipe.
 
     Raises:
         UsageError: as for `fit`; or two recipes have one name, or want different devices or threads.
@@ -83,7 +96,7 @@ def fit_together(
                 continue
             if recipe.cache not in caches:
                 caches[recipe.cache] = open_cache(recipe.cache)
-            learner = Learner(recipe, caches[recipe.cache], files, here, console, known)
+            learner = make(recipe, caches[recipe.cache], files, here, console, known)
             if begun:
                 learner.load()
             learners.append(learner)

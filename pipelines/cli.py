@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from featcache.errors import AudioError, FeatcacheError, JobError, UsageError
+from featcache.errors import AudioError, FeatcacheError, JobError
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
+from pipelines.cli_reproduce import reproduce
 from pipelines.cli_studies import fewshot, fusers, layers, rivals
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app.command()(rivals)
 app.command()(fusers)
 app.command()(layers)
 app.command()(fewshot)
+app.command()(reproduce)
 
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
 ALL_LANGUAGES = "en,es,fr,it,ru"

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
@@ -39,6 +40,17 @@ class UpstreamConfig(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     window: Literal["crop", "pad"] | None = None
     revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """The weights of an upstream, for those who train it. Stage one never does."""
+
+    module: nn.Module
+    """All of it, frozen and in evaluation mode."""
+    blocks: nn.ModuleList
+    closing: nn.Module | None
+    """The norm after the last block, where the model has one."""
 
 
 class Upstream(ABC):
@@ -114,15 +126,39 @@ class Upstream(ABC):
                 raise UpstreamError(
                     f"{self.id}: {len(waveform)} samples exceed the window of {window}; cut into windows first"
                 )
-        groups = self._groups([len(waveform) for waveform in waveforms], frames)
+        samples = [len(waveform) for waveform in waveforms]
+        alone = [[i] for i in range(len(frames)) if frames[i]]
+        groups = alone if self.rows_alone else self._groups(samples, frames)
 
         def run(group: list[int]) -> Tensor:
             waves = [_tensor(waveforms[i]) for i in group]
             with torch.inference_mode(), _exact_convolutions(self.device):
                 return self._features(waves)
 
+        return self._rows(groups, self._run(run, groups), frames)
+
+    def forward_live(self, waves: Sequence[Tensor]) -> list[Tensor]:
+        """As `forward_tensors`, of CPU waveforms `(samples,)`, but open to gradients and on all threads.
+
+        Rows go through the model together, padded where `can_pad`, by equal length where not. The values are
+        those of `forward_tensors` up to the rounding of another batch.
+        """
+        samples = [len(wave) for wave in waves]
+        frames = [self.frames(count) for count in samples]
+        groups = self._groups(samples, frames)
+        return self._rows(groups, [self._features([waves[i] for i in group]) for group in groups], frames)
+
+    def network(self) -> Network:
+        """The model's own modules. What is added to or changed in them shows in `forward_live`.
+
+        Raises `UpstreamError` where there is nothing to train.
+        """
+        raise UpstreamError(f"{self.id} has no weights to train; name a model")
+
+    def _rows(self, groups: list[list[int]], batches: Sequence[Tensor], frames: list[int]) -> list[Tensor]:
+        """The rows of batches `(batch, frames, taps, channels)` in the order of `frames`, each cut to its own."""
         features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
-        for group, batch_btlc in zip(groups, self._run(run, groups), strict=True):
+        for group, batch_btlc in zip(groups, batches, strict=True):
             for row, i in enumerate(group):
                 features[i] = batch_btlc[row, : frames[i]]
                 if len(features[i]) != frames[i]:
@@ -149,8 +185,6 @@ class Upstream(ABC):
 
     def _groups(self, samples: list[int], frames: list[int]) -> list[list[int]]:
         """The rows of each run of the model: all at once, or by equal length; rows without a frame in none."""
-        if self.rows_alone:
-            return [[i] for i in range(len(samples)) if frames[i]]
         groups: dict[int, list[int]] = {}
         for i, length in enumerate(samples):
             if frames[i]:

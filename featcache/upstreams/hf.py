@@ -16,7 +16,7 @@ from torch import Tensor
 
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
-from featcache.upstreams.base import Upstream, UpstreamConfig, frame_mask, pad, refuse_options, standardise
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, frame_mask, pad, refuse_options, standardise
 from featcache.upstreams.hub import Checkpoint, find
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -57,12 +57,16 @@ class TransformersUpstream(Upstream):
             and not getattr(settings, "conv_pos_batch_norm", False)
         )
         self.recorder = TapRecorder(blocks, closing, self.taps)
+        self._network = Network(self.model, blocks, closing)
         self.identity = self._identify(
             family=f"transformers {kind}",
             normalisation=self.frontend.rule,
             attention="mha" if kind == "wavlm" else settings._attn_implementation,
             **checkpoint.digests(),
         )
+
+    def network(self) -> Network:
+        return self._network
 
     def _features(self, waves: list[Tensor]) -> Tensor:
         rows = [self.frontend(wave) for wave in waves]

@@ -21,7 +21,7 @@ from torchaudio.pipelines import Wav2Vec2Bundle
 
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
-from featcache.upstreams.base import Upstream, UpstreamConfig, pad, refuse_options, standardise
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, pad, refuse_options, standardise
 from featcache.upstreams.hashing import sha256_of_state
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -52,6 +52,7 @@ class TorchaudioUpstream(Upstream):
         self.can_pad = not grouped and not wavlm
         self.normalise = normalise
         self.recorder = TapRecorder(transformer.layers, closing, self.taps)
+        self._network = Network(self.model, transformer.layers, closing)
         self.identity = self._identify(
             family="torchaudio wavlm" if wavlm else "torchaudio wav2vec2",
             bundle=config.id.partition(":")[2],
@@ -59,6 +60,9 @@ class TorchaudioUpstream(Upstream):
             normalisation=f"mean 0, variance 1, epsilon {EPSILON}" if normalise else "none",
             attention="sdpa",
         )
+
+    def network(self) -> Network:
+        return self._network
 
     def _features(self, waves: list[Tensor]) -> Tensor:
         frames = [self.frames(len(wave)) for wave in waves]

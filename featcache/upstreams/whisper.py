@@ -22,7 +22,7 @@ from torch.nn.functional import pad as pad_last
 from transformers.audio_utils import mel_filter_bank
 
 from featcache.geometry import SAMPLE_RATE, WHISPER_MEL_HOP, Geometry
-from featcache.upstreams.base import Upstream, UpstreamConfig, frame_mask, pad
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, frame_mask, pad
 from featcache.upstreams.taps import FINAL, TapRecorder, all_taps, blocks_needed, choose
 
 N_FFT = 400  # samples: 25 ms
@@ -95,6 +95,9 @@ class WhisperUpstream(Upstream):
             },
             attention=encoder.config._attn_implementation,
         )
+
+    def network(self) -> Network:
+        return Network(self.encoder, self.encoder.layers, self.encoder.layer_norm)
 
     def _features(self, waves: list[Tensor]) -> Tensor:
         samples = [len(wave) for wave in waves]

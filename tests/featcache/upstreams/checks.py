@@ -66,3 +66,16 @@ def stir(model: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def live(upstream: Upstream, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Features of the path that is open to gradients, which reach the block that is trained and no other."""
+    network = upstream.network()
+    network.blocks[0].requires_grad_(True)
+    features = upstream.forward_live([torch.from_numpy(wave) for wave in inputs])
+    features[0][:, 1].sum().backward()
+    trained = {id(parameter) for parameter in network.blocks[0].parameters()}
+    reached = {id(parameter) for parameter in network.module.parameters() if parameter.grad is not None}
+    assert reached and reached <= trained
+    network.module.requires_grad_(False)
+    return [row.detach().cpu().numpy() for row in features]

@@ -22,6 +22,7 @@ from tests.featcache.upstreams.checks import (
     alone,
     deviation,
     in_batches,
+    live,
     partition,
     speechlike,
     stir,
@@ -108,6 +109,7 @@ def test_every_tap_is_the_librarys(case: tuple[str, Upstream], checkpoint: Calla
     # padded, or in groups of equal length: the path of a GPU
     assert deviation(in_batches(upstream, inputs, [range(len(inputs))]), expected).max() < BOUND
     assert [len(row) for row in expected] == [upstream.frames(len(wave)) for wave in inputs]
+    assert deviation(live(upstream, inputs), expected).max() < BOUND
 
 
 def test_a_row_is_what_it_is_alone(case: tuple[str, Upstream]) -> None:

@@ -60,3 +60,8 @@ def test_longer_than_the_window_is_refused() -> None:
     assert upstream.window_samples == 960_000
     with pytest.raises(UpstreamError, match="cut into windows first"):
         upstream.forward([np.zeros(960_001, np.float32)])
+
+
+def test_there_is_nothing_to_train() -> None:
+    with pytest.raises(UpstreamError, match="has no weights to train"):
+        load(UpstreamConfig(id="mel:80")).network()

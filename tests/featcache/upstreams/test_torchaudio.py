@@ -27,6 +27,7 @@ from tests.featcache.upstreams.checks import (
     alone,
     deviation,
     in_batches,
+    live,
     partition,
     speechlike,
     stir,
@@ -111,6 +112,7 @@ def test_every_tap_is_the_librarys(case: tuple[str, Upstream]) -> None:
     expected = [library(name, wave) for wave in inputs]
     assert deviation(upstream.forward(inputs), expected).max() < BOUND
     assert deviation(in_batches(upstream, inputs, [range(len(inputs))]), expected).max() < BOUND
+    assert deviation(live(upstream, inputs), expected).max() < BOUND
     assert [len(row) for row in expected] == [upstream.frames(len(wave)) for wave in inputs]
 
 

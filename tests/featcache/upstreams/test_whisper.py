@@ -16,7 +16,17 @@ from featcache.errors import UpstreamError
 from featcache.upstreams import Upstream, UpstreamConfig, load
 from featcache.upstreams.base import pad
 from featcache.upstreams.whisper import LogMel
-from tests.featcache.upstreams.checks import BOUND, alone, deviation, in_batches, partition, speechlike, stir, waves
+from tests.featcache.upstreams.checks import (
+    BOUND,
+    alone,
+    deviation,
+    in_batches,
+    live,
+    partition,
+    speechlike,
+    stir,
+    waves,
+)
 
 SECONDS = 2  # of the small model's position table
 WINDOW = SECONDS * 16_000
@@ -113,6 +123,11 @@ def test_a_row_is_what_it_is_alone(upstream: Upstream) -> None:
         assert deviation(in_batches(upstream, inputs, partition(order, sizes)), expected).max() < BOUND
 
     over_all_batchings()
+
+
+def test_the_path_that_is_open_to_gradients(upstream: Upstream) -> None:
+    inputs = waves(LENGTHS)
+    assert deviation(live(upstream, inputs), alone(upstream, inputs)).max() < BOUND
 
 
 def test_frames_are_exact(upstream: Upstream) -> None:
