@@ -198,7 +198,8 @@ def tune(
     while changed:
         changed = False
         for weight, values in grid.items():
-            candidates = [best, *(dataclasses.replace(best, **{weight: value}) for value in values)]
+            changes: list[dict[str, Any]] = [{}, *({weight: value} for value in values)]
+            candidates = [dataclasses.replace(best, **change) for change in changes]
             better = min(candidates, key=cost)
             changed, best = changed or better != best, better
     return best, len(known)
