@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from featcache.codec import Arrays, Codec, Plane
 from featcache.errors import UsageError
 from featcache.spec import CacheSpec, Layout
+
+if TYPE_CHECKING:
+    from featcache.codec import Arrays, Codec, Plane
 
 ROOT = "zarr.json"
 CALIBRATION = "calibration"

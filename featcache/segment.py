@@ -5,28 +5,35 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import zarr
 
 from featcache import layout
-from featcache.codec import Arrays, Codec, Plane
 from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
-from featcache.index import MISSING, USABLE, Texts, id_hash
+from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
 from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs
 from featcache.storage import Storage
+
+if TYPE_CHECKING:
+    from featcache.codec import Arrays, Codec, Plane
 
 Result = TypeVar("Result")
 
 
 class Segment:
-    """A sealed segment. Nothing but the seal is read before it is needed; safe to use from threads."""
+    """A sealed segment. Nothing but the seal is read before it is needed; safe to use from threads.
 
-    def __init__(self, storage: Storage, name: str, codec: Codec, seal: Seal, origin: str | None = None) -> None:
+    `codec` gives the cache's codec when it is needed.
+    """
+
+    def __init__(
+        self, storage: Storage, name: str, codec: Callable[[], Codec], seal: Seal, origin: str | None = None
+    ) -> None:
         self.storage = storage
         self.name = name
-        self.codec = codec
+        self._make_codec = codec
         self.seal = seal
         self.origin = origin
         self._checked: set[tuple[str, int]] = set()
@@ -34,6 +41,10 @@ class Segment:
 
     def __len__(self) -> int:
         return self.seal.utterances
+
+    @cached_property
+    def codec(self) -> Codec:
+        return self._make_codec()
 
     @property
     def remedy(self) -> str:
@@ -89,6 +100,21 @@ class Segment:
                 return utterance
             at += 1
         return None
+
+    def holds(self, ids: Sequence[str]) -> np.ndarray:
+        """`(len(ids),)` bool: which of these ids are here.
+
+        Reads nothing but the hashes, unless one is found: adding to a cache of millions costs what they take.
+        """
+        keys = self.column("hash")
+        found = np.zeros(len(ids), bool)
+        if not len(keys):
+            return found
+        wanted = np.fromiter((id_hash(i) for i in ids), np.uint64, len(ids))
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        for i in np.flatnonzero(keys[at] == wanted).tolist():
+            found[i] = self.find(ids[i]) is not None
+        return found
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:
@@ -201,6 +227,27 @@ class Segment:
             raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from error
 
 
+class Ids(LazyTexts):
+    """The ids of all segments, one after the other; decoded as they are asked for."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self._segments)
+
+    def _text(self, position: int) -> str:
+        for segment in self._segments:
+            if position < len(segment):
+                return segment.ids[position]
+            position -= len(segment)
+        raise IndexError(position)
+
+    def __iter__(self) -> Iterator[str]:
+        for segment in self._segments:
+            yield from segment.ids
+
+
 def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[int, int]]:
     """The parts of an utterance's frame ranges that hold its frames `needed`."""
     offset = 0
@@ -212,7 +259,9 @@ def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[
         offset += end - first
 
 
-def open_segment(storage: Storage, name: str, codec: Codec, remedy: str, origin: str | None = None) -> Segment | None:
+def open_segment(
+    storage: Storage, name: str, codec: Callable[[], Codec], remedy: str, origin: str | None = None
+) -> Segment | None:
     """The segment if it is sealed, else None. `origin` is where the rest of a partial copy lies.
 
     Raises:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from featcache.errors import FeatcacheError
 
 app = typer.Typer(name="pipelines.bench", no_args_is_help=True, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.callback()
@@ -59,6 +62,27 @@ def faults(
             print(f"{name:18} {value}")
     if any(value for name, value in found.items() if name.endswith("_failures")):
         raise typer.Exit(1)
+
+
+@app.command()
+def scale(
+    sizes: Annotated[str, typer.Option(help="Utterances of each cache, comma separated.")] = ",".join(
+        str(10**n) for n in range(4, 8)
+    ),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-tiny.en",
+    as_json: Json = False,
+) -> None:
+    """Opening, an epoch's order, adding and planning, for caches of up to ten million utterances."""
+    from pipelines.bench.scale import measure, print_table
+
+    _print(measure([int(size) for size in sizes.split(",")], upstream), as_json, print_table)
+
+
+def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        table(result)
 
 
 def main() -> None:
