@@ -91,6 +91,8 @@ def values_id(identity: dict[str, Any], audio: dict[str, Any], taps: tuple[str, 
     return digest({"identity": identity, "audio": audio, "windows": WINDOW_RULE, "taps": list(taps)})
 
 
-def encoding_id(profile: str, version: int, parameters: Mapping[str, Any], calibration: Mapping[str, np.ndarray]) -> str:
+def encoding_id(
+    profile: str, version: int, parameters: Mapping[str, Any], calibration: Mapping[str, np.ndarray]
+) -> str:
     """The digest of all that decides how values become codes."""
     return digest([profile, version, dict(parameters), digest_arrays(calibration)])

@@ -107,6 +107,28 @@ class Upstream(ABC):
 
         Raises `UpstreamError` where a waveform is longer than `window_samples`.
         """
+        with self._rows_on_threads():
+            return self._begin(waveforms)()
+
+    @contextmanager
+    def overlapping(self) -> Iterator[Callable[[Sequence[np.ndarray]], Callable[[], list[np.ndarray]]]]:
+        """A way to begin a forward before the one before has ended; values and order are those of `forward`.
+
+            with upstream.overlapping() as begin:
+                first, second = begin(one_batch), begin(another)
+                features = first()
+
+        On a CPU no thread then stands still while others are at the last rows of a batch.
+        """
+
+        def begin(waveforms: Sequence[np.ndarray]) -> Callable[[], list[np.ndarray]]:
+            ended = self._begin(waveforms)
+            return lambda: [features.cpu().numpy() for features in ended()]
+
+        with self._rows_on_threads():
+            yield begin
+
+    def _begin(self, waveforms: Sequence[np.ndarray]) -> Callable[[], list[Tensor]]:
         frames = [self.frames(len(waveform)) for waveform in waveforms]
         window = self.window_samples
         for waveform in waveforms:
@@ -121,24 +143,31 @@ class Upstream(ABC):
             with torch.inference_mode(), _exact_convolutions(self.device):
                 return self._features(waves)
 
-        features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
-        for group, batch_btlc in zip(groups, self._run(run, groups), strict=True):
-            for row, i in enumerate(group):
-                features[i] = batch_btlc[row, : frames[i]]
-                if len(features[i]) != frames[i]:
-                    raise RuntimeError(f"{self.id}: {len(features[i])} frames where {frames[i]} were computed")
-        return features
+        # In turn, or on the pool's threads where rows run alone.
+        results = self._pool.map(run, groups) if self.rows_alone else iter([run(group) for group in groups])
 
-    def _run(self, run: Callable[[list[int]], Tensor], groups: list[list[int]]) -> list[Tensor]:
-        """The groups' results in order: in turn, or on the pool's threads where rows run alone."""
-        if not self.rows_alone:
-            return [run(group) for group in groups]
+        def end() -> list[Tensor]:
+            features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
+            for group, batch_btlc in zip(groups, results, strict=True):
+                for row, i in enumerate(group):
+                    features[i] = batch_btlc[row, : frames[i]]
+                    if len(features[i]) != frames[i]:
+                        raise RuntimeError(f"{self.id}: {len(features[i])} frames where {frames[i]} were computed")
+            return features
+
+        return end
+
+    @contextmanager
+    def _rows_on_threads(self) -> Iterator[None]:
+        """Where rows run alone, torch has one thread: the matrix library has one setting for all of ours."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # also of the matrix library, which has one setting for all threads
+        if self.rows_alone:
+            torch.set_num_threads(1)
         try:
-            return list(self._pool.map(run, groups))
+            yield
         finally:
-            torch.set_num_threads(threads)
+            if self.rows_alone:
+                torch.set_num_threads(threads)
 
     @abstractmethod
     def _features(self, waves: list[Tensor]) -> Tensor:

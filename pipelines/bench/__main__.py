@@ -78,6 +78,21 @@ def scale(
     _print(measure([int(size) for size in sizes.split(",")], upstream), as_json, print_table)
 
 
+@app.command()
+def extract(
+    manifest: Annotated[Path, typer.Option(help="Speech to extract.")] = Path("data/demo/manifest.jsonl"),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-base",
+    seconds: Annotated[float, typer.Option(min=10, help="How much speech.")] = 240.0,
+    profile: Annotated[str, typer.Option(help="Codec profile.")] = "int8",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Extraction against the model's forward alone, and against the loops that people write instead."""
+    from pipelines.bench.extract import measure, print_table
+
+    _print(measure(manifest, upstream, seconds, profile, device), as_json, print_table)
+
+
 def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
     if as_json:
         print(json.dumps(result, indent=2))

@@ -308,10 +308,10 @@ def test_a_failure_in_any_stage_ends_the_run(speech: Path, tmp_path: Path) -> No
     job.init()
     job.writer.begin()
 
-    def broken(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def broken(waves: object) -> torch.Tensor:
         raise RuntimeError("the model broke")
 
-    job.upstream.forward = broken  # type: ignore[method-assign]
+    job.upstream._features = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the model broke"):
         run_shards(job.writer, job.new_rows, speech, job.upstream, range(job.plan.shards))
     assert not list((tmp_path / "c").glob("segments/*/ledger/*.json"))
