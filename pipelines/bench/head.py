@@ -16,8 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fusion.modules import HFF
-from fusion.modules.hff import NodeStack
+from fusion.modules.hff import HFF, NodeStack
 from fusion.modules.projection import StackedLinear, normalise
 from pipelines.bench.machine import stamp
 

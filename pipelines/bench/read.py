@@ -53,7 +53,8 @@ def measure(source: Path, utterances: int, passes: int, s3: bool) -> dict[str, A
             url = f"{stack.enter_context(served(blocks))}/cache"
             push(str(place), url)
         rows = [cache.read(i) for i in range(len(cache))]
-        messages.print(f"writing {len(rows)} utterances, {sum(row.nbytes for row in rows) / 1e6:.0f} MB, to every store")
+        megabytes = sum(row.nbytes for row in rows) / 1e6
+        messages.print(f"writing {len(rows)} utterances, {megabytes:.0f} MB, to every store")
         readers = open_all(place, rows, folder, url)
         _check(readers, rows)
         order = np.random.default_rng(0).permutation(len(rows))
