@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from featcache.index import id_hash
 from featcache.push import push
 from featcache.select import subset
 from featcache.store import Cache
-from pipelines.bench.loopback import served
 from pipelines.bench.machine import stamp
+from pipelines.bench.s3_server import MotoServer, variables
 from pipelines.bench.stores import Reader, open_all
 
 OURS, MAP, LHOTSE = "featcache, zarr-python", "raw memory map of the codes", "lhotse LilcomChunky"
@@ -50,7 +50,7 @@ def measure(source: Path, utterances: int, passes: int, s3: bool) -> dict[str, A
         blocks = folder / "blocks"
         url = ""
         if s3:
-            url = f"{stack.enter_context(served(blocks))}/cache"
+            url = f"{stack.enter_context(_served(blocks))}/cache"
             push(str(place), url)
         rows = [cache.read(i) for i in range(len(cache))]
         megabytes = sum(row.nbytes for row in rows) / 1e6
@@ -80,6 +80,26 @@ def measure(source: Path, utterances: int, passes: int, s3: bool) -> dict[str, A
         "mean_frames": round(float(np.mean([len(row) for row in rows])), 1),
         **stamp(),
     }
+
+
+@contextlib.contextmanager
+def _served(blocks: Path) -> Iterator[str]:
+    """The URL of an empty bucket of a server on loopback, which the environment names meanwhile.
+
+    Args:
+        blocks: the folder for pieces of what is read.
+    """
+    server = MotoServer()
+    before = dict(os.environ)
+    try:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+        os.environ.update(variables(server.endpoint), FEATCACHE_BLOCKS=str(blocks))
+        yield f"s3://{server.new_bucket()}"
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.stop()
 
 
 def _draw(cache: Cache, count: int) -> set[str]:

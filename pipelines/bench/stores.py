@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 import zarr
@@ -134,6 +133,8 @@ class Hdf5(Reader):
     name = "HDF5 gzip"
 
     def __init__(self, folder: Path, rows: Rows) -> None:
+        import h5py
+
         super().__init__(folder)
         with h5py.File(folder / "features.h5", "w") as file:
             for i, row in enumerate(rows):
@@ -208,9 +209,12 @@ def open_all(cache: Path, rows: Rows, folder: Path, url: str = "") -> list[Reade
         if find_spec("lilcom"):
             kinds = (lhotse_io.LilcomChunkyWriter, lhotse_io.LilcomChunkyReader)
             readers.append(Lhotse("lhotse LilcomChunky", place("lilcom"), rows, *kinds))
-        kinds = (lhotse_io.NumpyHdf5Writer, lhotse_io.NumpyHdf5Reader)
-        readers.append(Lhotse("lhotse HDF5", place("lhotse-hdf5"), rows, *kinds))
-    readers += [Hdf5(place("hdf5"), rows), Npy(place("npy"), rows)]
+        if find_spec("h5py"):
+            kinds = (lhotse_io.NumpyHdf5Writer, lhotse_io.NumpyHdf5Reader)
+            readers.append(Lhotse("lhotse HDF5", place("lhotse-hdf5"), rows, *kinds))
+    if find_spec("h5py"):
+        readers.append(Hdf5(place("hdf5"), rows))
+    readers.append(Npy(place("npy"), rows))
     if find_spec("webdataset"):
         readers.append(WebDataset(place("webdataset"), rows))
     torch.set_num_threads(1)

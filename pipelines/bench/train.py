@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,20 @@ BLOCK = 8
 messages = Console(stderr=True)
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and of CPU on all threads of this process."""
+
+    clock: float
+    cpu: float
+
+
 def measure(
     cache: str, manifest: Path, utterances: int, turns: int, device: str, workers: int, recipe_file: Path = RECIPE
 ) -> dict[str, Any]:
     """`efficiency`, `efficiency_cold`, `wait_share` and `vs_on_the_fly`.
+
+    `reading_cpu_share` is what reading and decoding take of all CPU time: other work does not change it.
 
     Args:
         utterances: of training, whose decoded features fit in memory.
@@ -74,7 +84,7 @@ def measure(
             kept = {_key(batch.slot): batch for batch in everything.batches(slots)}
         endless = itertools.cycle(slots)
         _steps(learner, (kept[_key(slot)] for slot in itertools.islice(endless, BLOCK)), here.device)
-        ratios, waits = [], []
+        ratios, waits, shares = [], [], []
         for _ in range(turns):
             block = list(itertools.islice(endless, BLOCK))
             # The first batch is on its way when the clock starts, as in the middle of a run.
@@ -86,14 +96,16 @@ def measure(
                 from_cache = _steps(learner, following, here.device)
                 waits.append(reading.watch.share)
             in_memory = _steps(learner, (kept[_key(slot)] for slot in block), here.device)
-            ratios.append(in_memory / from_cache)
+            ratios.append(in_memory.clock / from_cache.clock)
+            shares.append(1 - in_memory.cpu / from_cache.cpu)
         cold = []
         for _ in range(max(1, turns // 2)):
             block = list(itertools.islice(endless, BLOCK))
             drop_pages([path for path in Path(cache).rglob("*") if path.is_file()])
             with loader() as reading:
                 from_cache = _steps(learner, reading.batches(block), here.device)
-            cold.append(_steps(learner, (kept[_key(slot)] for slot in block), here.device) / from_cache)
+            in_memory = _steps(learner, (kept[_key(slot)] for slot in block), here.device)
+            cold.append(in_memory.clock / from_cache.clock)
         block = list(itertools.islice(endless, 2))
         live, step = _on_the_fly(learner, opened, manifest, block, kept)
     efficiency = statistics.median(ratios)
@@ -102,6 +114,7 @@ def measure(
         "efficiency_cold": round(statistics.median(cold), 3),
         "wait_share": round(statistics.median(waits), 4),
         "vs_on_the_fly": round((live + step) / (step / efficiency), 2),
+        "reading_cpu_share": round(statistics.median(shares), 4),
         "steps_per_turn": BLOCK,
         "threads": torch.get_num_threads(),
         "workers": workers,
@@ -116,15 +129,15 @@ def _key(slot: Slot) -> bytes:
     return slot.positions.tobytes()
 
 
-def _steps(learner: Learner, batches: Iterable[Batch], device: torch.device) -> float:
-    """Seconds of training on these batches."""
-    began = time.perf_counter()
+def _steps(learner: Learner, batches: Iterable[Batch], device: torch.device) -> Spent:
+    """What training on these batches takes."""
+    began, cpu = time.perf_counter(), time.process_time()
     for batch in batches:
         # Masking is in place, and batches in memory are used again.
         learner.step(batch, learner.mask(batch.features.clone(), batch.lengths))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return Spent(time.perf_counter() - began, time.process_time() - cpu)
 
 
 def _on_the_fly(
@@ -146,8 +159,8 @@ def _on_the_fly(
             yield replace(kept[_key(slot)], features=forward(slot))
 
     forward(slots[0])
-    both = _steps(learner, live(slots), learner.here.device)
-    step = _steps(learner, (kept[_key(slot)] for slot in slots), learner.here.device)
+    both = _steps(learner, live(slots), learner.here.device).clock
+    step = _steps(learner, (kept[_key(slot)] for slot in slots), learner.here.device).clock
     return max(both - step, 0.0), step
 
 
