@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,8 @@ from featcache import layout
 from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
 from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
 from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs
-from featcache.storage import Storage
+from featcache.shardfile import ShardFiles
+from featcache.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     from featcache.codec import Arrays, Codec, Plane
@@ -67,6 +68,24 @@ class Segment:
                 )
             planes[plane.name] = array
         return planes
+
+    @cached_property
+    def _files(self) -> dict[str, ShardFiles]:
+        """Readers of the planes that lie in local files; the others are read by zarr-python."""
+        if not isinstance(self.storage, LocalStorage):
+            return {}
+        found = {
+            name: ShardFiles.of(self.storage.read(f"{self.name}/{name}/zarr.json") or b"") for name in self._planes
+        }
+        return {name: files for name, files in found.items() if files is not None}
+
+    def _fetch(self, plane: Plane, key: str, first: int, end: int) -> np.ndarray:
+        """Frames of one shard, `key`, counted from the start of the plane."""
+        files = self._files.get(plane.name)
+        if files is None or not isinstance(self.storage, LocalStorage):
+            return np.asarray(self._planes[plane.name][first:end])
+        start = first // files.shard_frames * files.shard_frames
+        return files.read(self.storage.path(key), first - start, end - start)
 
     def column(self, name: str) -> np.ndarray:
         """A whole index column, read once."""
@@ -156,14 +175,13 @@ class Segment:
         out: Arrays = {}
         for plane in self.codec.planes:
             needed = self.codec.needed(plane.name, out, sum(end - first for first, end in ranges))
-            array = self._planes[plane.name]
-            shard_frames = array.shards[0]
+            shard_frames = self._planes[plane.name].shards[0]
             pieces = []
             for first, end in _within(ranges, needed):
                 shard = first // shard_frames
                 self._check_shard(plane, shard, utterance)
                 key = layout.shard_key(self.name, plane, shard)
-                pieces.append(self._guard(key, lambda a=array, f=first, e=end: np.asarray(a[f:e])))  # type: ignore[misc]
+                pieces.append(self._guard(key, partial(self._fetch, plane, key, first, end)))
             if not pieces:
                 pieces = [np.zeros((0, *plane.frame_shape), plane.dtype)]
             out[plane.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
