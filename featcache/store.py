@@ -253,7 +253,11 @@ class Cache:
             planes, selected = self.codec.select(segment.read(utterance), positions)
             lengths[i] = segment.frames[utterance]
             pieces.append(planes)
-        joined = {p.name: np.concatenate([piece[p.name] for piece in pieces]) for p in self.codec.planes}
+        joined = (
+            pieces[0]
+            if len(pieces) == 1
+            else {p.name: np.concatenate([piece[p.name] for piece in pieces]) for p in self.codec.planes}
+        )
         return Encoded(joined, lengths, tuple(selected))
 
     def decode(

@@ -29,7 +29,7 @@ from pipelines.bench.machine import stamp
 from pipelines.bench.s3_server import MotoServer, variables
 from pipelines.bench.stores import Reader, open_all
 
-OURS, MAP, LHOTSE = "featcache, zarr-python", "raw memory map of the codes", "lhotse LilcomChunky"
+OURS, MAP = "featcache", "raw memory map of the codes"
 # Utterances that one store reads before it is the next one's turn.
 TURN = 5
 messages = Console(stderr=True)

@@ -6,7 +6,6 @@ import io
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +40,17 @@ class Reader(ABC):
 
 
 class Featcache(Reader):
-    """The cache as users read it, through zarr-python or another pipeline of its codecs."""
+    """The cache as users read it; with a `pipeline`, through zarr-python and that pipeline of its codecs."""
 
     def __init__(self, name: str, folder: Path, pipeline: dict[str, Any] | None = None, url: str = "") -> None:
         super().__init__(folder)
         self.name = name
+        self.cache = Cache.open(url or folder)
+        if pipeline is not None:
+            for segment in self.cache.segments:
+                segment.__dict__["_files"] = {}  # as if none of its files could be read directly
         # The pipeline is chosen when an array is opened.
-        with zarr.config.set(pipeline) if pipeline else nullcontext():
-            self.cache = Cache.open(url or folder)
+        with zarr.config.set(pipeline or {}):
             self.cache.read_encoded([0])
 
     def read(self, number: int) -> np.ndarray:
@@ -194,11 +196,12 @@ def open_all(cache: Path, rows: Rows, folder: Path, url: str = "") -> list[Reade
         made.mkdir()
         return made
 
-    readers: list[Reader] = [Featcache("featcache, zarr-python", cache), MemoryMap(place("map"), cache)]
+    readers: list[Reader] = [Featcache("featcache", cache), MemoryMap(place("map"), cache)]
+    readers.append(Featcache("featcache's store, zarr-python", cache, {}))
     if find_spec("zarrs"):
         import zarrs  # noqa: F401
 
-        readers.append(Featcache("featcache, zarrs", cache, ZARRS))
+        readers.append(Featcache("featcache's store, zarrs", cache, ZARRS))
     if find_spec("tensorstore"):
         readers.append(TensorStore(cache))
     if url:
