@@ -7,18 +7,21 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from featcache.diff import Differences
 from featcache.inspect import info
-from featcache.job import Job, Outlook
 from featcache.progress import size_text, time_text
-from featcache.stats import Statistics
-from featcache.store import Cache
-from featcache.verify import Report
+
+if TYPE_CHECKING:
+    # `info` loads none of them, and with some a model's library.
+    from featcache.diff import Differences
+    from featcache.job import Job, Outlook
+    from featcache.stats import Statistics
+    from featcache.store import Cache
+    from featcache.verify import Report
 
 
 def note(message: str) -> None:

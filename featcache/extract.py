@@ -6,8 +6,10 @@ the model, a thread encodes and writes. Data goes forward only; a failure in any
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,6 +31,8 @@ from featcache.writer import SegmentWriter
 
 READERS = 2
 QUEUED_BATCHES = 2
+# Batches in the model at a time: the rows of the next one take the threads that the last rows of one leave idle.
+BEGUN_BATCHES = 2
 
 Item = TypeVar("Item")
 
@@ -180,8 +184,15 @@ def run_shards(
     try:
         for stage in (read, write):
             threads.append(pipe.run(stage))
-        for item in pipe.get(loaded):
-            pipe.put(computed, _forward(upstream, item))
+        with upstream.overlapping() as begin:
+            begun: deque[tuple[_Read, Callable[[], list[np.ndarray]]]] = deque()
+            for item in pipe.get(loaded):
+                with _memory_explained(plan):
+                    begun.append((item, begin([pcm.samples for pcm in item.audio if pcm.samples is not None])))
+                # The last batch of a shard waits for none: the next shard may be another process's, which may
+                # be waiting for ours.
+                while begun and (item.last or len(begun) >= BEGUN_BATCHES):
+                    pipe.put(computed, _ended(plan, *begun.popleft()))
         pipe.put(computed, None)
     except BaseException as error:
         pipe.fail(error)
@@ -204,19 +215,23 @@ def _why_no_frames(row: Row, manifest: Path, plan: Plan, planned: int) -> str:
     return pcm.reason or f"{row.duration:.3f} s is too short for the model to make a frame of"
 
 
-def _forward(upstream: Upstream, item: _Read) -> _Computed:
-    usable = [pcm.samples for pcm in item.audio if pcm.samples is not None]
+@contextlib.contextmanager
+def _memory_explained(plan: Plan) -> Iterator[None]:
     try:
-        outputs = iter(upstream.forward(usable) if usable else [])
+        yield
     except Exception as error:
         if not ran_out(error):
             raise
-        seconds = max((len(samples) for samples in usable), default=0) * len(usable) / SAMPLE_RATE
         raise JobError(
-            f"out of memory on a batch of {seconds:.0f} s of audio: batches are part of the cache's plan and are "
-            "never cut silently; finished shards are safe: go on with the same command on a larger machine, or make "
-            "the cache anew with a smaller --batch-seconds"
+            f"out of memory on batches of {plan.batch_samples / SAMPLE_RATE:.0f} s of audio: batches are part of the "
+            "cache's plan and are never cut silently; finished shards are safe: go on with the same command on a "
+            "larger machine, or make the cache anew with a smaller --batch-seconds"
         ) from error
+
+
+def _ended(plan: Plan, item: _Read, end: Callable[[], list[np.ndarray]]) -> _Computed:
+    with _memory_explained(plan):
+        outputs = iter(end())
     features = [next(outputs) if pcm.samples is not None else None for pcm in item.audio]
     return _Computed(item.shard, item.rows, item.audio, features, item.last)
 

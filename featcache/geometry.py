@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 SAMPLE_RATE = 16_000  # Hz, of every waveform that reaches an upstream
@@ -67,6 +68,17 @@ class Geometry(BaseModel):
         if self.rule == "whisper":
             return (max(samples, 0) // WHISPER_MEL_HOP + 1) // 2
         return max(samples, 0) // self.hop
+
+    def frames_of(self, samples: np.ndarray) -> np.ndarray:
+        """`frames` for many lengths at once: int64 of the same shape."""
+        length = np.maximum(np.asarray(samples, np.int64), 0)
+        if self.rule == "conv":
+            for kernel, stride in self.layers:
+                length = (length - kernel) // stride + 1
+            return np.maximum(length, 0)
+        if self.rule == "whisper":
+            return (length // WHISPER_MEL_HOP + 1) // 2
+        return length // self.hop
 
     @classmethod
     def conv(cls, layers: tuple[tuple[int, int], ...], window_samples: int | None = DEFAULT_WINDOW) -> Self:

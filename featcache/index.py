@@ -10,12 +10,14 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from featcache.ledger import ShardRecord
-from featcache.plan import Plan
+
+if TYPE_CHECKING:
+    from featcache.plan import Plan
 
 USABLE, QUARANTINED = 0, 1
 # Marks a label that is absent, so that "" stays a label.
@@ -81,6 +83,21 @@ def label_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _audio_of_rows(rows: int, records: Mapping[int, ShardRecord]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are usable, `(rows,)` bool, and the digests of their audio, `(rows, 32)` uint8, else zeros."""
+    present = np.zeros(rows, bool)
+    digests = np.zeros((rows, 32), np.uint8)
+    at = 0
+    for shard in sorted(records):
+        audio = records[shard].audio
+        end = at + len(audio)
+        present[at:end] = [bool(digest) for digest in audio]
+        found = np.frombuffer(bytes.fromhex("".join(audio)), np.uint8).reshape(-1, 32)
+        digests[at:end][present[at:end]] = found
+        at = end
+    return present, digests
+
+
 def build_columns(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, np.ndarray]:
     """The index of a segment whose shards are all done.
 
@@ -88,20 +105,17 @@ def build_columns(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, n
     `state`, `audio_sha256` (utterances, 32), `id_bytes`, `id_offsets`, `hash`, `hash_utterance`,
     `shard_bytes` (shards, planes).
     """
-    audio = [digest for shard in sorted(records) for digest in records[shard].audio]
     first_row = plan.first_row
     utterances = len(plan.ids)
-    state = np.full(utterances, USABLE, np.uint8)
-    hashes = np.zeros((utterances, 32), np.uint8)
-    for utterance in range(utterances):
-        pieces = audio[first_row[utterance] : first_row[utterance + 1]]
-        if not all(pieces):
-            state[utterance] = QUARANTINED
-        elif len(pieces) == 1:
-            hashes[utterance] = np.frombuffer(bytes.fromhex(pieces[0]), np.uint8)
-        else:
-            # A long recording is known by the digest of its windows' digests.
-            hashes[utterance] = np.frombuffer(hashlib.sha256(bytes.fromhex("".join(pieces))).digest(), np.uint8)
+    present, of_rows = _audio_of_rows(plan.rows, records)
+    left_out = np.add.reduceat(np.append(~present, False), first_row[:-1]) if utterances else np.zeros(0, bool)
+    state = np.where(left_out, QUARANTINED, USABLE).astype(np.uint8)
+    hashes = of_rows[first_row[:-1]]
+    for utterance in np.flatnonzero(np.diff(first_row) > 1):
+        # A long recording is known by the digest of its windows' digests.
+        windows = of_rows[first_row[utterance] : first_row[utterance + 1]]
+        hashes[utterance] = np.frombuffer(hashlib.sha256(windows.tobytes()).digest(), np.uint8)
+    hashes[state == QUARANTINED] = 0
     frames = np.add.reduceat(np.append(plan.frames, 0), first_row[:-1]) if utterances else np.zeros(0, np.int64)
     frames = np.where(state == USABLE, frames, 0).astype(np.int64)
     keys = np.fromiter((id_hash(i) for i in plan.ids), np.uint64, utterances)

@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from featcache import codec as codecs
 from featcache import layout
 from featcache.audio import AUDIO_RULES
@@ -23,6 +25,7 @@ from featcache.manifest import read as read_manifest
 from featcache.plan import Part, Plan, ProfileSize, make_plan, predicted_bytes, profile_sizes
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
+from featcache.segment import Segment
 from featcache.spec import CacheSpec, Layout
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache, read_spec
@@ -139,9 +142,9 @@ class Job:
         rate = self.realtime()
         unusable = [
             (plan.ids[u], "too short for the model to make a frame of")
-            for u in range(len(plan.ids))
-            if spec.geometry.frames(int(plan.samples[u])) <= 0
+            for u in np.flatnonzero(spec.geometry.frames_of(plan.samples) <= 0).tolist()
         ]
+        batches, padding_waste = plan.passes
         return Outlook(
             utterances=len(self.rows),
             present=len(self.rows) - len(self.new_rows),
@@ -150,8 +153,8 @@ class Job:
             frames=plan.total_frames,
             shards=plan.shards,
             shards_done=plan.shards - len(left),
-            batches=sum(1 for s in range(plan.shards) for _ in plan.batches(s)),
-            padding_waste=plan.padding_waste(),
+            batches=batches,
+            padding_waste=padding_waste,
             bytes=predicted_bytes(plan.total_frames, len(plan.ids), spec, spec.bits_per_value),
             free_bytes=self.storage.free_bytes(),
             seconds=todo / rate if rate else None,
@@ -208,8 +211,7 @@ class Job:
     @cached_property
     def new_rows(self) -> list[Row]:
         """The rows that no sealed segment holds."""
-        known = [segment for segment in self.cache.segments if len(segment)]
-        return [row for row in self.rows if all(segment.find(row.id) is None for segment in known)]
+        return rows_not_in(self.cache.segments, self.rows)
 
     @cached_property
     def plan(self) -> Plan:
@@ -306,8 +308,8 @@ class Job:
 
     def _shard_seconds(self, shard: int) -> float:
         """Seconds of audio that go through the model for one shard."""
-        plan = self.plan
-        return sum(int(plan.stop[r] - plan.start[r]) for r in plan.shard_rows(shard)) / 16_000
+        plan, span = self.plan, self.plan.shard_rows(shard)
+        return float((plan.stop - plan.start)[span.start : span.stop].sum()) / 16_000
 
     def _seal(self) -> Seal | None:
         """Seal the segment; where another process is doing so, wait for it to finish."""
@@ -336,6 +338,15 @@ class Job:
 
     def _save_rate(self, realtime: float) -> None:
         self.storage.write(RATES, json.dumps({"realtime": {self.device.split(":")[0]: round(realtime, 2)}}).encode())
+
+
+def rows_not_in(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Row]:
+    """The rows whose ids none of these segments holds."""
+    ids = [row.id for row in rows]
+    present = np.zeros(len(rows), bool)
+    for segment in segments:
+        present |= segment.holds(ids)
+    return [row for row, found in zip(rows, present.tolist(), strict=True) if not found]
 
 
 def label_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

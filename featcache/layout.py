@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -27,9 +27,11 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from featcache.codec import Arrays, Codec, Plane, literal
 from featcache.errors import UsageError
 from featcache.spec import CacheSpec, Layout
+
+if TYPE_CHECKING:
+    from featcache.codec import Arrays, Codec, Plane
 
 ROOT = "zarr.json"
 CALIBRATION = "calibration"
@@ -139,6 +141,8 @@ class LiteralZstd(ZstdCodec):
     """Zarr's own codec `zstd`, but for how it compresses."""
 
     async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
+        from featcache.codec import literal
+
         data = literal.compress(chunk_bytes.as_numpy_array())
         return chunk_spec.prototype.buffer.from_bytes(data)
 

@@ -6,18 +6,22 @@ of processes on any machine arrive at the same one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from featcache.digest import digest, digest_arrays
+from featcache.batches import batch_ends
+from featcache.digest import canonical_json, digest, digest_arrays
 from featcache.errors import UsageError
 from featcache.geometry import Geometry
 from featcache.spec import WINDOW_RULE, CacheSpec
 
 SAMPLE_RATE = 16_000
+# Ids that are digested at a time.
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ class Plan:
         }
         return digest(
             [
-                digest(list(self.ids)),
+                _digest_of_texts(self.ids),
                 digest_arrays(arrays),
                 self.shard_frames,
                 self.batch_samples,
@@ -161,32 +165,31 @@ class Plan:
         return range(*np.searchsorted(self.shard, [shard, shard + 1]).tolist())
 
     def batches(self, shard: int) -> Iterator[list[int]]:
-        """The forward passes of a shard: rows of like length together, the longest first.
+        """The forward passes of a shard: rows of like length together, the longest first (`featcache.batches`).
 
-        Models that cannot pad get rows of equal length only. A batch holds at most `batch_samples`,
-        padding included, or one row.
+        Models that cannot pad get rows of equal length only. A batch holds at most `batch_samples`, padding
+        included, or one row.
         """
-        size = self.stop - self.start
-        rows = sorted((r for r in self.shard_rows(shard) if self.frames[r] > 0), key=lambda r: (-int(size[r]), r))
-        batch: list[int] = []
-        for row in rows:
-            full = batch and (len(batch) + 1) * int(size[batch[0]]) > self.batch_samples
-            if batch and (full or (not self.can_pad and size[row] != size[batch[0]])):
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+        span = self.shard_rows(shard)
+        size = (self.stop - self.start)[span.start : span.stop]
+        order = np.argsort(-size, kind="stable")
+        order = order[self.frames[span.start : span.stop][order] > 0]
+        rows, first = (order + span.start).tolist(), 0
+        for end in batch_ends(size[order], self.batch_samples, self.can_pad).tolist():
+            yield rows[first:end]
+            first = end
 
-    def padding_waste(self) -> float:
-        """The share of samples that padding adds to the forward passes."""
+    @cached_property
+    def passes(self) -> tuple[int, float]:
+        """How many forward passes there are, and the share of their samples that is padding."""
         size = self.stop - self.start
-        real = padded = 0
+        count = real = padded = 0
         for shard in range(self.shards):
             for batch in self.batches(shard):
+                count += 1
                 real += int(size[batch].sum())
                 padded += len(batch) * int(size[batch[0]])
-        return 1 - real / padded if padded else 0.0
+        return count, 1 - real / padded if padded else 0.0
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,15 @@ class Part:
         return shard % self.of == self.number - 1
 
 
+def _digest_of_texts(texts: Sequence[str]) -> str:
+    """`digest` of the list, without its JSON in one piece: ten million ids are 300 MB of it."""
+    total = hashlib.sha256(b"[")
+    for first in range(0, len(texts), _BLOCK):
+        total.update((b"," if first else b"") + canonical_json(list(texts[first : first + _BLOCK]))[1:-1])
+    total.update(b"]")
+    return total.hexdigest()
+
+
 def make_plan(ids: Sequence[str], samples: Sequence[int] | np.ndarray, spec: CacheSpec, bytes_per_frame: int) -> Plan:
     """The plan of these utterances, in this order.
 
@@ -219,10 +231,9 @@ def make_plan(ids: Sequence[str], samples: Sequence[int] | np.ndarray, spec: Cac
         samples: length of each utterance at 16 kHz.
         bytes_per_frame: size of one frame in the codec's largest plane, which decides a shard's length.
     """
-    cut = [windows(int(n), spec.geometry) for n in samples]
-    flat = [window for pieces in cut for window in pieces]
-    columns = np.array([[w.start, w.stop, w.keep, w.frames] for w in flat], np.int64).reshape(-1, 4)
-    frames = columns[:, 3]
+    lengths = np.asarray(samples, np.int64)
+    first_row, columns = _cut(lengths, spec.geometry)
+    frames = columns["frames"]
     shard_frames = spec.layout.frames_per_shard(bytes_per_frame, int(frames.sum()))
     longest = int(frames.max(initial=0))
     if longest > shard_frames:
@@ -230,12 +241,9 @@ def make_plan(ids: Sequence[str], samples: Sequence[int] | np.ndarray, spec: Cac
     shard, position = _pack(frames, shard_frames)
     return Plan(
         ids=ids,
-        samples=np.asarray(samples, np.int64),
-        first_row=np.concatenate([[0], np.cumsum([len(pieces) for pieces in cut], dtype=np.int64)]).astype(np.int64),
-        start=columns[:, 0],
-        stop=columns[:, 1],
-        keep=columns[:, 2],
-        frames=frames,
+        samples=lengths,
+        first_row=first_row,
+        **columns,
         shard=shard,
         position=position,
         shard_frames=shard_frames,
@@ -244,17 +252,35 @@ def make_plan(ids: Sequence[str], samples: Sequence[int] | np.ndarray, spec: Cac
     )
 
 
+def _cut(samples: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """`first_row` and the fields of `Window` as columns. Only recordings beyond the window are cut one by one."""
+    size = geometry.window_samples
+    long = np.flatnonzero(samples > size) if size is not None else np.zeros(0, np.int64)
+    pieces = {int(u): windows(int(samples[u]), geometry) for u in long}
+    counts = np.ones(len(samples), np.int64)
+    counts[long] = [len(cut) for cut in pieces.values()]
+    first_row = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    zeros = np.zeros(len(samples), np.int64)
+    whole = {"start": zeros, "stop": samples, "keep": zeros, "frames": geometry.frames_of(samples)}
+    columns = {name: np.repeat(column, counts) for name, column in whole.items()}
+    for u, cut in pieces.items():
+        for name, column in columns.items():
+            column[first_row[u] : first_row[u + 1]] = [getattr(window, name) for window in cut]
+    return first_row, columns
+
+
 def _pack(frames: np.ndarray, shard_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Next fit in order: a row that does not fit the rest of a shard begins the next one."""
     shard = np.empty(len(frames), np.int64)
     position = np.empty(len(frames), np.int64)
-    current = used = 0
-    for row, size in enumerate(frames.tolist()):
-        if used + size > shard_frames:
-            current, used = current + 1, 0
-        shard[row] = current
-        position[row] = current * shard_frames + used
-        used += size
+    end_of = np.cumsum(frames)
+    current = first = 0
+    while first < len(frames):
+        before = int(end_of[first - 1]) if first else 0
+        end = int(np.searchsorted(end_of, before + shard_frames, side="right"))
+        shard[first:end] = current
+        position[first:end] = end_of[first:end] - frames[first:end] + (current * shard_frames - before)
+        current, first = current + 1, end
     return shard, position
 
 
@@ -284,7 +310,7 @@ def profile_sizes(samples: Sequence[int], spec: CacheSpec) -> list[ProfileSize]:
     Args:
         samples: length of each utterance at 16 kHz.
     """
-    frames = sum(max(spec.geometry.frames(n), 0) for n in samples)
+    frames = int(spec.geometry.frames_of(np.asarray(samples, np.int64)).sum())
     own = spec.forecasts.get(spec.profile_text)
     tried = {spec.profile_text: (spec.bits_per_value, own.nmse if own else None)}
     for text, found in spec.forecasts.items():

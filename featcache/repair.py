@@ -8,7 +8,7 @@ from pathlib import Path
 from featcache import layout
 from featcache.errors import JobError
 from featcache.extract import run_shards
-from featcache.job import Job, Request, label_columns
+from featcache.job import Job, Request, label_columns, rows_not_in
 from featcache.manifest import Row
 from featcache.plan import make_plan
 from featcache.progress import AudioProgress
@@ -86,7 +86,7 @@ def _rows_of(job: Job, name: str, index_is_broken: bool) -> list[Row]:
     others = [segment for segment in job.cache.segments if segment.name != name]
     own = next((segment for segment in job.cache.segments if segment.name == name), None)
     if own is None or index_is_broken:
-        return [row for row in job.rows if all(segment.find(row.id) is None for segment in others)]
+        return rows_not_in(others, job.rows)
     known = {row.id: row for row in job.rows}
     missing = [utterance_id for utterance_id in own.ids if utterance_id not in known]
     if missing:

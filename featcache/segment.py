@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import zarr
 
 from featcache import layout
-from featcache.codec import Arrays, Codec, Plane
 from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
-from featcache.index import MISSING, USABLE, Texts, id_hash
+from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
 from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs
 from featcache.memory import ran_out
-from featcache.storage import Storage
+from featcache.shardfile import ShardFiles
+from featcache.storage import LocalStorage, Storage
+
+if TYPE_CHECKING:
+    from featcache.codec import Arrays, Codec, Plane
 
 Result = TypeVar("Result")
 
 
 class Segment:
-    """A sealed segment. Nothing but the seal is read before it is needed; safe to use from threads."""
+    """A sealed segment. Nothing but the seal is read before it is needed; safe to use from threads.
 
-    def __init__(self, storage: Storage, name: str, codec: Codec, seal: Seal, origin: str | None = None) -> None:
+    `codec` gives the cache's codec when it is needed.
+    """
+
+    def __init__(
+        self, storage: Storage, name: str, codec: Callable[[], Codec], seal: Seal, origin: str | None = None
+    ) -> None:
         self.storage = storage
         self.name = name
-        self.codec = codec
+        self._make_codec = codec
         self.seal = seal
         self.origin = origin
         self._checked: set[tuple[str, int]] = set()
@@ -35,6 +43,10 @@ class Segment:
 
     def __len__(self) -> int:
         return self.seal.utterances
+
+    @cached_property
+    def codec(self) -> Codec:
+        return self._make_codec()
 
     @property
     def remedy(self) -> str:
@@ -57,6 +69,24 @@ class Segment:
                 )
             planes[plane.name] = array
         return planes
+
+    @cached_property
+    def _files(self) -> dict[str, ShardFiles]:
+        """Readers of the planes that lie in local files; the others are read by zarr-python."""
+        if not isinstance(self.storage, LocalStorage):
+            return {}
+        found = {
+            name: ShardFiles.of(self.storage.read(f"{self.name}/{name}/zarr.json") or b"") for name in self._planes
+        }
+        return {name: files for name, files in found.items() if files is not None}
+
+    def _fetch(self, plane: Plane, key: str, first: int, end: int) -> np.ndarray:
+        """Frames of one shard, `key`, counted from the start of the plane."""
+        files = self._files.get(plane.name)
+        if files is None or not isinstance(self.storage, LocalStorage):
+            return np.asarray(self._planes[plane.name][first:end])
+        start = first // files.shard_frames * files.shard_frames
+        return files.read(self.storage.path(key), first - start, end - start)
 
     def column(self, name: str) -> np.ndarray:
         """A whole index column, read once."""
@@ -90,6 +120,21 @@ class Segment:
                 return utterance
             at += 1
         return None
+
+    def holds(self, ids: Sequence[str]) -> np.ndarray:
+        """`(len(ids),)` bool: which of these ids are here.
+
+        Reads nothing but the hashes, unless one is found: adding to a cache of millions costs what they take.
+        """
+        keys = self.column("hash")
+        found = np.zeros(len(ids), bool)
+        if not len(keys):
+            return found
+        wanted = np.fromiter((id_hash(i) for i in ids), np.uint64, len(ids))
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        for i in np.flatnonzero(keys[at] == wanted).tolist():
+            found[i] = self.find(ids[i]) is not None
+        return found
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:
@@ -131,14 +176,13 @@ class Segment:
         out: Arrays = {}
         for plane in self.codec.planes:
             needed = self.codec.needed(plane.name, out, sum(end - first for first, end in ranges))
-            array = self._planes[plane.name]
-            shard_frames = array.shards[0]
+            shard_frames = self._planes[plane.name].shards[0]
             pieces = []
             for first, end in _within(ranges, needed):
                 shard = first // shard_frames
                 self._check_shard(plane, shard, utterance)
                 key = layout.shard_key(self.name, plane, shard)
-                pieces.append(self._guard(key, lambda a=array, f=first, e=end: np.asarray(a[f:e])))  # type: ignore[misc]
+                pieces.append(self._guard(key, partial(self._fetch, plane, key, first, end)))
             if not pieces:
                 pieces = [np.zeros((0, *plane.frame_shape), plane.dtype)]
             out[plane.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -206,6 +250,27 @@ class Segment:
             raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from error
 
 
+class Ids(LazyTexts):
+    """The ids of all segments, one after the other; decoded as they are asked for."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self._segments)
+
+    def _text(self, position: int) -> str:
+        for segment in self._segments:
+            if position < len(segment):
+                return segment.ids[position]
+            position -= len(segment)
+        raise IndexError(position)
+
+    def __iter__(self) -> Iterator[str]:
+        for segment in self._segments:
+            yield from segment.ids
+
+
 def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[int, int]]:
     """The parts of an utterance's frame ranges that hold its frames `needed`."""
     offset = 0
@@ -217,7 +282,9 @@ def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[
         offset += end - first
 
 
-def open_segment(storage: Storage, name: str, codec: Codec, remedy: str, origin: str | None = None) -> Segment | None:
+def open_segment(
+    storage: Storage, name: str, codec: Callable[[], Codec], remedy: str, origin: str | None = None
+) -> Segment | None:
     """The segment if it is sealed, else None. `origin` is where the rest of a partial copy lies.
 
     Raises:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from featcache.codec import format_profile
-from featcache.digest import digest
+from featcache.digest import digest, digest_arrays
 from featcache.geometry import Geometry
 
 FORMAT = 1
@@ -76,6 +77,8 @@ class CacheSpec(BaseModel):
     @property
     def profile_text(self) -> str:
         """The profile as users write it, as in `residual:1.5` or `residual:nmse=0.02,packing=pcodec`."""
+        from featcache.codec import format_profile
+
         return format_profile(self.profile, self.parameters)
 
     @property
@@ -86,3 +89,10 @@ class CacheSpec(BaseModel):
 def values_id(identity: dict[str, Any], audio: dict[str, Any], taps: tuple[str, ...]) -> str:
     """The digest of all that decides the values: model, front end, taps, audio rules, window rule."""
     return digest({"identity": identity, "audio": audio, "windows": WINDOW_RULE, "taps": list(taps)})
+
+
+def encoding_id(
+    profile: str, version: int, parameters: Mapping[str, Any], calibration: Mapping[str, np.ndarray]
+) -> str:
+    """The digest of all that decides how values become codes."""
+    return digest([profile, version, dict(parameters), digest_arrays(calibration)])

@@ -1,28 +1,34 @@
-"""A cache, open for reading: the one thing that stage two needs of stage one."""
+"""A cache, open for reading: the one thing that stage two needs of stage one.
+
+Opening imports neither torch nor a codec: they take seconds and hundreds of megabytes, and come with the first
+value that is read.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
 from featcache import layout
-from featcache.codec import Arrays, Codec, build, encoding_id
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
-from featcache.index import LazyTexts
 from featcache.ledger import proof
 from featcache.memory import ran_out
 from featcache.partial import read_origin
-from featcache.segment import Segment, open_segment, read_calibration
-from featcache.spec import FORMAT, CacheSpec, values_id
+from featcache.segment import Ids, Segment, open_segment, read_calibration
+from featcache.spec import FORMAT, CacheSpec, encoding_id, values_id
 from featcache.storage import Address, Storage, open_storage
+
+if TYPE_CHECKING:
+    import torch
+
+    from featcache.codec import Arrays, Codec
 
 
 @dataclass(frozen=True)
@@ -45,28 +51,9 @@ class Encoded:
 
     def pin(self) -> Encoded:
         """In page-locked memory, from where copies to a GPU overlap with its work."""
-        return replace(self, planes={name: torch.from_numpy(p).pin_memory() for name, p in self.planes.items()})
+        from torch import from_numpy
 
-
-class Ids(LazyTexts):
-    """The ids of all segments, one after the other; decoded as they are asked for."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self._segments = segments
-
-    def __len__(self) -> int:
-        return sum(len(segment) for segment in self._segments)
-
-    def _text(self, position: int) -> str:
-        for segment in self._segments:
-            if position < len(segment):
-                return segment.ids[position]
-            position -= len(segment)
-        raise IndexError(position)
-
-    def __iter__(self) -> Iterator[str]:
-        for segment in self._segments:
-            yield from segment.ids
+        return replace(self, planes={name: from_numpy(p).pin_memory() for name, p in self.planes.items()})
 
 
 class Cache:
@@ -80,17 +67,15 @@ class Cache:
         self,
         storage: Storage,
         spec: CacheSpec,
-        codec: Codec,
-        segments: list[Segment],
-        unsealed: list[str],
+        calibration: Arrays,
         origin: str | None = None,
     ) -> None:
         self.storage = storage
         self.origin = origin
         self.spec = spec
-        self.codec = codec
-        self.segments = segments
-        self.unsealed = unsealed
+        self.segments: list[Segment] = []
+        self.unsealed: list[str] = []
+        self._calibration = calibration
         self._pid = os.getpid()
 
     @classmethod
@@ -98,7 +83,7 @@ class Cache:
         """Open a cache. Takes constant time, whatever the number of utterances.
 
         Raises:
-            CacheError: there is no cache, or it needs another version of this package.
+            CacheError: there is no cache, or one of another format.
             CorruptCacheError: its metadata is not as it was sealed.
         """
         storage = open_storage(path)
@@ -114,26 +99,36 @@ class Cache:
             if ran_out(error):
                 raise
             raise CorruptCacheError(f"{storage}/{layout.CALIBRATION} is damaged ({error}): {remedy}") from error
-        codec = build(spec.profile, spec.profile_version, len(spec.taps), spec.channels, spec.parameters, calibration)
         if encoding_id(spec.profile, spec.profile_version, spec.parameters, calibration) != spec.encoding_id:
             raise CorruptCacheError(f"the calibration of {storage} does not match its encoding id: {remedy}")
-        origin = read_origin(storage)
-        segments: list[Segment] = []
-        unsealed: list[str] = []
+        cache = cls(storage, spec, calibration, read_origin(storage))
         for number in storage.folders(layout.SEGMENTS):
             name = f"{layout.SEGMENTS}/{number}"
-            segment = open_segment(storage, name, codec, remedy, origin)
+            segment = open_segment(storage, name, lambda: cache.codec, remedy, cache.origin)
             if segment is None:
-                unsealed.append(name)
+                cache.unsealed.append(name)
                 continue
             _check_seal(storage, segment, spec, files, remedy)
-            segments.append(segment)
-        return cls(storage, spec, codec, segments, unsealed, origin)
+            cache.segments.append(segment)
+        return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Cache.open, (self.storage.address,))
 
     # What it is
+
+    @cached_property
+    def codec(self) -> Codec:
+        """What makes values of the codes.
+
+        Raises:
+            CacheError: this installation does not know the profile, or its version.
+        """
+        from featcache.codec import build
+
+        spec = self.spec
+        taps = len(spec.taps)
+        return build(spec.profile, spec.profile_version, taps, spec.channels, spec.parameters, self._calibration)
 
     @property
     def path(self) -> str:
@@ -261,24 +256,30 @@ class Cache:
             planes, selected = self.codec.select(segment.read(utterance), positions)
             lengths[i] = segment.frames[utterance]
             pieces.append(planes)
-        joined = {p.name: np.concatenate([piece[p.name] for piece in pieces]) for p in self.codec.planes}
+        joined = (
+            pieces[0]
+            if len(pieces) == 1
+            else {p.name: np.concatenate([piece[p.name] for piece in pieces]) for p in self.codec.planes}
+        )
         return Encoded(joined, lengths, tuple(selected))
 
     def decode(
-        self, encoded: Encoded, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self, encoded: Encoded, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode on a device.
+        """Decode on a device, to float32 unless another `dtype` is given.
 
         Returns:
             Features `(batch, frames, taps, channels)`, zero beyond each utterance's end, and the lengths
             `(batch,)` int64, both on the device.
         """
+        import torch
+
         planes = {
             name: (plane if isinstance(plane, torch.Tensor) else torch.from_numpy(plane)).to(device, non_blocking=True)
             for name, plane in encoded.planes.items()
         }
         lengths = encoded.lengths.tolist()
-        flat = self.codec.decode(planes, lengths, encoded.taps).to(dtype)
+        flat = self.codec.decode(planes, lengths, encoded.taps).to(dtype or torch.float32)
         longest = max(lengths, default=0)
         on_device = torch.from_numpy(encoded.lengths).to(device)
         if len(lengths) == 1:

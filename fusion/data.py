@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 BUCKET_RATIO = 1.15
 """Lengths within this ratio share a bucket: at most 13 % of its frames are padding."""
 
+# Lengths that are turned into Python's integers at a time.
+_BLOCK = 1 << 18
+
 
 class Slot(NamedTuple):
     """One batch in the order of training."""
@@ -107,17 +110,20 @@ def plan_evaluation(frames: np.ndarray, batch_frames: int) -> list[Slot]:
 
 
 def _pack(frames: np.ndarray, order: np.ndarray, batch_frames: int) -> list[np.ndarray]:
-    batches: list[np.ndarray] = []
-    start, longest = 0, 0
-    for end, position in enumerate(order):
-        longest_with = max(longest, int(frames[position]))
-        if end > start and longest_with * (end - start + 1) > batch_frames:
-            batches.append(order[start:end].astype(np.int64))
-            start, longest_with = end, int(frames[position])
-        longest = longest_with
-    if start < len(order):
-        batches.append(order[start:].astype(np.int64))
-    return batches
+    ends: list[int] = []
+    start = longest = at = 0
+    for first in range(0, len(order), _BLOCK):
+        # Python's own integers: ten million from an array one by one would take most of the time.
+        for size in frames[order[first : first + _BLOCK]].tolist():
+            longest_with = size if size > longest else longest
+            if at > start and longest_with * (at - start + 1) > batch_frames:
+                ends.append(at)
+                start, longest_with = at, size
+            longest = longest_with
+            at += 1
+    if at > start:
+        ends.append(at)
+    return [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 class Sampler:

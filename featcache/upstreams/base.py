@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +119,28 @@ class Upstream(ABC):
 
         Raises `UpstreamError` where a waveform is longer than `window_samples`.
         """
+        with self._rows_on_threads():
+            return self._begin(waveforms)()
+
+    @contextmanager
+    def overlapping(self) -> Iterator[Callable[[Sequence[np.ndarray]], Callable[[], list[np.ndarray]]]]:
+        """A way to begin a forward before the one before has ended; values and order are those of `forward`.
+
+            with upstream.overlapping() as begin:
+                first, second = begin(one_batch), begin(another)
+                features = first()
+
+        On a CPU no thread then stands still while others are at the last rows of a batch.
+        """
+
+        def begin(waveforms: Sequence[np.ndarray]) -> Callable[[], list[np.ndarray]]:
+            ended = self._begin(waveforms)
+            return lambda: [features.cpu().numpy() for features in ended()]
+
+        with self._rows_on_threads():
+            yield begin
+
+    def _begin(self, waveforms: Sequence[np.ndarray]) -> Callable[[], list[Tensor]]:
         frames = [self.frames(len(waveform)) for waveform in waveforms]
         window = self.window_samples
         for waveform in waveforms:
@@ -135,7 +157,10 @@ class Upstream(ABC):
             with torch.inference_mode(), _exact_convolutions(self.device):
                 return self._features(waves)
 
-        return self._rows(groups, self._run(run, groups), frames)
+        # In turn, or on the pool's threads where rows run alone.
+        results = self._pool.map(run, groups) if self.rows_alone else iter([run(group) for group in groups])
+
+        return lambda: self._rows(groups, results, frames)
 
     def forward_live(self, waves: Sequence[Tensor]) -> list[Tensor]:
         """As `forward_tensors`, of CPU waveforms `(samples,)`, but open to gradients and on all threads.
@@ -155,7 +180,7 @@ class Upstream(ABC):
         """
         raise UpstreamError(f"{self.id} has no weights to train; name a model")
 
-    def _rows(self, groups: list[list[int]], batches: Sequence[Tensor], frames: list[int]) -> list[Tensor]:
+    def _rows(self, groups: list[list[int]], batches: Iterable[Tensor], frames: list[int]) -> list[Tensor]:
         """The rows of batches `(batch, frames, taps, channels)` in the order of `frames`, each cut to its own."""
         features = [torch.empty((0, len(self.taps), self.channels), device=self.device)] * len(frames)
         for group, batch_btlc in zip(groups, batches, strict=True):
@@ -165,16 +190,17 @@ class Upstream(ABC):
                     raise RuntimeError(f"{self.id}: {len(features[i])} frames where {frames[i]} were computed")
         return features
 
-    def _run(self, run: Callable[[list[int]], Tensor], groups: list[list[int]]) -> list[Tensor]:
-        """The groups' results in order: in turn, or on the pool's threads where rows run alone."""
-        if not self.rows_alone:
-            return [run(group) for group in groups]
+    @contextmanager
+    def _rows_on_threads(self) -> Iterator[None]:
+        """Where rows run alone, torch has one thread: the matrix library has one setting for all of ours."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # also of the matrix library, which has one setting for all threads
+        if self.rows_alone:
+            torch.set_num_threads(1)
         try:
-            return list(self._pool.map(run, groups))
+            yield
         finally:
-            torch.set_num_threads(threads)
+            if self.rows_alone:
+                torch.set_num_threads(threads)
 
     @abstractmethod
     def _features(self, waves: list[Tensor]) -> Tensor:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from featcache.errors import FeatcacheError
 
 app = typer.Typer(name="pipelines.bench", no_args_is_help=True, pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.callback()
@@ -100,6 +103,93 @@ def memory(
         print_table(found)
     if found["failures"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def scale(
+    sizes: Annotated[str, typer.Option(help="Utterances of each cache, comma separated.")] = ",".join(
+        str(10**n) for n in range(4, 8)
+    ),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-tiny.en",
+    as_json: Json = False,
+) -> None:
+    """Opening, an epoch's order, adding and planning, for caches of up to ten million utterances."""
+    from pipelines.bench.scale import measure, print_table
+
+    _print(measure([int(size) for size in sizes.split(",")], upstream), as_json, print_table)
+
+
+@app.command()
+def extract(
+    manifest: Annotated[Path, typer.Option(help="Speech to extract.")] = Path("data/demo/manifest.jsonl"),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-base",
+    seconds: Annotated[float, typer.Option(min=10, help="How much speech.")] = 240.0,
+    profile: Annotated[str, typer.Option(help="Codec profile.")] = "int8",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Extraction against the model's forward alone, and against the loops that people write instead."""
+    from pipelines.bench.extract import measure, print_table
+
+    _print(measure(manifest, upstream, seconds, profile, device), as_json, print_table)
+
+
+@app.command("read")
+def read_command(
+    cache: Annotated[Path, typer.Option(help="Where the features come from.")] = Path("caches/demo"),
+    utterances: Annotated[int, typer.Option(min=10, help="How many to read.")] = 200,
+    passes: Annotated[int, typer.Option(min=1, help="Passes with everything in memory.")] = 3,
+    s3: Annotated[bool, typer.Option(help="Also read from an S3 endpoint on loopback.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Utterances a second from our store and from others that hold the same features."""
+    from pipelines.bench.read import measure, print_table
+
+    _print(measure(cache, utterances, passes, s3), as_json, print_table)
+
+
+@app.command()
+def head(
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a batch: 20 s at the demo's rate.")] = 1000,
+    taps: Annotated[int, typer.Option(min=2, help="As Whisper base has.")] = 8,
+    channels: Annotated[int, typer.Option(min=1, help="As Whisper base has.")] = 512,
+    width: Annotated[int, typer.Option(min=1, help="Of the tree.")] = 128,
+    turns: Annotated[int, typer.Option(min=1, help="How often both are run.")] = 30,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the arithmetic on a CPU.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """HFF forward and backward against a loop over taps and nodes with the same weights."""
+    import torch
+
+    from pipelines.bench.head import measure, print_table
+
+    torch.set_num_threads(threads)
+    _print(measure(frames, taps, channels, width, turns, device, dtype), as_json, print_table)
+
+
+@app.command()
+def train(
+    cache: Annotated[str, typer.Option(help="What is learned from.")] = "caches/demo",
+    manifest: Annotated[Path, typer.Option(help="Its recordings.")] = Path("data/demo/manifest.jsonl"),
+    utterances: Annotated[int, typer.Option(min=20, help="Of training, in memory for comparison.")] = 200,
+    turns: Annotated[int, typer.Option(min=1, help="How often each way is measured.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Threads that read ahead.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Training from the cache against training from memory, and against running the model each time."""
+    from pipelines.bench.train import measure, print_table
+
+    _print(measure(cache, manifest, utterances, turns, device, workers), as_json, print_table)
+
+
+def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        table(result)
 
 
 def main() -> None:

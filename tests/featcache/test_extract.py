@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import featcache
 from featcache import audio, forecast, manifest
@@ -220,17 +220,17 @@ def test_a_bad_recording_is_left_out_and_the_rest_goes_on(speech: Path, tmp_path
     job = Job(tmp_path / "m.jsonl", tmp_path / "c", request())
     if what == "not finite":
         job.init()
-        real = job.upstream.forward
+        real = job.upstream._features
         length = audio.samples_of(rows[2].duration)
 
-        def forward(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
-            outputs = real(waveforms)
-            for waveform, output in zip(waveforms, outputs, strict=True):
-                if len(waveform) == length:
-                    output[0, 2, 5] = np.nan
-            return outputs
+        def features(waves: list[torch.Tensor]) -> torch.Tensor:
+            output = real(waves)
+            for row, wave in enumerate(waves):
+                if len(wave) == length:
+                    output[row, 0, 2, 5] = torch.nan
+            return output
 
-        job.upstream.forward = forward  # type: ignore[method-assign]
+        job.upstream._features = features  # type: ignore[method-assign]
     done = job.extract()
     assert done is not None and [q.id for q in done.quarantined] == [rows[2].id]
     assert what != "not finite" or "tap 2" in done.quarantined[0].reason
@@ -308,10 +308,10 @@ def test_a_failure_in_any_stage_ends_the_run(speech: Path, tmp_path: Path) -> No
     job.init()
     job.writer.begin()
 
-    def broken(waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def broken(waves: object) -> object:
         raise RuntimeError("the model broke")
 
-    job.upstream.forward = broken  # type: ignore[method-assign]
+    job.upstream._features = broken  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="the model broke"):
         run_shards(job.writer, job.new_rows, speech, job.upstream, range(job.plan.shards))
     assert not list((tmp_path / "c").glob("segments/*/ledger/*.json"))

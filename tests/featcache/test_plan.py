@@ -71,6 +71,7 @@ def test_rows_lie_whole_in_shards_and_once_in_batches(
             assert {int(plan.shard[r]) for r in batch} == {shard}
             assert len(batch) == 1 or len(batch) * size[batch].max() <= batch_seconds * 16_000
             assert can_pad or len(set(size[batch].tolist())) == 1
+    assert plan.passes[1] <= 0.05
     assert sorted(seen) == np.flatnonzero(plan.frames > 0).tolist()
 
 
@@ -94,8 +95,28 @@ def test_a_shard_is_no_longer_than_what_there_is_to_store() -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_padding_is_small_when_lengths_are_spread(geometry: Geometry) -> None:
+def test_padding_is_small_and_passes_are_full_when_lengths_are_spread(geometry: Geometry) -> None:
     rng = np.random.default_rng(0)
     samples = rng.integers(8_000, 15 * 16_000, 2000)
     plan = make_plan([str(i) for i in range(2000)], samples, spec_for(geometry, shard_frames=1 << 17), 8)
-    assert plan.padding_waste() < 0.05
+    count, waste = plan.passes
+    assert count == sum(1 for shard in range(plan.shards) for _ in plan.batches(shard))
+    assert waste < 0.05
+    # No fuller than full, and not many small ones instead.
+    assert 1 <= count / (samples.sum() / (60 * 16_000)) < 1.5
+
+
+@given(st.lists(st.integers(0, 3 * 30 * 16_000), max_size=60), st.sampled_from([64, 512, 4096]))
+def test_a_plan_of_many_is_the_plan_of_each(samples: list[int], shard_frames: int) -> None:
+    """Rows and shards are computed for all at once; here one by one."""
+    plan = make_plan([f"u{i}" for i in range(len(samples))], samples, spec_for(WAV2VEC2, shard_frames=shard_frames), 8)
+    flat = [(u, window) for u, n in enumerate(samples) for window in windows(n, WAV2VEC2)]
+    assert plan.utterance.tolist() == [u for u, _ in flat]
+    for name in ("start", "stop", "keep", "frames"):
+        assert getattr(plan, name).tolist() == [getattr(window, name) for _, window in flat]
+    shard = used = 0
+    for row, (_, window) in enumerate(flat):
+        if used + window.frames > plan.shard_frames:
+            shard, used = shard + 1, 0
+        assert (plan.shard[row], plan.position[row]) == (shard, shard * plan.shard_frames + used)
+        used += window.frames

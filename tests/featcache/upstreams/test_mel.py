@@ -65,3 +65,18 @@ def test_longer_than_the_window_is_refused() -> None:
 def test_there_is_nothing_to_train() -> None:
     with pytest.raises(UpstreamError, match="has no weights to train"):
         load(UpstreamConfig(id="mel:80")).network()
+
+
+def test_forwards_may_overlap() -> None:
+    """Begun one after the other, ended in any order, they give what one at a time gives."""
+    upstream = load(UpstreamConfig(id="mel:80"))
+    batches = [[speechlike(16_000 + 160 * i), speechlike(8_000)] for i in range(4)]
+    expected = [upstream.forward(batch) for batch in batches]
+    threads = torch.get_num_threads()
+    with upstream.overlapping() as begin:
+        ends = [begin(batch) for batch in batches]
+        found = {number: ends[number]() for number in (2, 0, 1, 3)}
+    assert torch.get_num_threads() == threads
+    for number, batch in enumerate(expected):
+        for a, b in zip(found[number], batch, strict=True):
+            np.testing.assert_array_equal(a, b)

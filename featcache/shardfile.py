@@ -1,0 +1,122 @@
+"""Frames of a plane straight from the file of its shard.
+
+A shard is Zarr v3's `sharding_indexed`: inner chunks end to end, then where each begins and how long it is, then a
+CRC-32C of that. zarr-python reads this index anew for every row and takes each chunk through an event loop, which
+costs several times what unpacking does (docs/decisions/0013-speed-and-scale.md). Here the index is kept, and a
+chunk is read, checked and unpacked in one go. Whatever is not exactly what `featcache.layout` writes, or does not
+lie in a local file, is left to zarr-python.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs.zstd import Zstd
+
+# Indexes that are kept: 10 kB each.
+_KEPT = 1024
+_CRC_BYTES = 4
+_ABSENT = 2**64 - 1
+_INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+class ShardFiles:
+    """The shards of one plane. Safe to use from threads; holds no file open."""
+
+    def __init__(self, chunk_frames: int, shard_frames: int, frame_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.chunk_frames = chunk_frames
+        self.shard_frames = shard_frames
+        self.frame_shape = frame_shape
+        self.dtype = dtype
+        self._zstd = Zstd()
+
+    @classmethod
+    def of(cls, metadata: bytes) -> ShardFiles | None:
+        """The reader for an array with this `zarr.json`; None where only zarr-python knows how to read it."""
+        try:
+            found = json.loads(metadata)
+            [sharding] = found["codecs"]
+            inner = sharding["configuration"]
+            names = [codec["name"] for codec in inner["codecs"]]
+            order = inner["codecs"][0].get("configuration", {}).get("endian", "little")
+            frames, *frame_shape = inner["chunk_shape"]
+            shard_frames, *shard_shape = found["chunk_grid"]["configuration"]["chunk_shape"]
+            known = (
+                sharding["name"] == "sharding_indexed"
+                and names == ["bytes", "zstd", "crc32c"]
+                and order == "little"
+                and _plain(inner["index_codecs"]) == _INDEX_CODECS
+                and inner.get("index_location", "end") == "end"
+                and frame_shape == shard_shape == found["shape"][1:]
+                and not shard_frames % frames
+            )
+            dtype = np.dtype(found["data_type"]).newbyteorder("<")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return None
+        return cls(frames, shard_frames, tuple(frame_shape), dtype) if known else None
+
+    def read(self, path: Path, first: int, end: int) -> np.ndarray:
+        """Frames `first .. end` of a shard, counted from its start: `(end - first, *frame_shape)`.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError, RuntimeError: its bytes are not as they were written.
+        """
+        out = np.empty((end - first, *self.frame_shape), self.dtype)
+        chunks = range(first // self.chunk_frames, -(-end // self.chunk_frames))
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            stat = os.fstat(descriptor)
+            # A shard that was repaired meanwhile is another file, with another index.
+            index = _read_index(str(path), stat.st_ino, stat.st_mtime_ns, stat.st_size, self._chunks)
+            for chunk in chunks:
+                offset, size = (int(n) for n in index[chunk])
+                if offset == _ABSENT or offset + size > stat.st_size:
+                    raise ValueError(f"chunk {chunk} of the shard is not there")
+                block = self._unpack(os.pread(descriptor, size, offset), chunk)
+                start = chunk * self.chunk_frames
+                low, high = max(first, start), min(end, start + self.chunk_frames)
+                out[low - first : high - first] = block[low - start : high - start]
+        finally:
+            os.close(descriptor)
+        return out
+
+    @property
+    def _chunks(self) -> int:
+        return self.shard_frames // self.chunk_frames
+
+    def _unpack(self, data: bytes, chunk: int) -> np.ndarray:
+        block = np.empty((self.chunk_frames, *self.frame_shape), self.dtype)
+        self._zstd.decode(_checked(data, f"chunk {chunk}"), out=block.view(np.uint8))
+        return block
+
+
+@lru_cache(_KEPT)
+def _read_index(path: str, inode: int, changed: int, size: int, chunks: int) -> np.ndarray:
+    """`(chunks, 2)` uint64: where each inner chunk begins, and its bytes."""
+    length = 16 * chunks + _CRC_BYTES
+    with open(path, "rb") as file:
+        file.seek(max(size - length, 0))
+        data = file.read(length)
+    if len(data) != length:
+        raise ValueError("the shard is shorter than its index")
+    return np.frombuffer(_checked(data, "the index"), "<u8").reshape(chunks, 2)
+
+
+def _checked(data: bytes, what: str) -> bytes:
+    """The bytes before their CRC-32C."""
+    content = data[:-_CRC_BYTES]
+    if google_crc32c.value(content) != int.from_bytes(data[-_CRC_BYTES:], "little"):
+        raise ValueError(f"{what} does not match its checksum")
+    return content
+
+
+def _plain(codecs: Any) -> Any:
+    """Codecs without configurations that are empty."""
+    return [{key: value for key, value in codec.items() if value} for codec in codecs]
