@@ -132,7 +132,7 @@ def decode(
         "unknown_words": sum(word not in vocabulary for word in words) / max(len(words), 1),
         "lexicon": len(vocabulary),
         "text": {"train": len(train), "further": len(more)},
-        "lm": str(lm) if lm else "words.arpa",
+        "lm": str(lm.resolve()) if lm else "words.arpa",
         "order": order,
         "tuned_on": len(tuning.ids),
         "normalise": task.normalise,
