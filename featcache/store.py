@@ -75,7 +75,7 @@ class Cache:
         self.spec = spec
         self.segments: list[Segment] = []
         self.unsealed: list[str] = []
-        self._calibration = calibration
+        self.calibration = calibration
         self._pid = os.getpid()
 
     @classmethod
@@ -128,7 +128,7 @@ class Cache:
 
         spec = self.spec
         taps = len(spec.taps)
-        return build(spec.profile, spec.profile_version, taps, spec.channels, spec.parameters, self._calibration)
+        return build(spec.profile, spec.profile_version, taps, spec.channels, spec.parameters, self.calibration)
 
     @property
     def path(self) -> str:

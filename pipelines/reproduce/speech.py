@@ -24,7 +24,8 @@ class Speech(Cache):
     """
 
     def __init__(self, cache: Cache, place: Path) -> None:
-        super().__init__(cache.storage, cache.spec, cache.codec, cache.segments, cache.unsealed, cache.origin)
+        super().__init__(cache.storage, cache.spec, cache.calibration, cache.origin)
+        self.segments, self.unsealed = cache.segments, cache.unsealed
         self.features = cache
         self.manifest = place
         self._rows = {row.id: row for row in manifest.read(place)}
@@ -40,7 +41,7 @@ class Speech(Cache):
         return Encoded(planes, self.lengths[list(rows)], ())
 
     def decode(
-        self, encoded: Encoded, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self, encoded: Encoded, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
     ) -> tuple[Tensor, Tensor]:
         """Waveforms `(batch, samples)` on the CPU, and the lengths `(batch,)` in frames on the device."""
         samples, ends = (torch.as_tensor(encoded.planes[name]) for name in ("samples", "ends"))
