@@ -11,6 +11,9 @@ MANIFEST ?= data/demo/manifest.jsonl
 CACHE    ?= caches/demo
 RECIPE   ?= pipelines/recipes/asr.toml
 SEEDS    ?= 1,2,3
+SCALE    ?= smoke
+DATA     ?= $(MANIFEST)
+SET      ?=
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 
@@ -21,7 +24,7 @@ SPEECH_READY := $(VENV)/.speech-en
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data extract train test lint fusers clean-cache clean
+.PHONY: help install data extract train test lint fusers reproduce layers clean-cache clean
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value]"
@@ -43,6 +46,11 @@ train: extract ## stage two: train HFF and CTC from the cache, print WER and CER
 
 fusers: extract ## train every fuser with the same decoder, print one table
 	@$(BIN)/pipelines fusers --cache $(CACHE) --manifest $(MANIFEST) --seeds $(SEEDS)
+
+# The demo's own model and speech share the demo's cache; others get one of their own.
+reproduce: $(INSTALLED) $(if $(filter $(MANIFEST),$(DATA)),data) ## the paper's table; SCALE=smoke|overnight|full MODEL= DATA= SET="key=value ..."
+	@$(BIN)/pipelines reproduce --scale $(SCALE) --model $(MODEL) --data $(DATA) \
+	  $(if $(and $(filter package:whisper-base,$(MODEL)),$(filter $(MANIFEST),$(DATA))),--cache $(CACHE)) $(foreach s,$(SET),--set $(s))
 
 lint: $(INSTALLED) ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
