@@ -23,7 +23,7 @@ from featcache.manifest import Row
 from featcache.plan import SAMPLE_RATE, Plan, make_plan
 from featcache.progress import AudioProgress
 from featcache.reading import load_window, row_samples
-from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
+from featcache.spec import WINDOW_RULE, CacheSpec, Layout, encoding_id, values_id
 from featcache.upstreams import Upstream
 
 SECONDS = 600.0
@@ -94,7 +94,7 @@ def calibrate(
         update={
             "bits_per_value": round(bits_per_value(codec, arrangement, features), 4),
             "forecasts": forecast(features, arrangement),
-            "encoding_id": codecs.encoding_id(profile, kind.version, parameters, calibration),
+            "encoding_id": encoding_id(profile, kind.version, parameters, calibration),
         }
     )
     return Calibrated(spec, calibration, realtime)

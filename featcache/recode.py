@@ -17,7 +17,7 @@ from featcache.index import id_hash
 from featcache.plan import make_plan
 from featcache.rewrite import Block, origin_of, write_shards
 from featcache.segment import Segment
-from featcache.spec import CacheSpec
+from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache, read_spec
 from featcache.writer import SegmentWriter, create_cache
@@ -98,7 +98,7 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
             "profile_version": kind.version,
             "parameters": parameters,
             "bits_per_value": bits,
-            "encoding_id": codecs.encoding_id(name, kind.version, parameters, calibration),
+            "encoding_id": encoding_id(name, kind.version, parameters, calibration),
             "parent": cache.encoding_id,
         }
     )

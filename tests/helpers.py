@@ -19,7 +19,7 @@ from featcache import manifest
 from featcache.geometry import Geometry
 from featcache.ledger import ShardRecord
 from featcache.plan import make_plan
-from featcache.spec import WINDOW_RULE, CacheSpec, Layout, values_id
+from featcache.spec import WINDOW_RULE, CacheSpec, Layout, encoding_id, values_id
 from featcache.storage import LocalStorage
 from featcache.writer import SegmentWriter, create_cache
 
@@ -53,7 +53,7 @@ def make_spec(
         parameters={},
         bits_per_value=8.0,
         values_id=values_id(who, audio, names),
-        encoding_id=codecs.encoding_id(profile, kind.version, {}, calibration),
+        encoding_id=encoding_id(profile, kind.version, {}, calibration),
     )
 
 
@@ -78,7 +78,7 @@ def make_cache(
     parameters = parameters or {}
     calibration = codecs.profile_class(profile).fit(rows, parameters)
     spec = make_spec(taps, channels, calibration, profile, layout, identity)
-    encoding = codecs.encoding_id(profile, spec.profile_version, parameters, calibration)
+    encoding = encoding_id(profile, spec.profile_version, parameters, calibration)
     spec = spec.model_copy(update={"parameters": parameters, "encoding_id": encoding})
     codec = codecs.build(profile, spec.profile_version, taps, channels, parameters, calibration)
     storage = LocalStorage(path)

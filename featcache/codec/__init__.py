@@ -9,7 +9,6 @@ from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
 from featcache.codec.direct import Fp16, Int8
 from featcache.codec.plain import BitRound, Blosc, PCodec
 from featcache.codec.residual import Residual
-from featcache.digest import digest, digest_arrays
 from featcache.errors import CacheError, UsageError
 
 PROFILES: dict[str, type[Codec]] = {codec.profile: codec for codec in (Fp16, Int8, Residual, Blosc, PCodec, BitRound)}
@@ -63,11 +62,6 @@ def build(
     return codec(taps, channels, parameters, calibration)
 
 
-def encoding_id(name: str, version: int, parameters: Mapping[str, Any], calibration: Arrays) -> str:
-    """The digest of all that decides how values become codes."""
-    return digest([name, version, dict(parameters), digest_arrays(calibration)])
-
-
 __all__ = [
     "DEFAULT_PROFILE",
     "PROFILES",
@@ -76,7 +70,6 @@ __all__ = [
     "EncodedRow",
     "Plane",
     "build",
-    "encoding_id",
     "format_profile",
     "parse_profile",
     "profile_class",
