@@ -80,7 +80,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt torch torchaudio; }
 	@echo "Installing the other packages" >&2
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt \
-	  -e '.[dev,lhotse,zarrs,pcodec]'
+	  -e '.[dev,bench,lhotse,zarrs,pcodec]'
 	@touch $@
 
 $(MODEL_READY): | $(INSTALLED)
