@@ -27,7 +27,7 @@ from pipelines import studies
 from pipelines.studies import Table as Rows
 from pipelines.studies import pooled, unique_stems
 
-PROFILES = ("int8", *(f"residual:{bits}" for bits in (3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6)))
+PROFILES = tuple(f"residual:{bits}" for bits in (2.0, 1.5, 1.0, 0.75, 0.5, 0.35, 0.25))
 
 
 @dataclass(frozen=True)
