@@ -24,7 +24,7 @@ SPEECH_READY := $(VENV)/.speech-en
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data extract train test lint fusers reproduce layers clean-cache clean
+.PHONY: help install data extract train test lint fusers rivals reproduce layers report clean-cache clean
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value]"
@@ -46,6 +46,15 @@ train: extract ## stage two: train HFF and CTC from the cache, print WER and CER
 
 fusers: extract ## train every fuser with the same decoder, print one table
 	@$(BIN)/pipelines fusers --cache $(CACHE) --manifest $(MANIFEST) --seeds $(SEEDS)
+
+rivals: extract ## HFF against its rivals on every task, searched on dev (long; goes on where it stopped)
+	@$(BIN)/pipelines rivals --cache $(CACHE) --manifest $(MANIFEST) --seeds $(SEEDS)
+
+layers: train ## a probe a tap, similarity of the taps, what HFF attends to
+	@$(BIN)/pipelines layers --cache $(CACHE) --head runs/asr --out runs/layers
+
+report: layers ## one HTML page about the run: scores, curves, errors to listen to, layers
+	@$(BIN)/pipelines report runs/asr --manifest $(MANIFEST) --layers runs/layers/layers.json -o runs/report.html
 
 # The demo's own model and speech share the demo's cache; others get one of their own.
 reproduce: $(INSTALLED) $(if $(filter $(MANIFEST),$(DATA)),data) ## the paper's table; SCALE=smoke|overnight|full MODEL= DATA= SET="key=value ..."

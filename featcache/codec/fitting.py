@@ -30,6 +30,7 @@ TOLERANCE = 2e-3
 SIZE_MARGIN = 0.96
 ERROR_MARGIN = 0.93
 CHUNK_FRAMES = 64
+LOOK_FRAMES = 8 * CHUNK_FRAMES
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
     def predictor(halves: int) -> Arrays:
         return fit_mixing.predictor(stats, 2.0 ** (halves / 2))
 
+    @cache
     def at(step: float) -> Fitted:
         # Its equations are large, and it changes little with the step: one for each half of a power of two.
         return fit_step(held_out, mean, deviation, predictor(round(2 * math.log2(step))), step)
@@ -219,20 +221,22 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
 
 def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
     """int32 `(radix, bytes of a frame's tail)` of the smallest packing, and its bits per value."""
-    best: tuple[float, int, int] | None = None
-    for radix in packing.DIGITS:
-        quarters = packing.tail_quarters(codes, radix)
-        if quarters.mean() > codes.shape[1] and radix < max(packing.DIGITS):
-            continue
-        # Room for frames half as large again as the largest here: zeros cost next to nothing.
-        tail = int(np.ceil(quarters.max(initial=0) * 1.5 / 64)) * 16 + 16
+    quarters = {radix: packing.tail_quarters(codes, radix) for radix in packing.DIGITS}
+    finest = max(packing.DIGITS)
+    usable = [r for r in packing.DIGITS if r == finest or quarters[r].mean() <= codes.shape[1]]
+    # Room for frames half as large again as the largest here: zeros cost next to nothing.
+    tails = {r: int(np.ceil(quarters[r].max(initial=0) * 1.5 / 64)) * 16 + 16 for r in usable}
+
+    def size(radix: int, frames: int) -> float:
         padded = packing.padded_order(order, radix)
-        size = _size_zstd(packing.assemble(codes, padded, radix, tail))
-        if best is None or size < best[0]:
-            best = (size, radix, tail)
-    assert best is not None  # The largest radix is always tried.
+        return _size_zstd(packing.assemble(codes[:frames], padded, radix, tails[radix]))
+
+    # Two are left after a look at a part.
+    likely = sorted(usable, key=lambda radix: size(radix, LOOK_FRAMES))[:2]
+    sizes = {radix: size(radix, len(codes)) for radix in sorted(likely)}
+    radix = min(sizes, key=lambda r: sizes[r])
     overhead = _chunk_overhead(codes.shape[1]) / min(CHUNK_FRAMES, len(codes))
-    return np.array(best[1:], np.int32), 8 * (best[0] + overhead) / codes.shape[1]
+    return np.array([radix, tails[radix]], np.int32), 8 * (sizes[radix] + overhead) / codes.shape[1]
 
 
 def _size_zstd(frames: np.ndarray) -> float:
