@@ -82,7 +82,8 @@ def demo_data(
 def rate(
     reference: Annotated[Path, typer.Argument(help="The cache that the others are recoded from, best of fp16.")],
     profiles: Annotated[
-        list[str] | None, typer.Option("--profile", help="A profile; may be repeated. Seven from 2 bits down if not given.")
+        list[str] | None,
+        typer.Option("--profile", help="A profile; may be repeated. Seven if not given, from 2 bits down."),
     ] = None,
     recipes: Annotated[str, typer.Option(help="Recipes, comma separated.")] = "pipelines/recipes/asr.toml",
     seeds: Seeds = "1",
