@@ -64,7 +64,11 @@ class Split:
         if len(self.ids) <= most:
             return self
         chosen = np.linspace(0, len(self.ids) - 1, most).round().astype(int)
-        return Split(*(tuple(column[i] for i in chosen) for column in (self.ids, self.references, self.emissions)))
+        return Split(
+            tuple(self.ids[i] for i in chosen),
+            tuple(self.references[i] for i in chosen),
+            tuple(self.emissions[i] for i in chosen),
+        )
 
     def table(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         return [row.to_json() for row in evaluate.utterance_table(self.ids, self.references, texts)]
@@ -198,8 +202,8 @@ def tune(
     while changed:
         changed = False
         for weight, values in grid.items():
-            changes: list[dict[str, Any]] = [{}, *({weight: value} for value in values)]
-            candidates = [dataclasses.replace(best, **change) for change in changes]
+            changes: list[dict[str, Any]] = [{weight: value} for value in values]
+            candidates = [best, *(dataclasses.replace(best, **change) for change in changes)]
             better = min(candidates, key=cost)
             changed, best = changed or better != best, better
     return best, len(known)

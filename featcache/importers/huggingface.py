@@ -49,7 +49,7 @@ def huggingface(
         if split not in splits:
             raise ManifestError(f"{source} has no split {split!r}: it has {', '.join(splits)}")
         splits = {split: splits[split]}
-    found = []
+    found: list[tuple[str, str, dict[str, Any]]] = []
     for name, part in splits.items():
         rows = _rows(datasets, name, part, audio, text)
         found += [(f"{source}, {name}, row {i}", path, fields) for i, (path, fields) in enumerate(rows)]
