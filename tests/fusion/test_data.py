@@ -117,13 +117,16 @@ class Slow:
     def __init__(self, cache: Cache, seconds: float = 0.0, broken: int = -1) -> None:
         self.cache, self.seconds, self.broken = cache, seconds, broken
         self.reads = 0
+        self.lock = threading.Lock()
         self.threads: set[str] = set()
 
     def read_encoded(self, rows: np.ndarray, taps: object) -> object:
-        self.reads += 1
+        with self.lock:
+            self.reads += 1
+            number = self.reads
         self.threads.add(threading.current_thread().name)
         time.sleep(self.seconds)
-        if self.reads == self.broken:
+        if number == self.broken:
             raise CorruptCacheError("codes/c/0 is missing")
         return self.cache.read_encoded(rows)
 

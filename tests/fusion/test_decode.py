@@ -56,7 +56,8 @@ def test_four_ways_side_by_side_kept_with_the_run(run: Run, tmp_path: Path) -> N
     assert all(word in words for word in again.text(torch.zeros(4, run.task.outputs)).split())
     table = call("decode", run.path, "--beam", "8")
     assert "lexicon, LM of words" in table.stdout and "tuned on 6 utterances of dev" in table.stdout
-    assert max(map(len, table.stdout.splitlines()[:20])) <= 80
+    lines = [line for line in table.stdout.splitlines() if not line.startswith("test:")]
+    assert max(map(len, lines)) <= 80
 
 
 def test_test_is_not_looked_at_while_tuning() -> None:
