@@ -123,8 +123,14 @@ def predictor(stats: Statistics, step: float) -> Arrays:
     power = np.clip(np.floor(np.log2(127 / largest)), input_shift, 14).astype(np.int8)
     whole = np.clip(np.rint(mixing * 2.0 ** power[:, None].astype(np.float64)), -127, 127)
     return {
-        "own": np.clip(np.rint(own * (1 << WEIGHT_BITS)), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int16),
+        "own": fixed(own, WEIGHT_BITS, WEIGHT_LIMIT),
         "mixing": whole.astype(np.int8),
         "mixing_shift": (power - input_shift).astype(np.int8),
         "input_shift": np.array([input_shift], np.int8),
     }
+
+
+def fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
+    """Weights as int16 whole numbers of `2 ** -bits`, cut at the limit."""
+    # Kernels are fast on contiguous arrays only.
+    return np.ascontiguousarray(np.clip(np.rint(weights * (1 << bits)), -limit, limit), np.int16)

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from featcache.codec import arithmetic, literal, packing
+from featcache.codec import arithmetic, fit_mixing, literal, packing
 from featcache.codec.base import Arrays
 from featcache.codec.parameters import DEFAULT_LEVEL, Asked
 from featcache.errors import UsageError
@@ -51,8 +51,6 @@ def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
     Raises:
         UsageError: no step reaches the target on these rows.
     """
-    from featcache.codec import fit_mixing
-
     mean, deviation = moments(rows)
     learnt, held_out = split(rows)
     stats = fit_mixing.statistics(learnt, mean, deviation)
@@ -151,7 +149,7 @@ def fit_step(
     codes, framed = [c for c, _ in coded], [r for _, r in coded]
     source = [np.ascontiguousarray(r[1:, 1:-1]) for r in framed]
     smoother = _solve(target, source, SMOOTHER)
-    arrays["smoother"] = _fixed(smoother, arithmetic.SMOOTH_BITS, arithmetic.SMOOTH_LIMIT)
+    arrays["smoother"] = fit_mixing.fixed(smoother, arithmetic.SMOOTH_BITS, arithmetic.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
     arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
     arrays["coding"], bits = _choose(flat, arrays["order"])
@@ -189,11 +187,6 @@ def _symmetric(lower: np.ndarray) -> np.ndarray:
     index = np.arange(lower.shape[1])
     below = (index[:, None] >= index[None, :])[None, :, :, None]
     return np.where(below, lower, upper)
-
-
-def _fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
-    # Kernels are fast on contiguous arrays only.
-    return np.ascontiguousarray(np.clip(np.rint(weights * (1 << bits)), -limit, limit), np.int16)
 
 
 def _centroid(target: Sequence[np.ndarray], codes: Sequence[np.ndarray], rec: Sequence[np.ndarray]) -> np.ndarray:

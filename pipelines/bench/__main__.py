@@ -31,16 +31,12 @@ def s3(
     repeats: Annotated[int, typer.Option(min=1, help="Copies each way; the median counts.")] = 3,
     utterances: Annotated[int, typer.Option(min=1, help="Utterances to read; of each split to train on.")] = 400,
     steps: Annotated[int, typer.Option(min=0, help="Steps of training; 0 leaves it out.")] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Push and pull against s5cmd alone; reading and training from S3 against the local disk."""
     from pipelines.bench.s3 import Plan, print_tables, run
 
-    found = run(cache, where or [], url, recipe, Plan(repeats, utterances, steps))
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        print_tables(found)
+    _print(run(cache, where or [], url, recipe, Plan(repeats, utterances, steps)), as_json, print_tables)
 
 
 @app.command()
@@ -49,16 +45,13 @@ def codec(
     upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-base",
     seconds: Annotated[float, typer.Option(min=10, help="Speech to measure on; twice as much calibrates.")] = 240.0,
     only: Annotated[str, typer.Option(help="Names of rows that begin so, comma separated; all if empty.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Size, error and speed of every codec on the same activations, which no calibration has seen."""
     from pipelines.bench.codec import compare, print_table
 
-    result = compare(manifest, upstream, seconds, [name.strip() for name in only.split(",") if name.strip()])
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        print_table(result)
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    _print(compare(manifest, upstream, seconds, names), as_json, print_table)
 
 
 @app.command()
@@ -70,17 +63,17 @@ def faults(
     flips: Annotated[int, typer.Option(min=0, help="Bytes to flip, one at a time.")] = 1000,
     long_seconds: Annotated[float, typer.Option(min=1, help="Length of the very long recording.")] = 600.0,
     seed: Annotated[int, typer.Option(help="Draws the same times and bytes again.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Kill jobs, flip bytes, feed bad recordings; exit status 1 where anything is not survived."""
     from pipelines.bench.faults import Plan, run
 
-    found = run(manifest, upstream, Plan(kills, flips, long_seconds, utterances, seed))
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
+    def print_lines(found: dict[str, Any]) -> None:
         for name, value in found.items():
             print(f"{name:18} {value}")
+
+    found = run(manifest, upstream, Plan(kills, flips, long_seconds, utterances, seed))
+    _print(found, as_json, print_lines)
     if any(value for name, value in found.items() if name.endswith("_failures")):
         raise typer.Exit(1)
 
@@ -91,16 +84,13 @@ def memory(
     upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-tiny.en",
     utterances: Annotated[int, typer.Option(min=1, help="Short utterances of the first job.")] = 10_000,
     long_seconds: Annotated[float, typer.Option(min=1, help="Length of the second job's recording.")] = 10_800.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Size of a process over very many utterances and over a very long one; exit status 1 where it grows."""
     from pipelines.bench.memory import measure, print_table
 
     found = measure(manifest, upstream, utterances, long_seconds)
-    if as_json:
-        print(json.dumps(found, indent=2))
-    else:
-        print_table(found)
+    _print(found, as_json, print_table)
     if found["failures"]:
         raise typer.Exit(1)
 
