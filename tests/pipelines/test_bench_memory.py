@@ -21,8 +21,15 @@ def test_a_line_through_the_samples_after_the_start() -> None:
     flat = np.where(seconds < 20, 100 + 20 * seconds, 500) * 1e6
     found = memory.flatness(np.stack([seconds, flat], 1))
     assert found["peak_mb"] == 500 and found["grown_mb"] == 0 and found["slope_mb_per_minute"] == 0
+    assert not memory.grew(found)
     found = memory.flatness(np.stack([seconds, flat + 2e6 * seconds], 1))
     assert found["grown_mb"] == 150 and found["slope_mb_per_minute"] == 120
+    assert memory.grew(found)
+
+
+def test_a_job_of_a_moment_is_all_warm_up() -> None:
+    seconds = np.linspace(0, 1, 6)
+    assert not memory.grew(memory.flatness(np.stack([seconds, 1e9 * seconds], 1)))
 
 
 def test_parts_are_of_real_recordings_by_offset(tmp_path: Path) -> None:
