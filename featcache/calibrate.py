@@ -88,12 +88,13 @@ def calibrate(
     affordable = MAX_BYTES / (4 * len(taps) * channels * upstream.geometry.frame_rate)
     limit = min(seconds, affordable)
     features, realtime = _activations(choose(rows, limit), manifest, upstream, draft, limit)
-    calibration = kind.fit(features, parameters)
+    fits = codecs.Fits(features)
+    calibration = fits(kind, parameters)
     codec = codecs.build(profile, kind.version, len(taps), channels, parameters, calibration)
     spec = draft.model_copy(
         update={
             "bits_per_value": round(bits_per_value(codec, arrangement, features), 4),
-            "forecasts": forecast(features, arrangement),
+            "forecasts": forecast(fits, arrangement),
             "encoding_id": encoding_id(profile, kind.version, parameters, calibration),
         }
     )

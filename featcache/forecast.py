@@ -20,12 +20,12 @@ from featcache.spec import Forecast, Layout
 PROFILES = ("fp16", "int8", "residual:2.0", "residual:1.5", "residual:1.0")
 
 
-def forecast(rows: Sequence[np.ndarray], arrangement: Layout) -> dict[str, Forecast]:
-    """Size and error of every profile on some of these rows, float32 `(frames, taps, channels)`.
+def forecast(fits: codecs.Fits, arrangement: Layout) -> dict[str, Forecast]:
+    """Size and error of every profile on some of the rows that it is fitted to.
 
     A profile that cannot be fitted to them is left out.
     """
-    _, sample = split(rows)
+    _, sample = split(fits.rows)
     taps, channels = sample[0].shape[1:]
     variance = np.concatenate(sample).var(axis=0, dtype=np.float64)
     found = {}
@@ -33,7 +33,7 @@ def forecast(rows: Sequence[np.ndarray], arrangement: Layout) -> dict[str, Forec
         name, parameters = codecs.parse_profile(text)
         kind = codecs.profile_class(name)
         try:
-            calibration = kind.fit(rows, parameters)
+            calibration = fits(kind, parameters)
         except UsageError:
             continue
         codec = codecs.build(name, kind.version, taps, channels, parameters, calibration)

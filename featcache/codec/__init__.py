@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
+from featcache.codec.base import Arrays, Codec, EncodedRow, Fits, Plane
 from featcache.codec.direct import Fp16, Int8
 from featcache.codec.plain import BitRound, Blosc, PCodec
 from featcache.codec.residual import Residual
@@ -68,6 +68,7 @@ __all__ = [
     "Arrays",
     "Codec",
     "EncodedRow",
+    "Fits",
     "Plane",
     "build",
     "format_profile",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -78,6 +79,11 @@ class Codec(ABC):
     def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
         """The calibration arrays for these float32 rows `(frames, taps, channels)`; deterministic."""
 
+    @classmethod
+    def fitter(cls, rows: Sequence[np.ndarray]) -> Callable[[Mapping[str, Any]], Arrays]:
+        """`fit` to these rows, for parameter after parameter: what does not depend on them is done once."""
+        return partial(cls.fit, rows)
+
     @property
     @abstractmethod
     def planes(self) -> tuple[Plane, ...]:
@@ -123,3 +129,17 @@ class Codec(ABC):
         `decode` gets no others of this utterance in it.
         """
         return range(frames)
+
+
+class Fits:
+    """Calibrations of several profiles on the same float32 rows `(frames, taps, channels)`."""
+
+    def __init__(self, rows: Sequence[np.ndarray]) -> None:
+        self.rows = rows
+        self._fitters: dict[type[Codec], Callable[[Mapping[str, Any]], Arrays]] = {}
+
+    def __call__(self, kind: type[Codec], parameters: Mapping[str, Any]) -> Arrays:
+        """What `kind.fit` gives for the rows."""
+        if kind not in self._fitters:
+            self._fitters[kind] = kind.fitter(self.rows)
+        return self._fitters[kind](parameters)

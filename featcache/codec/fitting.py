@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
@@ -45,36 +44,46 @@ class Fitted:
     nmse: np.ndarray
 
 
-def fit(rows: Sequence[np.ndarray], asked: Asked) -> Arrays:
-    """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
+class Fitter:
+    """Calibrations for several targets on the same rows, which share all that does not depend on the step."""
 
-    Raises:
-        UsageError: no step reaches the target on these rows.
-    """
-    mean, deviation = moments(rows)
-    learnt, held_out = split(rows)
-    stats = fit_mixing.statistics(learnt, mean, deviation)
+    def __init__(self, rows: Sequence[np.ndarray]) -> None:
+        self._mean, self._deviation = moments(rows)
+        learnt, self._held_out = split(rows)
+        self._statistics = fit_mixing.statistics(learnt, self._mean, self._deviation)
+        self._predictors: dict[int, Arrays] = {}
+        self._fitted: dict[float, Fitted] = {}
 
-    @cache
-    def predictor(halves: int) -> Arrays:
-        return fit_mixing.predictor(stats, 2.0 ** (halves / 2))
+    def fit(self, asked: Asked) -> Arrays:
+        """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
 
-    @cache
-    def at(step: float) -> Fitted:
-        # Its equations are large, and it changes little with the step: one for each half of a power of two.
-        return fit_step(held_out, mean, deviation, predictor(round(2 * math.log2(step))), step)
+        Raises:
+            UsageError: no step reaches the target on these rows.
+        """
+        target, value = asked.target, asked.value
+        if target == "step":
+            return self._at(value).arrays
 
-    target, value = asked.target, asked.value
-    if target == "step":
-        return at(value).arrays
+        def measure(step: float) -> float:
+            fitted = self._at(step)
+            return fitted.bits if target == "bits" else float(fitted.nmse.max())
 
-    def measure(step: float) -> float:
-        fitted = at(step)
-        return fitted.bits if target == "bits" else float(fitted.nmse.max())
+        goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
+        frames = sum(map(len, self._held_out))
+        step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, frames)
+        return self._at(step).arrays
 
-    goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
-    step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, sum(map(len, held_out)))
-    return at(step).arrays
+    def _at(self, step: float) -> Fitted:
+        if step not in self._fitted:
+            predictor = self._predictor(round(2 * math.log2(step)))
+            self._fitted[step] = fit_step(self._held_out, self._mean, self._deviation, predictor, step)
+        return self._fitted[step]
+
+    def _predictor(self, halves: int) -> Arrays:
+        """Its equations are large, and it changes little with the step: one for each half of a power of two."""
+        if halves not in self._predictors:
+            self._predictors[halves] = fit_mixing.predictor(self._statistics, 2.0 ** (halves / 2))
+        return self._predictors[halves]
 
 
 def split(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -9,7 +9,7 @@ what would not be is kept as float32 in the plane `exact`, which is read only wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -55,7 +55,12 @@ class Residual(Codec):
 
     @classmethod
     def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
-        return fitting.fit(rows, check(parameters))
+        return cls.fitter(rows)(parameters)
+
+    @classmethod
+    def fitter(cls, rows: Sequence[np.ndarray]) -> Callable[[Mapping[str, Any]], Arrays]:
+        fits = fitting.Fitter(rows)
+        return lambda parameters: fits.fit(check(parameters))
 
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
