@@ -275,8 +275,7 @@ def _encode(
             continue
         encoded = writer.codec.encode(kept)
         at = int(plan.position[row]) - state.shard * plan.shard_frames
-        for name, codes in encoded.planes.items():
-            block[name][at : at + len(codes)] = codes
+        writer.put(block, encoded.planes, at)
         state.audio[row] = pcm.digest
         if encoded.saturated:
             state.saturated.append(Saturated(row=row, values=encoded.saturated))

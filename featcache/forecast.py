@@ -55,6 +55,9 @@ def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arr
     padded = -(-frames // arrangement.chunk_frames) * arrangement.chunk_frames
     size = 0
     for plane in codec.planes:
+        if not any(plane.name in row for row in encoded):
+            size += len(layout.render_zeros(plane, arrangement, padded))
+            continue
         block = np.zeros((padded, *plane.frame_shape), plane.dtype)
         at = 0
         for row in encoded:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +97,12 @@ def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     return bytes(data.to_bytes())
 
 
+@lru_cache(maxsize=4)
+def render_zeros(plane: Plane, layout: Layout, frames: int) -> bytes:
+    """The bytes of a shard of zeros: most shards of a sparse plane are one."""
+    return render_shard(plane, layout, np.zeros((frames, *plane.frame_shape), plane.dtype))
+
+
 def render_columns(folder: str, columns: Mapping[str, np.ndarray]) -> Files:
     """One-dimensional (or narrow) arrays below a group."""
     files = _group(folder, {})
@@ -133,17 +140,24 @@ def _plane_compressors(plane: Plane, layout: Layout) -> tuple[Any, ...]:
     if plane.coder == "blosc":
         return (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
     if plane.coder == "literal":
-        return (LiteralZstd(level=1, checksum=True), Crc32cCodec())
+        return (LiteralZstd(plane.effort), Crc32cCodec())
     return _compressors(layout.zstd_level if plane.level is None else plane.level)
 
 
 class LiteralZstd(ZstdCodec):
     """Zarr's own codec `zstd`, but for how it compresses."""
 
+    effort: str
+
+    def __init__(self, effort: str) -> None:
+        super().__init__(level=1, checksum=True)
+        # The class is a frozen one, and this is no part of what the metadata say.
+        object.__setattr__(self, "effort", effort)
+
     async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
         from featcache.codec import literal
 
-        data = literal.compress(chunk_bytes.as_numpy_array())
+        data = literal.compress(chunk_bytes.as_numpy_array(), self.effort)
         return chunk_spec.prototype.buffer.from_bytes(data)
 
 
@@ -202,6 +216,7 @@ __all__ = [
     "render_root",
     "render_segment",
     "render_shard",
+    "render_zeros",
     "segment_name",
     "shard_key",
 ]

@@ -171,7 +171,6 @@ def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -
         offset = int(plan.frames[plan.first_row[owner] : row].sum())
         encoded = writer.codec.encode(features[offset : offset + int(plan.frames[row])])
         at = int(plan.position[row]) - shard * plan.shard_frames
-        for name, codes in encoded.planes.items():
-            block[name][at : at + len(codes)] = codes
+        writer.put(block, encoded.planes, at)
         saturated[row] = encoded.saturated
     return Block(block, saturated)

@@ -135,10 +135,8 @@ def copy_segment(
                 utterance, codes = owner, segment.read(place)
             first = int(plan.frames[plan.first_row[owner] : row].sum())
             at = int(plan.position[row]) - shard * plan.shard_frames
-            for plane, values in codes.items():
-                # A plane that the row does not need has no frames: zeros, as they were.
-                piece = values[first : first + int(plan.frames[row])]
-                block[plane][at : at + len(piece)] = piece
+            # A plane that the row does not need has no frames: zeros, as they were.
+            writer.put(block, {n: values[first : first + int(plan.frames[row])] for n, values in codes.items()}, at)
         return Block(block)
 
     write_shards(writer, origin, block_of, on_shard)

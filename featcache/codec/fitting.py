@@ -52,7 +52,7 @@ class Fitter:
         learnt, self._held_out = split(rows)
         self._statistics = fit_mixing.statistics(learnt, self._mean, self._deviation)
         self._predictors: dict[int, Arrays] = {}
-        self._fitted: dict[float, Fitted] = {}
+        self._fitted: dict[tuple[float, str], Fitted] = {}
 
     def fit(self, asked: Asked) -> Arrays:
         """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
@@ -62,22 +62,23 @@ class Fitter:
         """
         target, value = asked.target, asked.value
         if target == "step":
-            return self._at(value).arrays
+            return self._at(value, asked.pack).arrays
 
         def measure(step: float) -> float:
-            fitted = self._at(step)
+            fitted = self._at(step, asked.pack)
             return fitted.bits if target == "bits" else float(fitted.nmse.max())
 
         goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
         frames = sum(map(len, self._held_out))
         step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, frames)
-        return self._at(step).arrays
+        return self._at(step, asked.pack).arrays
 
-    def _at(self, step: float) -> Fitted:
-        if step not in self._fitted:
+    def _at(self, step: float, pack: str) -> Fitted:
+        if (step, pack) not in self._fitted:
             predictor = self._predictor(round(2 * math.log2(step)))
-            self._fitted[step] = fit_step(self._held_out, self._mean, self._deviation, predictor, step)
-        return self._fitted[step]
+            fitted = fit_step(self._held_out, self._mean, self._deviation, predictor, step, pack)
+            self._fitted[step, pack] = fitted
+        return self._fitted[step, pack]
 
     def _predictor(self, halves: int) -> Arrays:
         """Its equations are large, and it changes little with the step: one for each half of a power of two."""
@@ -135,6 +136,7 @@ def fit_step(
     deviation: np.ndarray,
     predictor: Arrays,
     step: float,
+    pack: str = "small",
 ) -> Fitted:
     """Everything but the predictor and the choice of the step, `step` deviations in every tap and channel."""
     from featcache.codec import kernels
@@ -161,7 +163,7 @@ def fit_step(
     arrays["smoother"] = fit_mixing.fixed(smoother, arithmetic.SMOOTH_BITS, arithmetic.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
     arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
-    arrays["coding"], bits = _choose(flat, arrays["order"])
+    arrays["coding"], bits = _choose(flat, arrays["order"], pack)
     return Fitted(arrays, bits, _nmse(rows, framed, arrays))
 
 
@@ -221,7 +223,7 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
     return np.round(total, 9)
 
 
-def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
+def _choose(codes: np.ndarray, order: np.ndarray, pack: str) -> tuple[np.ndarray, float]:
     """int32 `(radix, bytes of a frame's tail)` of the smallest packing, and its bits per value."""
     quarters = {radix: packing.tail_quarters(codes, radix) for radix in packing.DIGITS}
     finest = max(packing.DIGITS)
@@ -231,7 +233,7 @@ def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
 
     def size(radix: int, frames: int) -> float:
         padded = packing.padded_order(order, radix)
-        return _size_zstd(packing.assemble(codes[:frames], padded, radix, tails[radix]))
+        return _size_zstd(packing.assemble(codes[:frames], padded, radix, tails[radix]), pack)
 
     # Two are left after a look at a part.
     likely = sorted(usable, key=lambda radix: size(radix, LOOK_FRAMES))[:2]
@@ -241,10 +243,10 @@ def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
     return np.array([radix, tails[radix]], np.int32), 8 * (sizes[radix] + overhead) / codes.shape[1]
 
 
-def _size_zstd(frames: np.ndarray) -> float:
+def _size_zstd(frames: np.ndarray, pack: str) -> float:
     """Bytes a frame as zstd leaves them, chunk by chunk."""
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
-    sizes = [len(literal.compress(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]))) for at in chunks]
+    sizes = [len(literal.compress(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]), pack)) for at in chunks]
     return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
 
 

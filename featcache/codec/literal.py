@@ -2,7 +2,8 @@
 
 zstd's fast levels take every match that they find, and in packed codes those cost more than the literals that they
 replace; its slow levels weigh the two, and look for matches at length. Weighing without looking far is smaller than
-level 16 and several times as fast. Any zstd reads the frames.
+level 16 and several times as fast. Hardly matching at all is faster still, and a few percent larger. Any zstd
+reads the frames.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Any
 import zstandard
 
 # The smallest tables: what is worth matching (runs of zeros) is near.
-LOOK = {"min_match": 6, "hash_log": 6, "chain_log": 6, "search_log": 1, "target_length": 64, "window_log": 17}
+TABLES = {"hash_log": 6, "chain_log": 6, "search_log": 1, "window_log": 17}
+EFFORTS = {
+    "small": {"strategy": zstandard.STRATEGY_BTOPT, "min_match": 6, "target_length": 64, **TABLES},
+    "fast": {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "target_length": 0, **TABLES},
+}
 
 
 @cache
-def _parameters() -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters(
-        strategy=zstandard.STRATEGY_BTOPT, write_checksum=True, write_content_size=True, **LOOK
-    )
+def _parameters(effort: str) -> zstandard.ZstdCompressionParameters:
+    return zstandard.ZstdCompressionParameters(write_checksum=True, write_content_size=True, **EFFORTS[effort])
 
 
-def compress(data: Any) -> bytes:
-    """One zstd frame with its checksum, of anything that is bytes."""
-    return zstandard.ZstdCompressor(compression_params=_parameters()).compress(data)
+def compress(data: Any, effort: str = "small") -> bytes:
+    """One zstd frame with its checksum, of anything that is bytes, with one of `EFFORTS`."""
+    return zstandard.ZstdCompressor(compression_params=_parameters(effort)).compress(data)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.codec.literal import EFFORTS
 from featcache.errors import UsageError
 
 TARGETS = ("bits", "nmse", "step")
+PACK = "pack"
 DEFAULT_BITS = 2.0
 # Of zstd, for planes that are almost empty.
 DEFAULT_LEVEL = 1
@@ -17,14 +19,15 @@ DEFAULT_LEVEL = 1
 
 @dataclass(frozen=True)
 class Asked:
-    """What a profile is fitted for: `value` of `target`."""
+    """What a profile is fitted for: `value` of `target`, and with how much effort codes are packed."""
 
     target: str = "bits"
     value: float = DEFAULT_BITS
+    pack: str = "small"
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05`.
+    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05,pack=fast`.
 
     A bare number is bits per value.
 
@@ -36,6 +39,9 @@ def parse(text: str) -> dict[str, Any]:
         name, _, value = part.rpartition("=")
         name = name.strip() or "bits"
         value = value.strip()
+        if name == PACK:
+            found[name] = value
+            continue
         try:
             found[name] = float(value.removesuffix("bit"))
         except ValueError:
@@ -52,9 +58,14 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     Raises:
         UsageError: one is unknown or out of its range, or two exclude one another.
     """
-    unknown = sorted(set(parameters) - set(TARGETS))
+    unknown = sorted(set(parameters) - {*TARGETS, PACK})
     if unknown:
-        raise UsageError(f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}")
+        raise UsageError(
+            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)} or {PACK}"
+        )
+    pack = parameters.get(PACK, Asked.pack)
+    if pack not in EFFORTS:
+        raise UsageError(f"profile residual: {PACK} = {pack!r} is none of {', '.join(EFFORTS)}")
     given = [name for name in TARGETS if name in parameters]
     if len(given) > 1:
         raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")
@@ -62,4 +73,4 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     value = parameters.get(target, DEFAULT_BITS)
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise UsageError(f"profile residual: {target} = {value!r} is not a positive number")
-    return Asked(target, float(value))
+    return Asked(target, float(value), pack)

@@ -28,7 +28,8 @@ BOUND = 4.0
 
 class Residual(Codec):
     """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
-    standard deviations).
+    standard deviations); `pack` is `small`, or `fast`, which takes a few percent more room at equal error and a
+    twentieth of the time for the last stage of encoding.
 
     NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
     """
@@ -40,7 +41,7 @@ class Residual(Codec):
         # Kernels are fast on contiguous arrays only.
         contiguous = {name: np.ascontiguousarray(array) for name, array in calibration.items()}
         super().__init__(taps, channels, parameters, contiguous)
-        check(parameters)
+        self._pack = check(parameters).pack
         self.radix, self.tail = (int(n) for n in calibration["coding"])
         step = calibration["step"]
         self._inverse = fitting.inverse_of(step)
@@ -66,7 +67,7 @@ class Residual(Codec):
     def planes(self) -> tuple[Plane, ...]:
         width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
         return (
-            Plane("codes", "|u1", (width,), coder="literal", axes=("byte",)),
+            Plane("codes", "|u1", (width,), coder="literal", effort=self._pack, axes=("byte",)),
             Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
         )
 

@@ -59,12 +59,17 @@ class Profile(Method):
         self.codec = codecs.build(self.profile, kind.version, taps, channels, self.parameters, calibration)
 
     def encode(self, rows: Rows) -> tuple[int, Any]:
-        encoded = [self.codec.complete(self.codec.encode(row).planes) for row in rows]
-        self.shards = {}
-        for plane in self.codec.planes:
-            block = _padded([row[plane.name] for row in encoded])
-            self.shards[plane.name] = layout.render_shard(plane, Layout(), block)
-        return sum(map(len, self.shards.values())), encoded
+        encoded = [self.codec.encode(row).planes for row in rows]
+        frames = -(-sum(map(len, rows)) // CHUNK) * CHUNK
+        self.shards = {
+            plane.name: (
+                layout.render_shard(plane, Layout(), _padded([self.codec.complete(row)[plane.name] for row in encoded]))
+                if any(plane.name in row for row in encoded)
+                else layout.render_zeros(plane, Layout(), frames)
+            )
+            for plane in self.codec.planes
+        }
+        return sum(map(len, self.shards.values())), [self.codec.complete(row) for row in encoded]
 
     def decode(self, encoded: Any) -> list[np.ndarray]:
         out = []

@@ -24,8 +24,11 @@ from featcache.codec.device import Decoder
 from featcache.codec.residual import BOUND, Residual
 from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, UsageError
+from featcache.plan import make_plan
 from featcache.spec import Layout
-from tests.helpers import make_cache
+from featcache.storage import LocalStorage
+from featcache.writer import SegmentWriter
+from tests.helpers import make_cache, make_spec
 
 TAPS, CHANNELS = 3, 20
 FINITE = st.one_of(
@@ -198,6 +201,9 @@ def test_literal_frames_are_smaller_than_those_of_any_level_and_any_zstd_reads_t
     packed = literal.compress(frames)
     assert len(packed) < min(len(Zstd(level=level, checksum=True).encode(frames)) for level in range(1, 20))
     assert Zstd().decode(packed) == frames.tobytes()
+    quick = literal.compress(frames, "fast")
+    assert len(packed) < len(quick) < len(Zstd(level=1, checksum=True).encode(frames))
+    assert Zstd().decode(quick) == frames.tobytes()
     flipped = bytearray(packed)
     flipped[len(packed) // 2] ^= 1
     with pytest.raises(RuntimeError):
@@ -212,6 +218,7 @@ def test_literal_frames_are_smaller_than_those_of_any_level_and_any_zstd_reads_t
         {"bits": "2"},
         {"bits": 1, "step": 1},
         {"rate": 1},
+        {"pack": "tight"},
         {"level": 3},
     ],
 )
@@ -224,6 +231,9 @@ def test_profiles_as_users_write_them() -> None:
     assert codecs.parse_profile("fp16") == ("fp16", {})
     assert codecs.parse_profile("residual") == ("residual", {})
     assert codecs.parse_profile("residual:1.5") == ("residual", {"bits": 1.5})
+    quick = codecs.parse_profile("residual:1.5,pack=fast")
+    assert quick == ("residual", {"bits": 1.5, "pack": "fast"})
+    assert codecs.parse_profile(codecs.format_profile(*quick)) == quick
     assert codecs.parse_profile("residual:1.5bit") == ("residual", {"bits": 1.5})
     assert codecs.parse_profile("residual:nmse=0.05") == ("residual", {"nmse": 0.05})
     assert codecs.parse_profile("blosc:step=0.5") == codecs.parse_profile("blosc:0.5") == ("blosc", {"step": 0.5})
@@ -458,6 +468,33 @@ def test_golden_bytes_of_version_2() -> None:
     planes = codec.complete(codec.encode(row).planes)
     assert {name: sha256(np.ascontiguousarray(p).tobytes()) for name, p in planes.items()} == GOLDEN_PLANES
     assert sha256(decode(codec, [row]).tobytes()) == GOLDEN_VALUES
+
+
+def test_a_fast_packing_takes_the_rate_that_was_asked_for_at_a_larger_error() -> None:
+    rows, others = ([speech_like(320, seed, 4, 64) for seed in span] for span in (range(8), (8, 9)))
+    errors = {}
+    for pack in ("small", "fast"):
+        codec = build({"bits": 1.5, "pack": pack}, rows)
+        shard = layout.render_shard(
+            codec.planes[0], Layout(), np.concatenate([codec.encode(row).planes["codes"] for row in others])
+        )
+        assert 8 * len(shard) / (640 * 4 * 64) < 1.5
+        errors[pack] = np.square(
+            (np.concatenate(others) - decode(codec, others)) / codec.calibration["deviation"]
+        ).mean()
+    assert errors["small"] < errors["fast"] < 1.5 * errors["small"]
+
+
+def test_a_sparse_plane_that_nothing_was_put_into_is_one_of_zeros() -> None:
+    codec = build({"bits": 2}, [speech_like(300, seed) for seed in range(4)])
+    spec = make_spec(TAPS, CHANNELS, codec.calibration, "residual")
+    plan = make_plan(["a"], [16_000], spec, codec.bytes_per_frame)
+    writer = SegmentWriter(LocalStorage(Path()), spec, codec, "segments/000000", plan)
+    block = writer.new_block()
+    writer.put(block, codec.encode(speech_like(20, 9)).planes, 0)
+    assert list(block) == ["codes"]
+    whole = {plane.name: np.zeros((plan.shard_frames, *plane.frame_shape), plane.dtype) for plane in codec.planes}
+    assert writer.render(block, 0) == writer.render({**whole, **block}, 0)
 
 
 GOLDEN_PLANES = {
