@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from featcache.audio import load as load_audio
+from featcache.codec import parse_profile
 from featcache.errors import UsageError
 from featcache.index import id_hash
 from featcache.inspect import info
@@ -113,7 +114,8 @@ def choose(manifest: Path, seconds: float) -> list[Row]:
 
 
 def _job(folder: Path, name: str, upstream: Upstream, profile: str) -> Job:
-    request = Request(upstream=upstream.config, profile=profile, calibration_seconds=60)
+    kind, parameters = parse_profile(profile)
+    request = Request(upstream=upstream.config, profile=kind, parameters=parameters, calibration_seconds=60)
     job = Job(folder / "manifest.jsonl", folder / name, request, upstream.device.type)
     job.use(upstream)
     return job
