@@ -116,6 +116,10 @@ def extract_command(
         str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares of the shards.", show_default=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and change nothing.")] = False,
+    profile_trace: Annotated[
+        Path | None,
+        typer.Option(help="Trace the work into this .json, and print where the time went.", show_default=False),
+    ] = None,
 ) -> None:
     """Compute what the cache lacks of the manifest. Goes on where an earlier run stopped."""
     from featcache.cli_views import note, print_info, print_outlook
@@ -127,6 +131,10 @@ def extract_command(
 
     request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
     share = Part.parse(part) if part is not None else None
+    if profile_trace is not None and (workers is not None or scheduler is not None):
+        raise UsageError(
+            "--profile-trace shows one process: leave out --workers and --scheduler, or look at the cluster's dashboard"
+        )
     if dry_run:
         job = Job(manifest, cache, request, choose_device(device), limit)
         if not job.exists:
@@ -140,6 +148,7 @@ def extract_command(
         with connect(workers, scheduler) as client:
             if client is None:
                 job = Job(manifest, cache, request, choose_device(device), limit)
+                job.trace = profile_trace
             else:
                 note(f"dashboard of the cluster: {client.dashboard_link}")
                 job = ClusterJob(manifest, cache, request, client, device, limit)

@@ -26,6 +26,7 @@ from featcache.memory import REMEDY, ran_out
 from featcache.plan import SAMPLE_RATE, Plan
 from featcache.reading import Pcm, load_window
 from featcache.shards import finish, leased
+from featcache.spans import Spans
 from featcache.upstreams import Upstream
 from featcache.writer import SegmentWriter
 
@@ -128,6 +129,7 @@ def run_shards(
     shards: Sequence[int],
     on_progress: Callable[[float, int], None] = lambda seconds, written: None,
     strict: bool = False,
+    spans: Spans | None = None,
 ) -> Done:
     """Compute and record these shards of a segment; returns when all are recorded, by us or by others.
 
@@ -135,6 +137,7 @@ def run_shards(
         rows: the manifest's rows, one for each utterance of the plan.
         on_progress: called with the seconds of audio computed and the bytes written since the last call.
         strict: stop at the first row that cannot be used.
+        spans: gets what the stages did, and when; made by the calling thread.
 
     Raises:
         JobError: no space, lost lease, out of memory, or a row that cannot be used and `strict`.
@@ -142,6 +145,7 @@ def run_shards(
     plan = writer.plan
     done = Done()
     pipe = _Pipe()
+    spans = spans or Spans(enabled=False)
     leases = Leases(writer.storage)
     loaded: queue.Queue[_Read | None] = queue.Queue(QUEUED_BATCHES)
     computed: queue.Queue[_Computed | None] = queue.Queue(QUEUED_BATCHES)
@@ -153,9 +157,10 @@ def run_shards(
                 if not batches:
                     pipe.put(loaded, _Read(shard, [], [], True))
                 for number, batch in enumerate(batches):
-                    audio = list(
-                        pool.map(lambda r: load_window(rows[int(plan.utterance[r])], manifest, plan, r), batch)
-                    )
+                    with spans.span("read"):
+                        audio = list(
+                            pool.map(lambda r: load_window(rows[int(plan.utterance[r])], manifest, plan, r), batch)
+                        )
                     pipe.put(loaded, _Read(shard, batch, audio, number + 1 == len(batches)))
         pipe.put(loaded, None)
 
@@ -169,10 +174,12 @@ def run_shards(
                     if plan.frames[row] <= 0:
                         state.leave_out(plan, row, _why_no_frames(rows[int(plan.utterance[row])], manifest, plan, row))
                 block = writer.new_block()
-            _encode(writer, batch, block, state, strict)
+            with spans.span("encode"):
+                _encode(writer, batch, block, state, strict)
             on_progress(sum(int(plan.stop[r] - plan.start[r]) for r in batch.rows) / SAMPLE_RATE, 0)
             if batch.last:
-                written = _finish(writer, leases, block, state, strict)
+                with spans.span("write"):
+                    written = _finish(writer, leases, block, state, strict)
                 on_progress(0.0, written)
                 done.shards += 1
                 done.bytes += written
@@ -186,20 +193,24 @@ def run_shards(
             threads.append(pipe.run(stage))
         with upstream.overlapping() as begin:
             begun: deque[tuple[_Read, Callable[[], list[np.ndarray]]]] = deque()
-            for item in pipe.get(loaded):
-                with _memory_explained(plan):
+            for item in spans.each("wait for audio", pipe.get(loaded)):
+                with _memory_explained(plan), spans.span("forward"):
                     begun.append((item, begin([pcm.samples for pcm in item.audio if pcm.samples is not None])))
                 # The last batch of a shard waits for none: the next shard may be another process's, which may
                 # be waiting for ours.
                 while begun and (item.last or len(begun) >= BEGUN_BATCHES):
-                    pipe.put(computed, _ended(plan, *begun.popleft()))
+                    with spans.span("forward"):
+                        ended = _ended(plan, *begun.popleft())
+                    with spans.span("wait for the writer"):
+                        pipe.put(computed, ended)
         pipe.put(computed, None)
     except BaseException as error:
         pipe.fail(error)
     finally:
         try:
-            for thread in threads:
-                thread.join()
+            with spans.span("wait for the writer"):
+                for thread in threads:
+                    thread.join()
         finally:
             leases.close()
     if pipe.error is not None:

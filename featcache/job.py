@@ -26,6 +26,7 @@ from featcache.plan import Part, Plan, ProfileSize, make_plan, predicted_bytes, 
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.segment import Segment
+from featcache.spans import tracing
 from featcache.spec import CacheSpec, Layout
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache, read_spec
@@ -88,6 +89,8 @@ class Job:
         self.request = request
         self.device = device
         self.limit = limit
+        # Where a trace of the shards goes, if one is wanted.
+        self.trace: Path | None = None
         self._upstream: Upstream | None = None
 
     # The steps
@@ -299,8 +302,10 @@ class Job:
         total = float((self.plan.stop - self.plan.start).sum()) / 16_000
         todo = sum(self._shard_seconds(shard) for shard in left)
         upstream = self.upstream
-        with AudioProgress("extracting", total, total - todo) as progress:
-            done = run_shards(self.writer, self.new_rows, self.manifest, upstream, left, progress.advance, strict)
+        with tracing(self.trace) as spans, AudioProgress("extracting", total, total - todo) as progress:
+            done = run_shards(
+                self.writer, self.new_rows, self.manifest, upstream, left, progress.advance, strict, spans
+            )
             rate = progress.realtime
         if done.shards:
             self._save_rate(rate)

@@ -53,6 +53,10 @@ def train(
     restart: Restart = False,
     limit: Limit = 0,
     runs: Runs = Path("runs"),
+    profile_trace: Annotated[
+        Path | None,
+        typer.Option(help="Trace some steps into this .json, and print where their time went.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a head, evaluate it on test once, print its scores and, last, its folder.
 
@@ -67,7 +71,7 @@ def train(
     wanted = recipes.read(recipe, set_ or ())
     if limit:
         wanted = wanted.limited(limit)
-    run = fit(wanted, runs=runs, mode="resume" if resume else "restart" if restart else "auto")
+    run = fit(wanted, runs=runs, mode="resume" if resume else "restart" if restart else "auto", trace=profile_trace)
     if os.environ.get("RANK", "0") == "0":
         _print_metrics(run.metrics())
         print(run.path)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from fusion.labels import Split
 
@@ -223,8 +224,10 @@ class Loader:
 
     def _decode(self, slot: Slot, future: Future[Encoded] | None) -> Batch:
         began, positions = time.perf_counter(), slot.positions
-        encoded = self._read(positions) if future is None else future.result()
-        features, lengths = self.cache.decode(encoded, device=self.device)
+        with record_function("read"):
+            encoded = self._read(positions) if future is None else future.result()
+        with record_function("decode"):
+            features, lengths = self.cache.decode(encoded, device=self.device)
         frames = int(self.split.frames[positions].sum())
         self.watch.waited += time.perf_counter() - began
         self.watch.frames += frames

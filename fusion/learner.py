@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.profiler import record_function
 
 from featcache.errors import JobError, MismatchError, UsageError
 from fusion import checkpoint, head, labels, modules, optimiser, tasks
@@ -184,13 +185,16 @@ class Learner:
         torch.manual_seed(self._seed(step))
         optimiser.set_rate(self.optimiser, optimiser.rate(settings, step))
         self.optimiser.zero_grad(set_to_none=True)
-        with autocast(settings.precision, self.here.device):
-            logits, lengths = self.model(features, batch.lengths)
-        loss = self.task.loss(logits, lengths, self.splits["train"].targets_of(batch.slot.positions))
-        loss.backward()
-        if settings.clip:
-            torch.nn.utils.clip_grad_norm_(self.head.parameters(), settings.clip)
-        self.optimiser.step()
+        with record_function("forward"):
+            with autocast(settings.precision, self.here.device):
+                logits, lengths = self.model(features, batch.lengths)
+            loss = self.task.loss(logits, lengths, self.splits["train"].targets_of(batch.slot.positions))
+        with record_function("backward"):
+            loss.backward()
+        with record_function("update"):
+            if settings.clip:
+                torch.nn.utils.clip_grad_norm_(self.head.parameters(), settings.clip)
+            self.optimiser.step()
         self._loss_sum += loss.detach()
         self._loss_steps += 1
         self.state = replace(self.state, step=step, epoch=batch.slot.epoch, step_of_epoch=batch.slot.step + 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from torch import Tensor
+from torch.profiler import record_function
 
 from featcache.errors import JobError
 from fusion.data import Batch, Loader, Sampler, Stopwatch, pick_taps, union_of_taps
@@ -50,10 +51,20 @@ def streams(learners: Iterable[Learner]) -> list[list[Learner]]:
 
 
 class Stream:
-    """Trains the learners of one stream together; those that are ahead wait for the others to catch up."""
+    """Trains the learners of one stream together; those that are ahead wait for the others to catch up.
 
-    def __init__(self, learners: Sequence[Learner], here: World, console: Console) -> None:
-        self.learners, self.here, self.console = learners, here, console
+    Args:
+        on_step: called after every step.
+    """
+
+    def __init__(
+        self,
+        learners: Sequence[Learner],
+        here: World,
+        console: Console,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.learners, self.here, self.console, self.on_step = learners, here, console, on_step
         first = learners[0]
         self.cache: Cache = first.cache
         self.batch_seconds = first.recipe.train.batch_seconds
@@ -100,10 +111,11 @@ class Stream:
                 clock = now
                 looking = [learner for learner in active if learner.due()]
                 if looking:
-                    with loader.watch.paused():
+                    with loader.watch.paused(), record_function("look at dev"):
                         self._look(looking, loader.watch, progress)
                 if looking or progress.due():
                     progress.update(step, self._line(active, loader.watch))
+                self.on_step()
                 if not any(learner.running for learner in learners):
                     break
                 if (self.here.size == 1 or step % STOP_EVERY == 0) and self.here.any(stop.is_set()):
@@ -133,7 +145,8 @@ class Stream:
                 features = pick_taps(batch.features, self.taps, learner.spec.taps)
                 if features is batch.features and learner.masks and len(active) > 1:
                     features = features.clone()  # masked in place, and others read the batch
-                views[learner.view] = learner.mask(features, batch.lengths)
+                with record_function("mask"):
+                    views[learner.view] = learner.mask(features, batch.lengths)
             learner.step(batch, views[learner.view])
 
     def _look(self, looking: Sequence[Learner], watch: Stopwatch, progress: TrainingProgress) -> None:

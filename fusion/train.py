@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from fusion.learner import Learner, Moments
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
 from fusion.stream import Interrupted, Stream, streams
+from fusion.trace import Tracer
 
 if TYPE_CHECKING:
     from featcache.store import Cache
@@ -37,6 +39,7 @@ def fit(
     mode: str = "auto",
     console: Console | None = None,
     make: Callable[..., Learner] = Learner,
+    trace: Path | None = None,
 ) -> Run:
     """Train a head as a recipe says, evaluate the best checkpoint on test once, and return the run.
 
@@ -45,13 +48,14 @@ def fit(
         mode: `auto` goes on with an unfinished run of the same recipe and leaves a finished one alone;
             `resume` wants one that was begun; `restart` throws away what is there.
         make: makes the learner; takes the arguments of `Learner`.
+        trace: write a trace of some steps there, and print where their time went (`fusion.trace`).
 
     Raises:
         UsageError: the recipe does not fit the cache, or another recipe made the run that is there.
         Interrupted: a signal came; the state is saved.
         JobError: the loss is not finite, or the disk is full.
     """
-    [run] = fit_together([recipe], runs=runs, mode=mode, console=console, make=make)
+    [run] = fit_together([recipe], runs=runs, mode=mode, console=console, make=make, trace=trace)
     return run
 
 
@@ -62,6 +66,7 @@ def fit_together(
     mode: str = "auto",
     console: Console | None = None,
     make: Callable[..., Learner] = Learner,
+    trace: Path | None = None,
 ) -> list[Run]:
     """Train a head a recipe, in as few passes over the caches as give each what it would get alone.
 
@@ -70,6 +75,7 @@ def fit_together(
 
     Args:
         runs, mode, make: as for `fit`, for every recipe.
+        trace: as for `fit`, of the first pass.
 
     Raises:
         UsageError: as for `fit`; or two recipes have one name, or want different devices or threads.
@@ -107,8 +113,11 @@ def fit_together(
                 learner.files.clear()
         here.barrier()
         for together in streams(learners):
-            stream = Stream(together, here, console)
-            stream.run()
+            tracer = Tracer(trace, console.print) if trace is not None and here.first else None
+            trace = None
+            stream = Stream(together, here, console, tracer or (lambda: None))
+            with tracer or nullcontext():
+                stream.run()
             finished |= {run.recipe.name: run for run in stream.finish() if run is not None}
     failures = [learner.failure for learner in learners if learner.failure is not None]
     if failures:

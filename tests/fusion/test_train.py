@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -258,3 +259,17 @@ def test_the_learning_rate_rises_and_falls() -> None:
     linear = settings.model_copy(update={"decay": "linear"})
     assert optimiser.rate(linear, 55) == pytest.approx(0.55)
     assert optimiser.rate(settings.model_copy(update={"decay": "none", "warmup": 0}), 70) == 1.0
+
+
+def test_a_trace_says_where_the_time_of_steps_went(tmp_path: Path) -> None:
+    made = recipe.parse(toy_recipe(toy_cache(tmp_path / "cache"), 40, "linear"), ["train.workers=1"])
+    log = io.StringIO()
+    training.fit(made, runs=tmp_path, console=Console(file=log), trace=tmp_path / "t" / "trace.json")
+    said = log.getvalue()
+    shares = [float(line.split()[-2]) for line in said.split("20 steps")[1].splitlines() if line.strip().endswith("%")]
+    assert shares.pop() == 100 and sum(shares) == pytest.approx(100, abs=0.5)
+    names = {event["name"] for event in json.loads((tmp_path / "t" / "trace.json").read_text())["traceEvents"]}
+    assert {"read", "decode", "forward", "backward", "update"} <= names
+    short = recipe.parse(toy_recipe(tmp_path / "cache", 4, "linear"), ["train.workers=1", "name=short"])
+    training.fit(short, runs=tmp_path, console=Console(file=log), trace=tmp_path / "none.json")
+    assert "no trace: a run needs more than 10 steps" in log.getvalue() and not (tmp_path / "none.json").exists()
