@@ -19,9 +19,13 @@ def machine() -> str:
 
 
 def started(pid: int) -> str:
-    """When a process of this machine started, in the kernel's words; "none" if there is no such process."""
+    """When a process of this machine started, in the kernel's words; "none" if there is no such process.
+
+    One that has ended and that its parent has not asked about yet (a zombie, common in containers) is none.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "none" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return "none" if Path("/proc/self").exists() else "unknown"
 

@@ -12,6 +12,7 @@ import pytest
 
 from featcache.errors import JobError
 from featcache.lease import Lease, Leases, clear_dead
+from featcache.process import machine, may_run, started
 from featcache.storage import LocalStorage
 
 
@@ -99,3 +100,15 @@ def test_only_dead_leases_are_cleared(tmp_path: Path) -> None:
     clear_dead(storage, "leases")
     assert list(storage.list_keys()) == ["leases/mine", "leases/other"]
     leases.close()
+
+
+def test_a_killed_process_is_dead_before_its_parent_has_asked() -> None:
+    sleeping = subprocess.Popen(["sleep", "60"])
+    since = started(sleeping.pid)
+    assert may_run(machine(), sleeping.pid, since)
+    sleeping.kill()
+    until = time.monotonic() + 10
+    while may_run(machine(), sleeping.pid, since) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not may_run(machine(), sleeping.pid, since)
+    assert sleeping.wait() == -9
