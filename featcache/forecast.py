@@ -52,20 +52,7 @@ def bits_per_value(codec: codecs.Codec, arrangement: Layout, rows: Sequence[np.n
 
 def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arrays]) -> float:
     frames = sum(len(row[codec.planes[0].name]) for row in encoded)
-    padded = -(-frames // arrangement.chunk_frames) * arrangement.chunk_frames
-    size = 0
-    for plane in codec.planes:
-        if not any(plane.name in row for row in encoded):
-            size += len(layout.render_zeros(plane, arrangement, padded))
-            continue
-        block = np.zeros((padded, *plane.frame_shape), plane.dtype)
-        at = 0
-        for row in encoded:
-            length = len(row[codec.planes[0].name])
-            if plane.name in row:
-                block[at : at + length] = row[plane.name]
-            at += length
-        size += len(layout.render_shard(plane, arrangement, block))
+    size = sum(map(len, layout.render_rows(codec, arrangement, encoded).values()))
     return 8 * size / (frames * codec.taps * codec.channels)
 
 

@@ -103,6 +103,25 @@ def render_zeros(plane: Plane, layout: Layout, frames: int) -> bytes:
     return render_shard(plane, layout, np.zeros((frames, *plane.frame_shape), plane.dtype))
 
 
+def render_rows(codec: Codec, layout: Layout, rows: Sequence[Arrays]) -> Files:
+    """One shard of encoded rows, padded to whole chunks: its bytes by plane."""
+    frames = sum(len(row[codec.planes[0].name]) for row in rows)
+    padded = -(-frames // layout.chunk_frames) * layout.chunk_frames
+    files: Files = {}
+    for plane in codec.planes:
+        if not any(plane.name in row for row in rows):
+            files[plane.name] = render_zeros(plane, layout, padded)
+            continue
+        block = np.zeros((padded, *plane.frame_shape), plane.dtype)
+        at = 0
+        for row in rows:
+            if plane.name in row:
+                block[at : at + len(row[plane.name])] = row[plane.name]
+            at += len(row[codec.planes[0].name])
+        files[plane.name] = render_shard(plane, layout, block)
+    return files
+
+
 def render_columns(folder: str, columns: Mapping[str, np.ndarray]) -> Files:
     """One-dimensional (or narrow) arrays below a group."""
     files = _group(folder, {})
@@ -215,6 +234,7 @@ __all__ = [
     "render_columns",
     "render_root",
     "render_segment",
+    "render_rows",
     "render_shard",
     "render_zeros",
     "segment_name",

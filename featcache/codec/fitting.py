@@ -136,7 +136,7 @@ def fit_step(
     deviation: np.ndarray,
     predictor: Arrays,
     step: float,
-    pack: str = "small",
+    pack: str,
 ) -> Fitted:
     """Everything but the predictor and the choice of the step, `step` deviations in every tap and channel."""
     from featcache.codec import kernels

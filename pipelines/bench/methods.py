@@ -60,15 +60,7 @@ class Profile(Method):
 
     def encode(self, rows: Rows) -> tuple[int, Any]:
         encoded = [self.codec.encode(row).planes for row in rows]
-        frames = -(-sum(map(len, rows)) // CHUNK) * CHUNK
-        self.shards = {
-            plane.name: (
-                layout.render_shard(plane, Layout(), _padded([self.codec.complete(row)[plane.name] for row in encoded]))
-                if any(plane.name in row for row in encoded)
-                else layout.render_zeros(plane, Layout(), frames)
-            )
-            for plane in self.codec.planes
-        }
+        self.shards = layout.render_rows(self.codec, Layout(), encoded)
         return sum(map(len, self.shards.values())), [self.codec.complete(row) for row in encoded]
 
     def decode(self, encoded: Any) -> list[np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from featcache import codec as codecs
-from featcache.codec import Fits
 from featcache.forecast import PROFILES, bits_per_value, forecast
 from featcache.plan import make_plan, predicted_bytes, profile_sizes
 from featcache.spec import Forecast, Layout
@@ -17,7 +16,7 @@ OTHERS = [speech_like(300, seed, 4, 64) for seed in range(100, 108)]
 
 
 def test_forecasts_hold_on_other_rows() -> None:
-    found = forecast(Fits(ROWS), Layout())
+    found = forecast(codecs.Fits(ROWS), Layout())
     assert tuple(found) == PROFILES
     for text, guess in found.items():
         name, parameters = codecs.parse_profile(text)
@@ -27,12 +26,12 @@ def test_forecasts_hold_on_other_rows() -> None:
     errors = [guess.nmse for guess in found.values()]
     # Listed from the finest to the coarsest.
     assert errors == sorted(errors) and errors[-1] < 0.5
-    assert forecast(Fits([row.copy() for row in ROWS]), Layout()) == found
+    assert forecast(codecs.Fits([row.copy() for row in ROWS]), Layout()) == found
 
 
 def test_rows_that_say_nothing_are_forecast_too() -> None:
     constant = [np.full((5, 2, 3), 7, np.float32)]
-    for guess in forecast(Fits(constant), Layout()).values():
+    for guess in forecast(codecs.Fits(constant), Layout()).values():
         assert guess.bits_per_value > 0 and guess.nmse == 0
 
 
