@@ -196,7 +196,9 @@ def test_a_server_killed_in_a_push_and_started_again_ends_with_the_whole_cache(
     server = Rclone(folder, server.port)
     try:
         done = run_cli("push", sealed, "s3://lab/demo", "--endpoint-url", server.endpoint)
-        assert done.status == 0 and contents(stored) == contents(sealed), done.err
+        assert done.status == 0, done.err
+        # What the killed server itself was half through is a file of its own beside the objects.
+        assert {key: data for key, data in contents(stored).items() if ".rclone_temp_" not in key} == contents(sealed)
         done = run_cli("pull", "s3://lab/demo", tmp_path / "copy", "--endpoint-url", server.endpoint)
         assert done.status == 0 and contents(tmp_path / "copy") == contents(sealed), done.err
     finally:
