@@ -95,29 +95,31 @@ def _batches(rows: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     return [batch for batch in out if batch]
 
 
-def predictor(stats: Statistics, step: float) -> Arrays:
-    """Weights for reconstructions in steps of `step` deviations, as the calibration holds them.
+def predictor(stats: Statistics, steps: np.ndarray) -> Arrays:
+    """Weights for reconstructions in steps of so many deviations, `(taps,)`, as the calibration holds them.
 
     `own` int16 `(taps, channels)` in `2 ** -WEIGHT_BITS`; `mixing` int8 `(taps, 3 * channels, channels)`, of tap 0
     all zero, `mixing_shift` int8 `(taps, channels)`, by which the product is shifted to units; `input_shift`
     int8 `(1,)`, of `kernels.regressors`.
     """
     taps, channels = stats.lag.shape
-    noise = stats.frames * (NOISE * step**2 + 1e-3) + PRIOR * 3 * channels
+    noise = stats.frames * (NOISE * steps**2 + 1e-3) + PRIOR * 3 * channels
     own = np.zeros((taps, channels))
     mixing = np.zeros((taps, 3 * channels, channels))
-    own[0] = stats.lag[0] / (stats.power[0] + noise)
+    own[0] = stats.lag[0] / (stats.power[0] + noise[0])
     for tap in range(1, taps):
         gram = stats.gram[tap - 1].copy()
-        gram.flat[:: len(gram) + 1] += noise
+        gram.flat[:: len(gram) + 1] += noise[tap - 1]
         now, past = stats.now[tap - 1], stats.past[tap - 1]
         solved = np.linalg.solve(gram, np.concatenate([now, past], axis=1))
         by_now, by_past = solved[:, :channels], solved[:, channels:]
         # What is left of a tap and of its past when both are predicted from the tap below.
-        rest = stats.power[tap] + noise - (past * by_past).sum(axis=0)
-        own[tap] = (stats.lag[tap] - (past * by_now).sum(axis=0)) / np.maximum(rest, noise)
-        mixing[tap] = by_now - by_past * own[tap]
-    units = 127.0 * step / (REACH * UNIT)
+        rest = stats.power[tap] + noise[tap] - (past * by_past).sum(axis=0)
+        own[tap] = (stats.lag[tap] - (past * by_now).sum(axis=0)) / np.maximum(rest, noise[tap])
+        # From steps of the tap below to steps of this one.
+        mixing[tap] = (by_now - by_past * own[tap]) * (steps[tap - 1] / steps[tap])
+    # The last tap predicts no other.
+    units = 127.0 * steps[: max(taps - 1, 1)].min() / (REACH * UNIT)
     input_shift = int(np.clip(np.ceil(-np.log2(units)), 0, 8))
     largest = np.maximum(np.abs(mixing).max(axis=1), 2.0**-14)
     power = np.clip(np.floor(np.log2(127 / largest)), input_shift, 14).astype(np.int8)

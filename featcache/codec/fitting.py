@@ -51,8 +51,8 @@ class Fitter:
         self._mean, self._deviation = moments(rows)
         learnt, self._held_out = split(rows)
         self._statistics = fit_mixing.statistics(learnt, self._mean, self._deviation)
-        self._predictors: dict[int, Arrays] = {}
-        self._fitted: dict[tuple[float, str], Fitted] = {}
+        self._predictors: dict[tuple[int, float], Arrays] = {}
+        self._fitted: dict[tuple[float, str, float], Fitted] = {}
 
     def fit(self, asked: Asked) -> Arrays:
         """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
@@ -62,29 +62,37 @@ class Fitter:
         """
         target, value = asked.target, asked.value
         if target == "step":
-            return self._at(value, asked.pack).arrays
+            return self._at(value, asked).arrays
 
         def measure(step: float) -> float:
-            fitted = self._at(step, asked.pack)
+            fitted = self._at(step, asked)
             return fitted.bits if target == "bits" else float(fitted.nmse.max())
 
         goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
         frames = sum(map(len, self._held_out))
         step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, frames)
-        return self._at(step, asked.pack).arrays
+        return self._at(step, asked).arrays
 
-    def _at(self, step: float, pack: str) -> Fitted:
-        if (step, pack) not in self._fitted:
-            predictor = self._predictor(round(2 * math.log2(step)))
-            fitted = fit_step(self._held_out, self._mean, self._deviation, predictor, step, pack)
-            self._fitted[step, pack] = fitted
-        return self._fitted[step, pack]
+    def _at(self, step: float, asked: Asked) -> Fitted:
+        key = (step, asked.pack, asked.last)
+        if key not in self._fitted:
+            predictor = self._predictor(round(2 * math.log2(step)), asked.last)
+            steps = self._steps(step, asked.last)
+            self._fitted[key] = fit_step(self._held_out, self._mean, self._deviation, predictor, steps, asked.pack)
+        return self._fitted[key]
 
-    def _predictor(self, halves: int) -> Arrays:
+    def _predictor(self, halves: int, last: float) -> Arrays:
         """Its equations are large, and it changes little with the step: one for each half of a power of two."""
-        if halves not in self._predictors:
-            self._predictors[halves] = fit_mixing.predictor(self._statistics, 2.0 ** (halves / 2))
-        return self._predictors[halves]
+        if (halves, last) not in self._predictors:
+            steps = self._steps(2.0 ** (halves / 2), last)
+            self._predictors[halves, last] = fit_mixing.predictor(self._statistics, steps)
+        return self._predictors[halves, last]
+
+    def _steps(self, step: float, last: float) -> np.ndarray:
+        """Of each tap, in deviations. Where there is but one, it is no finer than asked."""
+        steps = np.full(len(self._mean), step)
+        steps[1:][-1:] /= last
+        return steps
 
 
 def split(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -97,9 +105,9 @@ def split(rows: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray
     return _some(learnt, FIT_FRAMES), _some(usable[::stride], SEARCH_FRAMES)
 
 
-def dead_zone(step: float) -> float:
+def dead_zone(steps: np.ndarray) -> np.ndarray:
     """How much less than half a step of a residual still rounds up, in steps; measured to be best at equal size."""
-    return float(np.interp(step, (0.25, 0.5, 1.0, 1.5, 2.0), (0.04, 0.10, 0.18, 0.25, 0.30)))
+    return np.interp(steps, (0.25, 0.5, 1.0, 1.5, 2.0), (0.04, 0.10, 0.18, 0.25, 0.30))
 
 
 def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,10 +143,10 @@ def fit_step(
     mean: np.ndarray,
     deviation: np.ndarray,
     predictor: Arrays,
-    step: float,
+    steps: np.ndarray,
     pack: str,
 ) -> Fitted:
-    """Everything but the predictor and the choice of the step, `step` deviations in every tap and channel."""
+    """Everything but the predictor and the choice of the steps: `(taps,)`, in deviations."""
     from featcache.codec import kernels
     from featcache.codec.prediction import Coding
 
@@ -146,8 +154,8 @@ def fit_step(
     arrays: Arrays = {
         "mean": np.ascontiguousarray(mean, np.float32),
         "deviation": np.ascontiguousarray(deviation, np.float32),
-        "step": np.ascontiguousarray(deviation * step, np.float32),
-        "rounding": np.full((taps, channels), round((0.5 - dead_zone(step)) * arithmetic.UNIT), np.int16),
+        "step": np.ascontiguousarray(deviation * steps[:, None], np.float32),
+        "rounding": np.tile(np.rint((0.5 - dead_zone(steps)) * arithmetic.UNIT).astype(np.int16)[:, None], channels),
         "centroid": np.zeros((taps, channels), np.int16),
         **predictor,
     }

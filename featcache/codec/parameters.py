@@ -12,18 +12,25 @@ from featcache.errors import UsageError
 
 TARGETS = ("bits", "nmse", "step")
 PACK = "pack"
+LAST = "last"
 DEFAULT_BITS = 2.0
+# Heads read the last tap most (docs/decisions/0014-bits-where-heads-read.md). An error that is asked for is that of
+# every tap.
+DEFAULT_LAST = {"bits": 2.0, "nmse": 1.0, "step": 1.0}
+LAST_RANGE = (1.0, 8.0)
 # Of zstd, for planes that are almost empty.
 DEFAULT_LEVEL = 1
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a profile is fitted for: `value` of `target`, and with how much effort codes are packed."""
+    """What a profile is fitted for: `value` of `target`, with how much effort codes are packed, and how many times
+    finer than the others the last tap's steps are."""
 
     target: str = "bits"
     value: float = DEFAULT_BITS
     pack: str = "small"
+    last: float = DEFAULT_LAST["bits"]
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -58,10 +65,10 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     Raises:
         UsageError: one is unknown or out of its range, or two exclude one another.
     """
-    unknown = sorted(set(parameters) - {*TARGETS, PACK})
+    unknown = sorted(set(parameters) - {*TARGETS, PACK, LAST})
     if unknown:
         raise UsageError(
-            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)} or {PACK}"
+            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, {PACK} or {LAST}"
         )
     pack = parameters.get(PACK, Asked.pack)
     if pack not in EFFORTS:
@@ -73,4 +80,7 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     value = parameters.get(target, DEFAULT_BITS)
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise UsageError(f"profile residual: {target} = {value!r} is not a positive number")
-    return Asked(target, float(value), pack)
+    last = parameters.get(LAST, DEFAULT_LAST[target])
+    if not isinstance(last, (int, float)) or not LAST_RANGE[0] <= last <= LAST_RANGE[1]:
+        raise UsageError(f"profile residual: {LAST} = {last!r} is not from {LAST_RANGE[0]:g} to {LAST_RANGE[1]:g}")
+    return Asked(target, float(value), pack, float(last))
