@@ -90,6 +90,9 @@ def rate(
     caches: Annotated[Path, typer.Option(help="Folder of the recoded caches.")] = Path("caches/rate"),
     runs: Runs = Path("runs"),
     overrides: Overrides = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Train on the reference only, and let its heads read dev of the others.")
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="Draw the losses by rate: a .png, .svg or .pdf.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -107,6 +110,7 @@ def rate(
         caches=caches,
         runs=runs,
         overrides=overrides or [],
+        frozen=frozen,
         console=messages,
     )
     if plot:

@@ -1,7 +1,8 @@
 """What a rate costs a task: the same recipes trained from one cache in several profiles.
 
-Every other profile is recoded from the reference cache, so that nothing but the codec differs. A measure's
-loss is its paired difference from the reference, seeds pooled (the mean over seeds of the measure, on the same
+Every other profile is recoded from the reference cache, so that nothing but the codec differs. With `frozen`
+nothing is trained from the others: the heads of the reference read them, on dev. That has none of the noise of
+training, and tells one codec from another where a training run cannot. A measure's loss is its paired difference from the reference, seeds pooled (the mean over seeds of the measure, on the same
 resampled utterances for both), as a share of the reference's value, with a sign that makes more worse.
 """
 
@@ -22,6 +23,7 @@ from featcache.progress import AudioProgress
 from featcache.recode import recode
 from featcache.store import Cache
 from fusion import intervals
+from fusion.run import Run
 from fusion.tasks import Measure
 from pipelines import studies
 from pipelines.studies import Table as Rows
@@ -70,6 +72,7 @@ def sweep(
     caches: Path,
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
+    frozen: bool = False,
     console: Console | None = None,
 ) -> list[Point]:
     """Recode, train and measure; what is there already is kept.
@@ -78,6 +81,7 @@ def sweep(
         reference: the cache that the others are recoded from and compared with.
         profiles: as `featcache recode --profile` takes them.
         caches: folder of the recoded caches.
+        frozen: measure the heads of the reference on the dev split of every cache.
 
     Raises:
         UsageError: no profile, recipe or seed, or two recipes of one name.
@@ -95,10 +99,11 @@ def sweep(
         cells: dict[str, Cell] = {}
         for path in recipes:
             console.print(f"{path.stem} from {profile}", highlight=False)
-            name = f"rate/{path.stem}-{_folder(profile)}"
-            wanted = [studies.read(path, f"{name}-seed{seed}", cache, seed, overrides) for seed in seeds]
+            trained_on = (_folder(points[0].profile), reference) if frozen and points else (_folder(profile), cache)
+            name = f"rate/{path.stem}-{trained_on[0]}"
+            wanted = [studies.read(path, f"{name}-seed{seed}", trained_on[1], seed, overrides) for seed in seeds]
             done = studies.train(wanted, runs=runs, console=console)
-            tables = [run.table for run in done]
+            tables = [on_dev(run.path, cache) if frozen else run.table for run in done]
             ids = list(base.setdefault(path.stem, tables)[0])
             for measure in done[0].measures:
                 cells[f"{path.stem} {measure.name}"] = cell_of(measure, ids, tables, base[path.stem])
@@ -114,6 +119,11 @@ def recoded(reference: Path, profile: str, caches: Path) -> Path:
     with AudioProgress(f"recoding to {profile}", float(Cache.open(str(reference)).seconds.sum())) as progress:
         recode(str(reference), str(target), profile, progress.advance)
     return target
+
+
+def on_dev(run: Path, cache: Path) -> Rows:
+    """What a trained head makes of the dev split of another encoding of its features, by id."""
+    return {str(row["id"]): row for row in Run.open(run).evaluate("dev", str(cache)).rows}
 
 
 def cell_of(measure: Measure, ids: Sequence[str], tables: Sequence[Rows], reference: Sequence[Rows]) -> Cell:

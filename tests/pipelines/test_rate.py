@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from featcache.errors import JobError, UsageError
 from fusion import tasks
+from fusion.run import Run
 from pipelines import figures
 from pipelines.rate import Cell, Point, cell_of, sweep
+from tests.fusion.speech import toy_cache, toy_recipe
 
 IDS = [f"u{i}" for i in range(40)]
 
@@ -67,3 +70,21 @@ def test_nothing_to_do_is_said() -> None:
         sweep(Path("cache"), [], [Path("a.toml")], seeds=[1], caches=Path("caches"))
     with pytest.raises(UsageError, match="share a name"):
         sweep(Path("cache"), ["int8"], [Path("a/asr.toml"), Path("b/asr.toml")], seeds=[1], caches=Path("caches"))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_whole_of_it_on_a_toy_language(tmp_path: Path, frozen: bool) -> None:
+    recipe = tmp_path / "asr.toml"
+    recipe.write_text(toy_recipe(toy_cache(tmp_path / "cache", 30), 10, "linear"))
+    found = sweep(
+        tmp_path / "cache", ["residual:1.0", "residual:0.5"], [recipe], seeds=[1, 2], caches=tmp_path / "caches",
+        runs=tmp_path / "runs", overrides=("train.workers=0",), frozen=frozen, console=Console(quiet=True),
+    )  # fmt: skip
+    assert [point.profile for point in found] == ["fp16", "residual:1.0", "residual:0.5"]
+    assert found[0].bits_per_value > found[1].bits_per_value and found[0].measures["asr cer"].loss is None
+    assert all(point.measures["asr cer"].loss for point in found[1:])
+    trained = sorted(path.name for path in (tmp_path / "runs/rate").iterdir())
+    assert len(trained) == (2 if frozen else 6) and trained[0] == "asr-fp16-seed1"
+    if frozen:
+        there = Run.open(tmp_path / "runs/rate/asr-fp16-seed2").evaluate("dev", str(tmp_path / "caches/residual-0.5"))
+        assert found[2].measures["asr cer"].by_seed[1] == pytest.approx(there.metrics["cer"])

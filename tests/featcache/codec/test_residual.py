@@ -219,6 +219,9 @@ def test_literal_frames_are_smaller_than_those_of_any_level_and_any_zstd_reads_t
         {"bits": 1, "step": 1},
         {"rate": 1},
         {"pack": "tight"},
+        {"last": 0.5},
+        {"last": float("nan")},
+        {"last": "2"},
         {"level": 3},
     ],
 )
@@ -234,6 +237,8 @@ def test_profiles_as_users_write_them() -> None:
     quick = codecs.parse_profile("residual:1.5,pack=fast")
     assert quick == ("residual", {"bits": 1.5, "pack": "fast"})
     assert codecs.parse_profile(codecs.format_profile(*quick)) == quick
+    last = codecs.parse_profile("residual:1.5,last=1")
+    assert last == ("residual", {"bits": 1.5, "last": 1.0}) and codecs.format_profile(*last) == "residual:1.5,last=1.0"
     assert codecs.parse_profile("residual:1.5bit") == ("residual", {"bits": 1.5})
     assert codecs.parse_profile("residual:nmse=0.05") == ("residual", {"nmse": 0.05})
     assert codecs.parse_profile("blosc:step=0.5") == codecs.parse_profile("blosc:0.5") == ("blosc", {"step": 0.5})
@@ -483,6 +488,36 @@ def test_a_fast_packing_takes_the_rate_that_was_asked_for_at_a_larger_error() ->
             (np.concatenate(others) - decode(codec, others)) / codec.calibration["deviation"]
         ).mean()
     assert errors["small"] < errors["fast"] < 1.5 * errors["small"]
+
+
+def test_the_last_tap_gets_more_of_the_bits_and_the_size_stays() -> None:
+    rows, others = ([speech_like(320, seed, 4, 64) for seed in span] for span in (range(8), (8, 9, 10)))
+    errors, sizes = [], []
+    for parameters in ({"bits": 1.5, "last": 1}, {"bits": 1.5}, {"bits": 1.5, "last": 4}):
+        codec = build(parameters, rows)
+        steps = codec.calibration["step"] / codec.calibration["deviation"]
+        last = parameters.get("last", 2)
+        assert np.allclose(steps[:-1], steps[0, 0]) and np.allclose(steps[-1], steps[0, 0] / last)
+        error = (np.concatenate(others) - decode(codec, others)) / codec.calibration["deviation"]
+        errors.append(np.square(error.astype(np.float64)).mean(axis=(0, 2)))
+        sizes.append(stored_bits(codec, others))
+    assert max(sizes) <= 1.5 * 1.02 and min(sizes) > 0.9 * max(sizes)
+    uniform, default, much = errors
+    assert default[-1] < uniform[-1] / 3 and much[-1] < default[-1] / 2
+    assert uniform[:-1].max() < default[:-1].max() < 2 * uniform[:-1].max()
+
+
+@pytest.mark.parametrize("parameters", [{"nmse": 0.1}, {"step": 0.7}])
+def test_an_error_that_is_asked_for_is_that_of_every_tap(parameters: dict[str, Any]) -> None:
+    rows = [speech_like(320, seed, 4, 64) for seed in range(8)]
+    steps = build(parameters, rows).calibration["step"] / build(parameters, rows).calibration["deviation"]
+    assert np.allclose(steps, steps[0, 0])
+
+
+def test_a_single_tap_is_no_finer_than_asked() -> None:
+    row = speech_like(640, 1, 1, 16)
+    one, two = (Residual.fit([row] * 2, {"bits": 2, "last": last}) for last in (1, 2))
+    assert all(np.array_equal(one[name], two[name]) for name in one)
 
 
 def test_a_sparse_plane_that_nothing_was_put_into_is_one_of_zeros() -> None:
