@@ -2,8 +2,10 @@
 
 Every other profile is recoded from the reference cache, so that nothing but the codec differs. With `frozen`
 nothing is trained from the others: the heads of the reference read them, on dev. That has none of the noise of
-training, and tells one codec from another where a training run cannot. A measure's loss is its paired difference from the reference, seeds pooled (the mean over seeds of the measure, on the same
-resampled utterances for both), as a share of the reference's value, with a sign that makes more worse.
+training, and tells one codec from another where a training run cannot.
+
+A measure's loss is its paired difference from the reference, seeds pooled (the mean over seeds of the measure, on
+the same resampled utterances for both), as a share of the reference's value, with a sign that makes more worse.
 """
 
 from __future__ import annotations
