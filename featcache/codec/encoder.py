@@ -57,7 +57,7 @@ class Encoder(Neighbours):
 
     Channels are independent of one another but for the room in the tail of a frame: here there is always enough,
     and a row with a frame whose codes need more is not coded. Neither is one whose `nmse` is not surely kept by
-    its codes alone. Both are rare, and the CPU's.
+    its codes alone, nor one of which so much is kept exactly that it is no larger as it is. They are the CPU's.
 
     On CUDA the work has a stream of its own, so that the next forward pass does not wait for the recursion over
     frames, which leaves most of a device idle.
@@ -164,7 +164,8 @@ class _Batch:
     ) -> Callable[[], Coded | np.ndarray]:
         limits = self._encoder.limits
         needed, largest, kept = frames.max(axis=0, initial=0)
-        if needed > limits.tail or not self._keeps_nmse(squares):
+        # An exact value costs the bytes of seven of the row's with its place.
+        if needed > limits.tail or 7 * kept > row.numel() or not self._keeps_nmse(squares):
             return begin_copy(row)
         codes = begin_copy(self._codes[span].to(torch.int8 if largest <= 127 else torch.int16))
         missed = self._missed[span]
