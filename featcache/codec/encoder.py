@@ -163,7 +163,8 @@ class _Batch:
         self, row: torch.Tensor, span: slice, frames: np.ndarray, squares: np.ndarray | None
     ) -> Callable[[], Coded | np.ndarray]:
         limits = self._encoder.limits
-        needed, largest, kept = frames.max(axis=0, initial=0)
+        needed, largest = frames[:, :2].max(axis=0, initial=0)
+        kept = int(frames[:, 2].sum())
         # An exact value costs the bytes of seven of the row's with its place.
         if needed > limits.tail or 7 * kept > row.numel() or not self._keeps_nmse(squares):
             return begin_copy(row)
