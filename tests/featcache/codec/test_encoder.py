@@ -93,14 +93,21 @@ def test_views_of_a_padded_batch_are_encoded_as_rows(device: str) -> None:
 
 
 def test_ordinary_rows_cross_as_small_codes_alone() -> None:
-    coarse, fine = codec_of((3, 20), 1), codec_of((3, 20), 0)
+    codec = codec_of((3, 20), 1)
     rows = [speech_like(n, n) for n in (1, 30, 80)]
-    found = [made for made in coded(coarse, rows) if made is not None]
+    found = [made for made in coded(codec, rows) if made is not None]
     assert len(found) == 3 and all(made.codes.dtype == np.int8 and not len(made.at) for made in found)
-    # At a fine step some codes are larger than int8, and the row is int16.
-    loud = rows[1] * np.float32(5)
-    [made] = coded(fine, [loud])
-    assert made is not None and made.codes.dtype == np.int16 and np.abs(made.codes).max() > 127
+
+
+@pytest.mark.parametrize("code", [127, -127, 128, -128])
+def test_a_row_with_codes_beyond_int8_crosses_as_int16(code: int) -> None:
+    codec = codec_of((3, 20), 1)
+    row = np.repeat(codec.calibration["mean"][None], 4, axis=0)
+    # Nothing comes before it that could predict it.
+    row[0, 0, 5] += np.float32(code) * codec.calibration["step"][0, 5]
+    [made] = coded(codec, [row])
+    assert made is not None and made.codes[0, 0, 5] == code
+    assert made.codes.dtype == (np.int8 if abs(code) < 128 else np.int16)
 
 
 def test_values_beyond_the_bound_cross_with_their_places() -> None:
