@@ -100,20 +100,21 @@ def triton_kernel() -> Any:
     except ImportError:
         return None
 
+    # Triton evaluates annotations, and knows none but its own.
     @triton.jit
-    def kernel(
-        target: Any,
-        added: Any,
-        own: Any,
-        rounding: Any,
-        centroid: Any,
-        starts: Any,
-        lengths: Any,
-        codes: Any,
-        rec: Any,
-        channels: Any,
-        codes_stride: Any,
-        rec_stride: Any,
+    def kernel(  # type: ignore[no-untyped-def]
+        target,
+        added,
+        own,
+        rounding,
+        centroid,
+        starts,
+        lengths,
+        codes,
+        rec,
+        channels,
+        codes_stride,
+        rec_stride,
         BITS: tl.constexpr,
         UNITS: tl.constexpr,
         REACH: tl.constexpr,

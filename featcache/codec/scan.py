@@ -67,14 +67,15 @@ def triton_kernel() -> Any:
     except ImportError:
         return None
 
+    # Triton evaluates annotations, and knows none but its own.
     @triton.jit
-    def kernel(
-        added: Any,
-        out: Any,
-        own: Any,
-        starts: Any,
-        lengths: Any,
-        channels: Any,
+    def kernel(  # type: ignore[no-untyped-def]
+        added,
+        out,
+        own,
+        starts,
+        lengths,
+        channels,
         BITS: tl.constexpr,
         LARGEST: tl.constexpr,
         WIDTH: tl.constexpr,
