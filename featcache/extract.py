@@ -18,6 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from featcache.activations import Activations, begin_rows
+from featcache.codec import Codec
 from featcache.errors import JobError
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated
@@ -28,6 +30,7 @@ from featcache.reading import Pcm, load_window
 from featcache.shards import finish, leased
 from featcache.spans import Spans
 from featcache.upstreams import Upstream
+from featcache.upstreams.base import Begin
 from featcache.writer import SegmentWriter
 
 READERS = 2
@@ -76,7 +79,7 @@ class _Computed:
     shard: int
     rows: list[int]
     audio: list[Pcm]
-    features: list[np.ndarray | None]
+    features: list[Activations | None]
     last: bool
 
 
@@ -192,10 +195,10 @@ def run_shards(
         for stage in (read, write):
             threads.append(pipe.run(stage))
         with upstream.overlapping() as begin:
-            begun: deque[tuple[_Read, Callable[[], list[np.ndarray]]]] = deque()
+            begun: deque[tuple[_Read, Callable[[], list[Activations]]]] = deque()
             for item in spans.each("wait for audio", pipe.get(loaded)):
                 with _memory_explained(plan), spans.span("forward"):
-                    begun.append((item, begin([pcm.samples for pcm in item.audio if pcm.samples is not None])))
+                    begun.append((item, _begun(plan, writer.codec, upstream, item, begin)))
                 # The last batch of a shard waits for none: the next shard may be another process's, which may
                 # be waiting for ours.
                 while begun and (item.last or len(begun) >= BEGUN_BATCHES):
@@ -240,7 +243,14 @@ def _memory_explained(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def _ended(plan: Plan, item: _Read, end: Callable[[], list[np.ndarray]]) -> _Computed:
+def _begun(plan: Plan, codec: Codec, upstream: Upstream, item: _Read, begin: Begin) -> Callable[[], list[Activations]]:
+    """Begin the forward pass of a batch, and what its device does for the encoding."""
+    usable = [(row, pcm.samples) for row, pcm in zip(item.rows, item.audio, strict=True) if pcm.samples is not None]
+    kept = [slice(int(plan.keep[row]), int(plan.keep[row] + plan.frames[row])) for row, _ in usable]
+    return begin_rows(codec, upstream.device, begin([samples for _, samples in usable]), kept)
+
+
+def _ended(plan: Plan, item: _Read, end: Callable[[], list[Activations]]) -> _Computed:
     with _memory_explained(plan):
         outputs = iter(end())
     features = [next(outputs) if pcm.samples is not None else None for pcm in item.audio]
@@ -270,21 +280,20 @@ def _encode(
         reason = pcm.reason
         if features is not None:
             expected = writer.spec.geometry.frames(int(plan.stop[row] - plan.start[row]))
-            if len(features) != expected:
+            if features.frames != expected:
                 raise JobError(
-                    f"the model gave {len(features)} frames for {plan.ids[plan.utterance[row]]!r} where its geometry "
+                    f"the model gave {features.frames} frames for {plan.ids[plan.utterance[row]]!r} where its geometry "
                     f"says {expected}: the installed model library behaves otherwise than the one that made this cache"
                 )
-            kept = features[plan.keep[row] : plan.keep[row] + plan.frames[row]]
-            bad = np.flatnonzero(~np.isfinite(kept).all(axis=(0, 2)))
+            bad = features.bad_taps()
             if len(bad):
                 reason = f"the model's activations are not finite from tap {writer.spec.taps[bad[0]]} on"
-        if reason:
+        if reason or features is None:
             state.leave_out(plan, row, reason)
             if strict:
                 raise JobError(f"{plan.ids[plan.utterance[row]]!r} cannot be used: {reason} (--strict)")
             continue
-        encoded = writer.codec.encode(kept)
+        encoded = features.encode()
         at = int(plan.position[row]) - state.shard * plan.shard_frames
         writer.put(block, encoded.planes, at)
         state.audio[row] = pcm.digest

@@ -50,6 +50,10 @@ class EncodedRow:
     saturated: int
 
 
+# The rest of a row's encoding.
+Rest = Callable[[], EncodedRow]
+
+
 class Codec(ABC):
     """A profile with its parameters and its calibration, for activations `(frames, taps, channels)`.
 
@@ -106,6 +110,18 @@ class Codec(ABC):
     @abstractmethod
     def encode(self, features: np.ndarray) -> EncodedRow:
         """Codes of one row, float32 `(frames, taps, channels)`, all finite."""
+
+    def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
+        """Begin to encode rows, float32 `(frames, taps, channels)` each, on the device that they are on.
+
+        The call that is returned waits for the device. It gives what is left to do on the CPU, row by row, which
+        ends in what `encode` gives, byte for byte, and holds nothing of the device. A profile that has no way to
+        encode there leaves all of it to the CPU.
+
+            end = codec.begin_encoding(rows)  # then begin other work
+            encoded = [rest() for rest in end()]
+        """
+        return lambda: [partial(self.encode, row.cpu().numpy()) for row in rows]
 
     @abstractmethod
     def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:

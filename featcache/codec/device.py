@@ -12,32 +12,21 @@ import torch
 from torch.nn.functional import pad
 
 from featcache.codec import packing
-from featcache.codec.arithmetic import SMOOTH_SHIFT, UNIT_BITS
-from featcache.codec.mixing import product
+from featcache.codec.arithmetic import UNIT_BITS
+from featcache.codec.neighbours import Neighbours
 from featcache.codec.scan import scan
 
 
-class Decoder:
+class Decoder(Neighbours):
     """Calibration on one device."""
 
     def __init__(
         self, calibration: Mapping[str, np.ndarray], scale: np.ndarray, radix: int, device: torch.device
     ) -> None:
-        def put(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-        self.taps, self.channels = calibration["mean"].shape
-        self.own = put(calibration["own"].astype(np.int32))
-        self.mixing = put(calibration["mixing"])
-        self.shift = put(calibration["mixing_shift"].astype(np.int32))
-        self.input_shift = int(calibration["input_shift"][0])
-        self.centroid = put(calibration["centroid"].astype(np.int32))
-        self.smoother = put(calibration["smoother"].astype(np.int32))
-        self.scale = put(scale)
-        self.mean = put(calibration["mean"])
-        self.place = put(np.argsort(calibration["order"]).astype(np.int64))
+        super().__init__(calibration, scale, device)
+        self.place = self.put(np.argsort(calibration["order"]).astype(np.int64))
         self.radix = radix
-        self.table = put(packing.table(radix))
+        self.table = self.put(packing.table(radix))
 
     def decode(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         """float32 `(frames, len(taps), channels)` of whole rows laid end to end, as they are stored."""
@@ -79,35 +68,14 @@ class Decoder:
         for tap in range(depth):
             added = (codes[:, tap] << UNIT_BITS) - torch.sign(codes[:, tap]) * self.centroid[tap]
             if tap:
-                shift = self.shift[tap]
-                added += (self._mixed(out[:, tap - 1], first, tap) + ((1 << shift) >> 1)) >> shift
+                added += self.from_below(out[:, tap - 1], first, tap)
             out[:, tap] = scan(added, self.own[tap], starts, lengths)
         return out
 
-    def _mixed(self, below: torch.Tensor, first: torch.Tensor, tap: int) -> torch.Tensor:
-        rounded = (below + ((1 << self.input_shift) >> 1)) >> self.input_shift
-        here = rounded.clamp_(-127, 127).to(torch.int8)
-        before, after = self._around(here, first)
-        return product(torch.cat([here, before, after], dim=1), self.mixing[tap])
-
-    @staticmethod
-    def _around(values: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same a frame before and a frame after, zero beyond the row."""
-        shape = (-1, *[1] * (values.dim() - 1))
-        begins, ends = first.view(shape), torch.cat([first[1:], first.new_ones(min(1, len(first)))]).view(shape)
-        before = torch.cat([torch.zeros_like(values[:1]), values[:-1]]).masked_fill(begins, 0)
-        after = torch.cat([values[1:], torch.zeros_like(values[:1])]).masked_fill(ends, 0)
-        return before, after
-
     def smooth(self, rec: torch.Tensor, first: torch.Tensor, taps: Sequence[int]) -> torch.Tensor:
-        """float32 estimates at the taps wanted."""
+        """float32 estimates `(frames, len(taps), channels)`."""
         chosen = list(taps)
         known = rec.shape[1]
-        here = rec[:, chosen]
-        before, after = self._around(here, first)
-        around = pad(rec, (0, 0, 1, 1))
-        below, above = around[:, chosen], around[:, [min(t, known - 1) + 2 for t in chosen]]
-        a = self.smoother[chosen]
-        total = a[:, 0] * here + a[:, 1] * before + a[:, 2] * after + a[:, 3] * below + a[:, 4] * above
-        y = (total + (1 << (SMOOTH_SHIFT - 1))) >> SMOOTH_SHIFT
-        return y.float() * self.scale[chosen] + self.mean[chosen]
+        beside = pad(rec, (0, 0, 1, 1))
+        below, above = beside[:, chosen], beside[:, [min(t, known - 1) + 2 for t in chosen]]
+        return self.estimate(rec[:, chosen], first, below, above, chosen)

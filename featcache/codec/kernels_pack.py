@@ -61,7 +61,7 @@ def assemble(
     """Whole frames into `out` uint8 `(frames, bytes)`, as `featcache.codec.packing` describes them.
 
     Args:
-        codes: int16 `(frames, values)`.
+        codes: int8 or int16 `(frames, values)`.
         order: uint32, position of each packed value, padded to whole bytes with `values`.
     """
     limit = np.int32((radix - 1) // 2)

@@ -73,7 +73,7 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.
     """uint8 `(frames, bytes)`: whole frames, flags still zero.
 
     Args:
-        codes: int16 `(frames, taps * channels)`; what they need of the tail fits into `tail` bytes.
+        codes: int8 or int16 `(frames, taps * channels)`; what they need of the tail fits into `tail` bytes.
         order: the position of each packed code, padded to whole bytes.
     """
     from featcache.codec import kernels_pack

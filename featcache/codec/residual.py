@@ -10,18 +10,21 @@ what would not be is kept as float32 in the plane `exact`, which is read only wh
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from featcache.codec import fitting, packing
 from featcache.codec.arithmetic import SMOOTHED_UNIT
-from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
+from featcache.codec.base import Arrays, Codec, EncodedRow, Plane, Rest
 from featcache.codec.packing import EXACT, FIRST
 from featcache.codec.parameters import DEFAULT_LEVEL, check, parse
 from featcache.errors import CorruptCacheError
+
+if TYPE_CHECKING:
+    from featcache.codec.encoder import Coded
 
 BOUND = 4.0
 
@@ -48,7 +51,8 @@ class Residual(Codec):
         self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
         self._bound = (step * np.float32(BOUND)).astype(np.float32)
         self._order = packing.padded_order(calibration["order"], self.radix)
-        self._on_device: dict[torch.device, Any] = {}
+        self._decoders: dict[torch.device, Any] = {}
+        self._encoders: dict[torch.device, Any] = {}
 
     @classmethod
     def parse(cls, text: str) -> dict[str, Any]:
@@ -91,11 +95,47 @@ class Residual(Codec):
         target = kernels.targets(features, arrays["mean"], self._inverse)
         codes, rec = self._coding.encode(target)
         exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
+        block = self._block(codes)
+        block[marked, 0] |= EXACT
+        return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
+
+    def _block(self, codes: np.ndarray) -> np.ndarray:
+        """A row's plane `codes` from int8 or int16 `(frames, taps, channels)`, without the flags `EXACT`."""
         flat = codes.reshape(len(codes), self.taps * self.channels)
         block = packing.assemble(flat, self._order, self.radix, self.tail)
         block[:1, 0] |= FIRST
-        block[marked, 0] |= EXACT
-        return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
+        return block
+
+    def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
+        if not rows:
+            return list
+        end = self._encoder(rows[0].device).begin(rows)
+        # A row that the device leaves to the CPU comes as its features.
+        return lambda: [partial(self.encode if isinstance(row, np.ndarray) else self._encoded, row) for row in end()]
+
+    def _encoder(self, device: torch.device) -> Any:
+        from featcache.codec.encoder import Encoder, Limits
+
+        if device not in self._encoders:
+            limits = Limits(
+                bound=self._bound,
+                code=packing.limit_of(self.radix),
+                tail=packing.budget_of(self.tail),
+                nmse=self.parameters.get("nmse"),
+            )
+            self._encoders[device] = Encoder(self.calibration, self._scale, self._inverse, limits, device)
+        return self._encoders[device]
+
+    def _encoded(self, coded: Coded) -> EncodedRow:
+        """What a device has coded, as it is stored."""
+        block = self._block(coded.codes)
+        if not len(coded.at):
+            return EncodedRow({"codes": block}, 0)
+        exact = np.zeros(coded.codes.shape, np.float32)
+        # Zero marks what is not kept, as in `kernels_pack.keep_exact`.
+        exact[tuple(coded.at.T)] = np.where(coded.exact == 0, np.float32(-0.0), coded.exact)
+        block[coded.at[:, 0], 0] |= EXACT
+        return EncodedRow({"codes": block, "exact": exact}, 0)
 
     def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is kept as it is: float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where."""
@@ -166,9 +206,9 @@ class Residual(Codec):
     def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         from featcache.codec.device import Decoder
 
-        if codes.device not in self._on_device:
-            self._on_device[codes.device] = Decoder(self.calibration, self._scale, self.radix, codes.device)
-        out: torch.Tensor = self._on_device[codes.device].decode(codes, depth, taps)
+        if codes.device not in self._decoders:
+            self._decoders[codes.device] = Decoder(self.calibration, self._scale, self.radix, codes.device)
+        out: torch.Tensor = self._decoders[codes.device].decode(codes, depth, taps)
         return out
 
     def _overlay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -28,15 +29,20 @@ def scan(added: torch.Tensor, own: torch.Tensor, starts: torch.Tensor, lengths: 
 def by_frames(added: torch.Tensor, own: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """With plain torch: all rows at once, one frame after the other."""
     out = torch.empty_like(added)
-    order = torch.argsort(lengths, descending=True)
-    starts, lengths = starts[order], lengths[order]
     now = added.new_zeros((len(starts), added.shape[1]))
-    for t in range(int(lengths[0]) if len(lengths) else 0):
-        alive = int((lengths > t).sum())
-        at = starts[:alive] + t
+    for alive, at in each_frame(starts, lengths):
         now = (((own * now[:alive] + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS) + added[at]).clamp_(-RANGE, RANGE)
         out[at] = now
     return out
+
+
+def each_frame(starts: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """For one frame of all rows after the other: how many rows have it, the longest first, and where it is in them."""
+    order = torch.argsort(lengths, descending=True)
+    starts, lengths = starts[order], lengths[order]
+    for t in range(int(lengths[0]) if len(lengths) else 0):
+        alive = int((lengths > t).sum())
+        yield alive, starts[:alive] + t
 
 
 def launch(
@@ -61,14 +67,15 @@ def triton_kernel() -> Any:
     except ImportError:
         return None
 
+    # Triton evaluates annotations, and knows none but its own.
     @triton.jit
-    def kernel(
-        added: Any,
-        out: Any,
-        own: Any,
-        starts: Any,
-        lengths: Any,
-        channels: Any,
+    def kernel(  # type: ignore[no-untyped-def]
+        added,
+        out,
+        own,
+        starts,
+        lengths,
+        channels,
         BITS: tl.constexpr,
         LARGEST: tl.constexpr,
         WIDTH: tl.constexpr,

@@ -22,6 +22,10 @@ from featcache.upstreams import taps as tap_rules
 RULES_VERSION = 1
 
 
+# Begins a forward of waveforms; the call that it returns ends it.
+Begin = Callable[[Sequence[np.ndarray]], Callable[[], list[Tensor]]]
+
+
 class UpstreamConfig(BaseModel):
     """Which model, and how it is run.
 
@@ -123,8 +127,8 @@ class Upstream(ABC):
             return self._begin(waveforms)()
 
     @contextmanager
-    def overlapping(self) -> Iterator[Callable[[Sequence[np.ndarray]], Callable[[], list[np.ndarray]]]]:
-        """A way to begin a forward before the one before has ended; values and order are those of `forward`.
+    def overlapping(self) -> Iterator[Begin]:
+        """A way to begin a forward before the one before has ended; values and order are those of `forward_tensors`.
 
             with upstream.overlapping() as begin:
                 first, second = begin(one_batch), begin(another)
@@ -132,13 +136,8 @@ class Upstream(ABC):
 
         On a CPU no thread then stands still while others are at the last rows of a batch.
         """
-
-        def begin(waveforms: Sequence[np.ndarray]) -> Callable[[], list[np.ndarray]]:
-            ended = self._begin(waveforms)
-            return lambda: [features.cpu().numpy() for features in ended()]
-
         with self._rows_on_threads():
-            yield begin
+            yield self._begin
 
     def _begin(self, waveforms: Sequence[np.ndarray]) -> Callable[[], list[Tensor]]:
         frames = [self.frames(len(waveform)) for waveform in waveforms]

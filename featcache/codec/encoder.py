@@ -1,0 +1,182 @@
+"""Prediction and quantisation of profile `residual` with torch, on any device; the codes of `featcache.codec.kernels`.
+
+What goes to the host is the codes and the few values that are kept as they are. Packing is left to the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from featcache.codec.arithmetic import RANGE
+from featcache.codec.host import begin_copy, to_device
+from featcache.codec.neighbours import Neighbours
+from featcache.codec.quantise import Rules, quantise
+
+# A row's squared error is summed in another order than on the CPU. Only where it is below the bound by more than
+# the rounding of that is it known to be below it there as well.
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a row has to keep.
+
+    Attributes:
+        bound: float32 `(taps, channels)`; values farther than that from the truth are kept exactly.
+        code: codes from this one on need the tail of their frame, which has room for `tail` quarters of a byte.
+        nmse: of each tap of a row, at most.
+    """
+
+    bound: np.ndarray
+    code: int
+    tail: int
+    nmse: float | None = None
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A row on the host.
+
+    Attributes:
+        codes: int8, or int16 where it has others, `(frames, taps, channels)`.
+        at: int64 `(values, 3)`, in order: frame, tap and channel of each value that is kept exactly.
+        exact: float32 `(values,)`, those.
+    """
+
+    codes: np.ndarray
+    at: np.ndarray
+    exact: np.ndarray
+
+
+class Encoder(Neighbours):
+    """A calibration on one device, for one thread.
+
+    Channels are independent of one another but for the room in the tail of a frame: here there is always enough,
+    and a row with a frame whose codes need more is not coded. Neither is one whose `nmse` is not surely kept by
+    its codes alone, nor one of which so much is kept exactly that it is no larger as it is. They are the CPU's.
+
+    On CUDA the work has a stream of its own, so that the next forward pass does not wait for the recursion over
+    frames, which leaves most of a device idle.
+    """
+
+    def __init__(
+        self,
+        calibration: Mapping[str, np.ndarray],
+        scale: np.ndarray,
+        inverse: np.ndarray,
+        limits: Limits,
+        device: torch.device,
+    ) -> None:
+        super().__init__(calibration, scale, device)
+        self.inverse = self.put(inverse)
+        self.bound = self.put(limits.bound)
+        self.deviation = self.put(calibration["deviation"])
+        self.limits = limits
+        rounding = self.put(calibration["rounding"].astype(np.int32))
+        self.rules = [Rules(self.own[tap], rounding[tap], self.centroid[tap]) for tap in range(self.taps)]
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Coded | np.ndarray]]:
+        """Begin to encode rows, float32 `(frames, taps, channels)` each, after what the current stream is at.
+
+        Returns:
+            a call that waits, and gives each row's codes, or its features on the host where they are the CPU's.
+            The rows must be as they are until then; nothing of the device is held after it.
+        """
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            batch = _Batch(self, rows)
+        return batch.end
+
+
+class _Batch:
+    """Rows laid end to end, whose codes are computed; `(frames, ...)` is of all of them."""
+
+    def __init__(self, encoder: Encoder, rows: Sequence[torch.Tensor]) -> None:
+        self._encoder, self._rows = encoder, rows
+        device = encoder.device
+        self._ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        frames = int(self._ends[-1]) if len(rows) else 0
+        spans = [(int(end) - len(row), len(row)) for row, end in zip(rows, self._ends, strict=True) if len(row)]
+        starts, lengths = (to_device([span[n] for span in spans], device) for n in range(2))
+        first = torch.zeros(frames, dtype=torch.bool, device=device)
+        first.index_fill_(0, starts, True)
+        self._codes = torch.empty((frames, encoder.taps, encoder.channels), dtype=torch.int16, device=device)
+        rec = torch.empty_like(self._codes)
+        # By frame: what it needs of its tail, its largest code, how many values are kept exactly.
+        needed, largest, kept = (torch.zeros(frames, dtype=torch.int64, device=device) for _ in range(3))
+        for tap in range(encoder.taps):
+            self._quantise(tap, first, starts, lengths, rec)
+            size = self._codes[:, tap].abs()
+            limit = encoder.limits.code
+            needed += (size >= limit).sum(1) + 8 * (size >= limit + 3).sum(1)
+            largest = torch.maximum(largest, size.amax(1).long())
+        self._missed = torch.empty(self._codes.shape, dtype=torch.bool, device=device)
+        squares = []
+        for tap in range(encoder.taps):
+            error = self._error(tap, first, rec)
+            missed = torch.logical_not(error <= encoder.bound[tap], out=self._missed[:, tap])
+            kept += missed.sum(1)
+            if encoder.limits.nmse is not None:
+                relative = (error / encoder.deviation[tap]).masked_fill_(missed, 0)
+                squares.append(relative.square_().sum(1, dtype=torch.float64) / encoder.channels)
+        self._frames = begin_copy(torch.stack([needed, largest, kept], dim=1))
+        self._squares = begin_copy(torch.stack(squares, dim=1)) if squares else None
+
+    def _values(self, tap: int) -> torch.Tensor:
+        """float32 `(frames, channels)`."""
+        return torch.cat([row[:, tap] for row in self._rows]) if self._rows else self._codes[:, tap].float()
+
+    def _quantise(
+        self, tap: int, first: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, rec: torch.Tensor
+    ) -> None:
+        encoder = self._encoder
+        value = (self._values(tap) - encoder.mean[tap]) * encoder.inverse[tap]
+        target = torch.where(value.abs() <= RANGE, value.round(), RANGE + 1).int()
+        added = encoder.from_below(rec[:, tap - 1], first, tap) if tap else torch.zeros_like(target)
+        quantise(target, added, encoder.rules[tap], starts, lengths, self._codes[:, tap], rec[:, tap])
+
+    def _error(self, tap: int, first: torch.Tensor, rec: torch.Tensor) -> torch.Tensor:
+        """float32 `(frames, channels)`: how far from the truth decoding will end."""
+        here = rec[:, tap].int()
+        nothing = torch.zeros_like(here)
+        below = rec[:, tap - 1].int() if tap else nothing
+        above = rec[:, tap + 1].int() if tap + 1 < rec.shape[1] else nothing
+        return (self._values(tap) - self._encoder.estimate(here, first, below, above, tap)).abs_()
+
+    def end(self) -> list[Coded | np.ndarray]:
+        frames = self._frames()
+        squares = None if self._squares is None else self._squares()
+        with torch.cuda.stream(self._encoder.stream):
+            begun = []
+            for row, end in zip(self._rows, self._ends, strict=True):
+                span = slice(int(end) - len(row), int(end))
+                begun.append(self._begin_row(row, span, frames[span], None if squares is None else squares[span]))
+            return [end() for end in begun]
+
+    def _begin_row(
+        self, row: torch.Tensor, span: slice, frames: np.ndarray, squares: np.ndarray | None
+    ) -> Callable[[], Coded | np.ndarray]:
+        limits = self._encoder.limits
+        needed, largest = frames[:, :2].max(axis=0, initial=0)
+        kept = int(frames[:, 2].sum())
+        # An exact value costs the bytes of seven of the row's with its place.
+        if needed > limits.tail or 7 * kept > row.numel() or not self._keeps_nmse(squares):
+            return begin_copy(row)
+        codes = begin_copy(self._codes[span].to(torch.int8 if largest <= 127 else torch.int16))
+        missed = self._missed[span]
+        # To look for values that are not there would wait for the device.
+        at = begin_copy(missed.nonzero()) if kept else lambda: np.zeros((0, 3), np.int64)
+        exact = begin_copy(row[missed]) if kept else lambda: np.zeros(0, np.float32)
+        return lambda: Coded(codes(), at(), exact())
+
+    def _keeps_nmse(self, squares: np.ndarray | None) -> bool:
+        if squares is None or self._encoder.limits.nmse is None:
+            return True
+        total = squares.sum(axis=0) * (1 + ROUNDING)
+        return bool((total <= self._encoder.limits.nmse * len(squares)).all())

@@ -1,0 +1,32 @@
+"""Copies from a device to the host that wait for what they copy, and for nothing that was begun after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+
+def begin_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy a tensor to the host; the call that is returned waits for it.
+
+    On CUDA it goes into pinned memory, in turn with the work of the stream that is current.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor.cpu().numpy()
+    found = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    found.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(tensor.device))
+
+    def end() -> np.ndarray:
+        copied.synchronize()
+        return found.numpy()
+
+    return end
+
+
+def to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """int64 `(len(values),)` on a device, without waiting for what it is at."""
+    return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
