@@ -8,7 +8,7 @@ from featcache import codec as codecs
 from featcache.forecast import PROFILES, bits_per_value, forecast
 from featcache.plan import make_plan, predicted_bytes, profile_sizes
 from featcache.spec import Forecast, Layout
-from tests.featcache.codec.test_residual import speech_like
+from tests.featcache.codec.examples import speech_like
 from tests.helpers import make_spec
 
 ROWS = [speech_like(300, seed, 4, 64) for seed in range(24)]

@@ -12,7 +12,7 @@ from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.recode import recode
 from featcache.verify import verify
 from featcache.writer import SegmentWriter
-from tests.featcache.codec.test_residual import speech_like
+from tests.featcache.codec.examples import speech_like
 from tests.helpers import make_cache
 
 # The longest is more than one window of the upstream.

@@ -9,7 +9,7 @@ import pytest
 
 from featcache.errors import UsageError
 from pipelines.bench import codec as bench
-from tests.featcache.codec.test_residual import speech_like
+from tests.featcache.codec.examples import speech_like
 
 KEYS = {"name", "bits_per_value", "snr_db", "worst_tap_snr_db", "encode_mb_s", "decode_mb_s"}
 

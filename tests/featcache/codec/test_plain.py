@@ -10,7 +10,7 @@ import pytest
 from featcache import Cache
 from featcache import codec as codecs
 from featcache.errors import UsageError
-from tests.featcache.codec.test_residual import speech_like
+from tests.featcache.codec.examples import speech_like
 from tests.helpers import make_cache
 
 ROWS = {f"u{n}": speech_like(n, n) for n in (5, 64, 100)}
