@@ -14,21 +14,22 @@ from featcache.progress import size_text
 from featcache.transfer import PART_MIB
 from pipelines.corpus.estimate import Compared, Estimate
 
-WIDTH = 132
+WIDTH = 120
 
 
 def print_estimate(found: Estimate) -> None:
     """On standard output."""
     asked = found.question
     length = f"{asked.utterance_seconds:g} s each" if asked.utterance_seconds else "of the cache's lengths"
-    measured = "as given" if found.device == "given" else f"measured on {found.device}, in the cache's log"
+    measured = "as given" if found.device == "given" else f"on {found.device}, from the cache's log"
     lines = {
         "corpus": f"{asked.hours:,.0f} h: {found.utterances:,} utterances {length}, "
         f"{found.segments:,} segments of {asked.segment_hours:,.0f} h at most",
         "activations": f"{found.upstream}, {found.taps} taps x {found.channels} channels, {found.frame_rate:g} frames "
         f"a second: {found.frames * found.taps * found.channels:.3g} values",
-        "extraction": f"{found.realtime:,.4g} x real time ({measured}): {found.gpu_hours:,.0f} hours of it, "
-        f"{found.days:,.1f} days on {asked.gpus:,}; {_dollars(found.gpu_dollars)} at {asked.gpu_dollars:g} $ an hour",
+        "extraction": f"{found.realtime:,.4g} x real time ({measured}): {found.gpu_hours:,.0f} hours, "
+        f"{found.days:,.1f} days on {asked.gpus:,} of them; {_dollars(found.gpu_dollars)} at {asked.gpu_dollars:g} $ "
+        "an hour",
         "prices": f"storage {asked.storage_dollars_tb_month:g} $ a TB and month, PUT and LIST {asked.put_dollars:g} $ "
         f"and GET and HEAD {asked.get_dollars:g} $ a million; all given, none looked up",
         "without a cache": f"{asked.passes} passes: {_dollars(asked.passes * found.gpu_dollars)}, extracting each time",
@@ -62,9 +63,9 @@ def print_estimate(found: Estimate) -> None:
     console.print(size)
     console.print(store)
     console.print(
-        f"PUT, GET, HEAD, LIST: `extract` straight to S3. push: from a folder, in parts of {PART_MIB} MiB; pull: all of "
-        f"it, once. a pass: random order, read where it lies by blocks of {BLOCK_BYTES >> 20} MiB. Transfer out of the "
-        "provider's network, servers that are no GPUs, and training itself are not counted."
+        f"PUT, GET, HEAD, LIST: `extract` straight to S3. push: from a folder, in parts of {PART_MIB} MiB; pull: all "
+        f"of it, once. a pass: random order, read where it lies by blocks of {BLOCK_BYTES >> 20} MiB. Transfer out "
+        "of the provider's network, servers that are no GPUs, and training itself are not counted."
     )
 
 

@@ -20,6 +20,7 @@ from featcache.codec import Codec
 from featcache.errors import UsageError
 from featcache.index import LazyTexts
 from featcache.lease import Leases
+from featcache.ledger import LABELS_PROOF
 from featcache.plan import make_plan
 from featcache.shards import finish, leased
 from featcache.spec import CacheSpec
@@ -33,6 +34,8 @@ UTTERANCES = 20_000
 KINDS = SHARDS, LEDGER, LEASES, INDEX, LABELS, SEGMENT_FILES, CACHE_FILES = (
     "shards", "ledger", "leases", "index", "labels", "segment", "cache",
 )  # fmt: skip
+# Files that name every object of a kind.
+_PROOFS = {f"{SEGMENT}/seal.json": INDEX, f"{SEGMENT}/labels/{LABELS_PROOF}": LABELS}
 
 
 def kind_of(key: str) -> str:
@@ -224,6 +227,8 @@ def _scaled(storage: CountedStorage, scale: float, whole: Written) -> Written:
             size[kind] += len(data)
     for kind, array in arrays:
         after[kind] += _chunks(storage, array, scale)
+    for key, kind in _PROOFS.items():
+        size[kind_of(key)] += round(len(storage.files[key]) * (after[kind] / before[kind] - 1))
     shards = before[LEDGER]
     after[LEDGER] = whole.shards
     after[SHARDS] = before[SHARDS] // max(shards, 1) * whole.shards
