@@ -11,7 +11,10 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as ru
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away the run that is there.")]
 Limit = Annotated[
-    int, typer.Option(min=0, help="Try on this many utterances of each split, for 50 steps at most; 0 is all.")
+    int,
+    typer.Option(
+        min=0, help="Try on this many utterances of each split, spread over it, for 50 steps at most; 0 is all."
+    ),
 ]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 Overrides = Annotated[

@@ -112,6 +112,11 @@ def fit_together(
             if here.first and not learner.state.step:
                 learner.files.clear()
         here.barrier()
+        if trace is not None and not learners and here.first:
+            console.print(
+                f"no trace: nothing was left to train; --restart trains anew and traces into {trace}",
+                highlight=False, soft_wrap=True, markup=False,
+            )  # fmt: skip
         for together in streams(learners):
             tracer = Tracer(trace, console.print) if trace is not None and here.first else None
             trace = None
