@@ -9,6 +9,7 @@ import typer
 
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/hff.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away the run that is there.")]
 Limit = Annotated[
     int,
