@@ -153,38 +153,38 @@ def test_requests_of_a_large_object() -> None:
 
 
 def test_figures_follow_from_the_options(cache: Cache) -> None:
-    one = estimate(cache, Question(hours=1000, realtime=100, gpus=10))
-    assert one.gpu_hours == pytest.approx(10) and one.gpu_dollars == pytest.approx(20)
-    assert one.days == pytest.approx(10 / 10 / 24)
-    many = estimate(cache, Question(hours=1000, realtime=100, taps=13, channels=768, put_dollars=50, get_dollars=4))
+    one = estimate(cache, Question(hours=2, realtime=100, gpus=10))
+    assert one.gpu_hours == pytest.approx(0.02) and one.gpu_dollars == pytest.approx(0.04)
+    assert one.days == pytest.approx(0.02 / 10 / 24)
+    many = estimate(cache, Question(hours=2, realtime=100, taps=13, channels=768, put_dollars=50, get_dollars=4))
     for small, large in zip(one.profiles, many.profiles, strict=True):
         assert large.shard_bytes == pytest.approx(13 * 768 / 80 * small.shard_bytes, rel=0.001)
         assert large.shards >= small.shards
         assert small.pass_dollars == pytest.approx(small.pass_requests * 0.4 / 1e6)
         assert small.storage_dollars == pytest.approx(small.bytes / 1e12 * 23)
         assert large.write_dollars >= 9.9 * small.write_dollars
-    slow = estimate(cache, Question(hours=1000, realtime=0.1))
+    slow = estimate(cache, Question(hours=2, realtime=0.1))
     # Shards of 20 s of speech and more: leases are renewed.
     assert slow.profiles[0].requests["PUT"] > one.profiles[0].requests["PUT"]
 
 
 def test_the_rate_is_the_caches_own_or_has_to_be_given(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     logged = json.loads(cache.storage.read(RATES) or b"")["realtime"]
-    found = estimate(cache, Question(hours=10))
+    found = estimate(cache, Question(hours=1))
     assert logged == {found.device: found.realtime}
     monkeypatch.setattr(LocalStorage, "read", lambda self, key: None)
     with pytest.raises(UsageError, match="--gpu-realtime"):
-        estimate(cache, Question(hours=10))
+        estimate(cache, Question(hours=1))
 
 
 def test_the_command_prints_what_it_assumes(place: Path) -> None:
-    arguments = ["corpus", "--cache", str(place), "--hours", "100", "--gpu-realtime", "123"]
+    arguments = ["corpus", "--cache", str(place), "--hours", "2", "--gpu-realtime", "123"]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0, shown.output
-    for text in ("36,000 utterances", "123 x real time (as given)", "storage 23 $", "int8", "residual:1.0"):
+    for text in ("720 utterances", "123 x real time (as given)", "storage 23 $", "int8", "residual:1.0"):
         assert text in shown.output
     found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
-    assert found["utterances"] == 36_000 and found["question"]["gpu_dollars"] == 2.0
+    assert found["utterances"] == 720 and found["question"]["gpu_dollars"] == 2.0
     checked = CliRunner().invoke(app, ["corpus", "--cache", str(place), "--check", "--json"])
     assert json.loads(checked.stdout)[-1]["kind"] == "in all"
     assert "difference" in CliRunner().invoke(app, ["corpus", "--cache", str(place), "--check"]).output
