@@ -159,24 +159,24 @@ def _plane_compressors(plane: Plane, layout: Layout) -> tuple[Any, ...]:
     if plane.coder == "blosc":
         return (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
     if plane.coder == "literal":
-        return (LiteralZstd(plane.effort), Crc32cCodec())
+        return (LiteralZstd(plane.pack), Crc32cCodec())
     return _compressors(layout.zstd_level if plane.level is None else plane.level)
 
 
 class LiteralZstd(ZstdCodec):
     """Zarr's own codec `zstd`, but for how it compresses."""
 
-    effort: str
+    pack: str
 
-    def __init__(self, effort: str) -> None:
+    def __init__(self, pack: str) -> None:
         super().__init__(level=1, checksum=True)
         # The class is a frozen one, and this is no part of what the metadata say.
-        object.__setattr__(self, "effort", effort)
+        object.__setattr__(self, "pack", pack)
 
     async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
         from featcache.codec import literal
 
-        data = literal.compress(chunk_bytes.as_numpy_array(), self.effort)
+        data = literal.compress(chunk_bytes.as_numpy_array(), self.pack)
         return chunk_spec.prototype.buffer.from_bytes(data)
 
 

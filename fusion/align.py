@@ -43,8 +43,13 @@ class Alignment:
         return {"id": self.id, **spans, "log_probability": round(self.log_probability, 4)}
 
 
-def write(run: Run, out: Path, *, pause: float = PAUSE) -> tuple[int, tuple[labels.Skipped, ...]]:
+def write(
+    run: Run, out: Path, *, pause: float = PAUSE, dry_run: bool = False
+) -> tuple[int, tuple[labels.Skipped, ...]]:
     """Align the train, dev and test rows of a run's recipe with their texts, into JSON Lines keyed by id.
+
+    Args:
+        dry_run: only count; reads no features and writes nothing.
 
     Returns:
         How many were aligned, and the rows that could not be.
@@ -63,8 +68,10 @@ def write(run: Run, out: Path, *, pause: float = PAUSE) -> tuple[int, tuple[labe
         split = labels.prepare(examples, name, run.task, run.head.output_frames(examples), learn=True)
         skipped += split.skipped
         ids += split.ids
-        found.update((one.id, one) for one in _align(run, run.task, cache, split, pause))
-    checkpoint.write_json_lines(out, [found[id_].to_json() for id_ in ids])
+        if not dry_run:
+            found.update((one.id, one) for one in _align(run, run.task, cache, split, pause))
+    if not dry_run:
+        checkpoint.write_json_lines(out, [found[id_].to_json() for id_ in ids])
     return len(ids), tuple(skipped)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fusion.cli_options import AsJson, RunFolder
+from fusion.cli_options import AsJson, DryRun, RunFolder
 
 
 def align(
@@ -17,6 +17,7 @@ def align(
     out: Annotated[Path, typer.Option("--out", "-o", help="JSON Lines to write.", show_default=False)],
     pause: Annotated[float, typer.Option(min=0, help="Seconds without a word that end a stretch of speech.")] = 0.3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Align the texts of a transcription run's rows with its head, from the cache alone.
@@ -29,13 +30,18 @@ def align(
     from fusion.labels import count_reasons
     from fusion.run import Run
 
-    aligned, skipped = alignment.write(Run.open(run, pick_device(device)), out, pause=pause)
+    aligned, skipped = alignment.write(Run.open(run, pick_device(device)), out, pause=pause, dry_run=dry_run)
     reasons = count_reasons(skipped)
     if as_json:
-        print(json.dumps({"aligned": aligned, "skipped": reasons, "path": str(out)}, ensure_ascii=False))
+        summary = {"aligned": aligned, "skipped": reasons, "path": str(out), "dry_run": dry_run}
+        print(json.dumps(summary, ensure_ascii=False))
         return
     messages = Console(stderr=True)
     for reason, count in reasons.items():
         messages.print(f"skipped {count}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    if dry_run:
+        replaced = ", replacing what is there" if out.exists() else ""
+        print(f"would align {aligned} utterances into {out}{replaced}")
+        return
     messages.print(f"aligned {aligned} utterances", highlight=False)
     print(out)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from fusion.cli_options import AsJson, Limit, Overrides, Restart, Runs
+from fusion.cli_options import AsJson, DryRun, Limit, Overrides, Restart, Runs
+
+if TYPE_CHECKING:
+    from fusion.train import Outlook
 
 
 def sweep(
@@ -21,6 +25,7 @@ def sweep(
     restart: Restart = False,
     limit: Limit = 0,
     runs: Runs = Path("runs"),
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a head a recipe, all from the same batches, and show them side by side.
@@ -30,12 +35,16 @@ def sweep(
     """
     from fusion import comparison
     from fusion import recipe as recipes_
-    from fusion.train import fit_together
+    from fusion.train import fit_together, outlook
 
     wanted = [recipes_.read(path, set_ or ()) for path in recipes]
     if limit:
         wanted = [recipe.limited(limit) for recipe in wanted]
-    done = fit_together(wanted, runs=runs, mode="restart" if restart else "auto")
+    mode = "restart" if restart else "auto"
+    if dry_run:
+        _print_outlook(outlook(wanted, runs=runs, mode=mode), as_json)
+        return
+    done = fit_together(wanted, runs=runs, mode=mode)
     if os.environ.get("RANK", "0") != "0":
         return
     rows = [{"run": str(run.path), **run.metrics()} for run in done]
@@ -44,3 +53,17 @@ def sweep(
         return
     for task in dict.fromkeys(row["task"] for row in rows):
         Console().print(*comparison.tables([row for row in rows if row["task"] == task]))
+
+
+def _print_outlook(found: Outlook, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False, default=str))
+        return
+    for number, together in enumerate(found.passes, 1):
+        what = "1 run" if len(together) == 1 else f"{len(together)} runs from the same batches"
+        print(f"pass {number}: {what}")
+        for run in together:
+            how = f"from step {run.step} on" if run.step else "replacing what is there" if run.replaces else "new"
+            print(f"  would write {run.path}, {run.steps} steps, {how}")
+    for path in found.finished:
+        print(f"finished already: {path}")

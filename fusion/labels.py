@@ -164,7 +164,7 @@ def select(cache: Cache, recipe: Recipe) -> Selection:
     ids, frames = cache.ids, np.asarray(cache.lengths)
     for row in np.flatnonzero(keep).tolist():
         value = split_of[row]
-        if value not in names or (recipe.limit and len(examples[names[value]]) >= recipe.limit):
+        if value not in names:
             continue
         name = names[value]
         label = labels[row]
@@ -177,7 +177,21 @@ def select(cache: Cache, recipe: Recipe) -> Selection:
     for name in ("train", "dev"):
         if not examples[name]:
             _explain_empty(name, recipe, [split_of[row] for row in np.flatnonzero(keep).tolist()], skipped)
-    return Selection({name: tuple(rows) for name, rows in examples.items()}, tuple(skipped), tuple(columns.notes))
+    chosen = {name: tuple(spread(rows, recipe.limit)) for name, rows in examples.items()}
+    return Selection(chosen, tuple(skipped), tuple(columns.notes))
+
+
+def spread(examples: Sequence[Example], limit: int) -> Sequence[Example]:
+    """`limit` of the examples at most, in their order, one of each of as many equal stretches; 0 takes all.
+
+    Manifests are often sorted, by language say, and every part of one shall be seen. Which one of a stretch is
+    drawn by a fixed seed: not always the first, since rows may also take turns, and the same in every run.
+    """
+    if not limit or limit >= len(examples):
+        return examples
+    ends = np.linspace(0, len(examples), limit + 1).astype(np.int64)
+    chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
+    return [examples[at] for at in chosen.tolist()]
 
 
 def prepare(

@@ -132,7 +132,7 @@ class Recipe(_Section):
     """The run's folder under `runs/`; empty is the kind of the fuser."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     limit: Annotated[int, Field(ge=0)] = 0
-    """At most this many utterances of each split; 0 takes all."""
+    """At most this many utterances of each split, spread over its rows; 0 takes all."""
     task: TaskRecipe = TaskRecipe()
     split: SplitRecipe = SplitRecipe()
     fuser: FuserRecipe = FuserRecipe()

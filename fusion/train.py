@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from featcache.errors import JobError, UsageError
 from fusion import head
-from fusion.distributed import use_threads, world
+from fusion.distributed import World, use_threads, world
 from fusion.learner import Learner, Moments
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
@@ -85,33 +86,20 @@ def fit_together(
     console = console or Console(stderr=True)
     recipes = [head.resolve(recipe) for recipe in recipes]
     _check(recipes)
-    finished: dict[str, Run] = {}
     with world(recipes[0].train.device) as here:
         use_threads(recipes[0].train.threads, here.device)
-        learners = []
-        caches: dict[str, Cache] = {}
-        known: Moments = {}
-        for recipe in recipes:
-            files = Files(Path(runs) / recipe.name)
-            begun = _begun(files, recipe, mode)
-            if begun and files.metrics.exists():
-                if here.first:
-                    text = f"run {files.path} is finished; --restart trains it anew"
-                    console.print(text, highlight=False, soft_wrap=True, markup=False)
-                finished[recipe.name] = Run.open(files.path)
-                continue
-            if recipe.cache not in caches:
-                caches[recipe.cache] = open_cache(recipe.cache)
-            learner = make(recipe, caches[recipe.cache], files, here, console, known)
-            if begun:
-                learner.load()
-            learners.append(learner)
+        learners, finished = _prepare(recipes, Path(runs), mode, here, console, make)
         # Only now is it known that all recipes fit, and nothing is thrown away for a mistake.
         here.barrier()
         for learner in learners:
             if here.first and not learner.state.step:
                 learner.files.clear()
         here.barrier()
+        if trace is not None and not learners and here.first:
+            console.print(
+                f"no trace: nothing was left to train; --restart trains anew and traces into {trace}",
+                highlight=False, soft_wrap=True, markup=False,
+            )  # fmt: skip
         for together in streams(learners):
             tracer = Tracer(trace, console.print) if trace is not None and here.first else None
             trace = None
@@ -123,6 +111,72 @@ def fit_together(
     if failures:
         raise JobError("; ".join(map(str, failures)))
     return [finished[recipe.name] for recipe in recipes]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that would be written, and the step that it would go on from; `replaces` says that a run is there."""
+
+    path: Path
+    step: int
+    steps: int
+    replaces: bool
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What `fit_together` would do: runs that share batches, pass by pass, and runs that are finished already."""
+
+    passes: list[list[Planned]]
+    finished: list[Path]
+
+
+def outlook(
+    recipes: Sequence[Recipe], *, runs: str | Path = "runs", mode: str = "auto", console: Console | None = None
+) -> Outlook:
+    """What `fit_together` would do with the same arguments; it raises the same mistakes, and writes nothing."""
+    console = console or Console(stderr=True)
+    recipes = [head.resolve(recipe) for recipe in recipes]
+    _check(recipes)
+    with world(recipes[0].train.device) as here:
+        learners, finished = _prepare(recipes, Path(runs), mode, here, console, Learner)
+    passes = [
+        [
+            Planned(
+                learner.files.path, learner.state.step, learner.recipe.train.steps,
+                replaces=not learner.state.step and learner.files.recipe.exists(),
+            )
+            for learner in together
+        ]
+        for together in streams(learners)
+    ]  # fmt: skip
+    return Outlook(passes, [run.path for run in finished.values()])
+
+
+def _prepare(
+    recipes: Sequence[Recipe], runs: Path, mode: str, here: World, console: Console, make: Callable[..., Learner]
+) -> tuple[list[Learner], dict[str, Run]]:
+    """The learners of runs that are to be trained, where they stand, and the finished runs by name."""
+    finished: dict[str, Run] = {}
+    learners: list[Learner] = []
+    caches: dict[str, Cache] = {}
+    known: Moments = {}
+    for recipe in recipes:
+        files = Files(runs / recipe.name)
+        begun = _begun(files, recipe, mode)
+        if begun and files.metrics.exists():
+            if here.first:
+                text = f"run {files.path} is finished; --restart trains it anew"
+                console.print(text, highlight=False, soft_wrap=True, markup=False)
+            finished[recipe.name] = Run.open(files.path)
+            continue
+        if recipe.cache not in caches:
+            caches[recipe.cache] = open_cache(recipe.cache)
+        learner = make(recipe, caches[recipe.cache], files, here, console, known)
+        if begun:
+            learner.load()
+        learners.append(learner)
+    return learners, finished
 
 
 def _check(recipes: Sequence[Recipe]) -> None:
@@ -160,4 +214,4 @@ def _begun(files: Files, recipe: Recipe, mode: str) -> bool:
     return there and mode != "restart" and files.checkpoint.exists()
 
 
-__all__ = ["Interrupted", "fit", "fit_together"]
+__all__ = ["Interrupted", "Outlook", "Planned", "fit", "fit_together", "outlook"]

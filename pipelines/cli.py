@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from featcache.errors import AudioError, FeatcacheError, JobError
+from pipelines.cli_corpus import corpus
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
 from pipelines.cli_reproduce import reproduce
 from pipelines.cli_studies import fewshot, fusers, layers, rivals
@@ -27,6 +28,7 @@ app.command()(fusers)
 app.command()(layers)
 app.command()(fewshot)
 app.command()(reproduce)
+app.command()(corpus)
 
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
 ALL_LANGUAGES = "en,es,fr,it,ru"

@@ -15,17 +15,17 @@ import zstandard
 
 # The smallest tables: what is worth matching (runs of zeros) is near.
 TABLES = {"hash_log": 6, "chain_log": 6, "search_log": 1, "window_log": 17}
-EFFORTS = {
+PACKS = {
     "small": {"strategy": zstandard.STRATEGY_BTOPT, "min_match": 6, "target_length": 64, **TABLES},
     "fast": {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "target_length": 0, **TABLES},
 }
 
 
 @cache
-def _parameters(effort: str) -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters(write_checksum=True, write_content_size=True, **EFFORTS[effort])
+def _parameters(pack: str) -> zstandard.ZstdCompressionParameters:
+    return zstandard.ZstdCompressionParameters(write_checksum=True, write_content_size=True, **PACKS[pack])
 
 
-def compress(data: Any, effort: str = "small") -> bytes:
-    """One zstd frame with its checksum, of anything that is bytes, with one of `EFFORTS`."""
-    return zstandard.ZstdCompressor(compression_params=_parameters(effort)).compress(data)
+def compress(data: Any, pack: str = "small") -> bytes:
+    """One zstd frame with its checksum, of anything that is bytes, with one of `PACKS`."""
+    return zstandard.ZstdCompressor(compression_params=_parameters(pack)).compress(data)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.codec.literal import EFFORTS
+from featcache.codec.literal import PACKS
 from featcache.errors import UsageError
 
 TARGETS = ("bits", "nmse", "step")
@@ -24,8 +24,8 @@ DEFAULT_LEVEL = 1
 
 @dataclass(frozen=True)
 class Asked:
-    """What a profile is fitted for: `value` of `target`, with how much effort codes are packed, and how many times
-    finer than the others the last tap's steps are."""
+    """What a profile is fitted for: `value` of `target`, how codes are packed, and how many times finer than the
+    others the last tap's steps are."""
 
     target: str = "bits"
     value: float = DEFAULT_BITS
@@ -71,8 +71,8 @@ def check(parameters: Mapping[str, Any]) -> Asked:
             f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, {PACK} or {LAST}"
         )
     pack = parameters.get(PACK, Asked.pack)
-    if pack not in EFFORTS:
-        raise UsageError(f"profile residual: {PACK} = {pack!r} is none of {', '.join(EFFORTS)}")
+    if pack not in PACKS:
+        raise UsageError(f"profile residual: {PACK} = {pack!r} is none of {', '.join(PACKS)}")
     given = [name for name in TARGETS if name in parameters]
     if len(given) > 1:
         raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")

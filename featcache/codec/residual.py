@@ -71,7 +71,7 @@ class Residual(Codec):
     def planes(self) -> tuple[Plane, ...]:
         width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
         return (
-            Plane("codes", "|u1", (width,), coder="literal", effort=self._pack, axes=("byte",)),
+            Plane("codes", "|u1", (width,), coder="literal", pack=self._pack, axes=("byte",)),
             Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
         )
 

@@ -51,6 +51,8 @@ def test_a_tagger_learns_from_the_alignment_of_a_transcriber(tmp_path: Path) -> 
     text = toy_recipe(cache, 40, "linear")
     run = training.fit(recipe.parse(text, ["decoder.stack=1", "train.workers=0"]), runs=tmp_path / "runs")
     out = tmp_path / "alignment.jsonl"
+    tried = CliRunner().invoke(app, ["align", str(run.path), "-o", str(out), "--dry-run"])
+    assert tried.exit_code == 0 and tried.stdout == f"would align 56 utterances into {out}\n" and not out.exists()
     done = CliRunner().invoke(app, ["align", str(run.path), "-o", str(out), "--json"])
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)

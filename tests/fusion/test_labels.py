@@ -66,8 +66,21 @@ def test_where_keeps_rows_of_the_given_values(cache: Cache, where: str, train: l
     assert ids(select(cache, where))["train"] == train
 
 
-def test_a_limit_takes_the_first_of_each_split(cache: Cache) -> None:
-    assert ids(select(cache, "limit=1")) == {"train": ["a"], "dev": ["c"], "test": ["d"]}
+def test_a_limit_takes_some_of_each_split(cache: Cache) -> None:
+    found = ids(select(cache, "limit=1"))
+    assert found["train"][0] in ("a", "b") and found == {"train": found["train"], "dev": ["c"], "test": ["d"]}
+    assert found == ids(select(cache, "limit=1", "seed=7"))
+    assert ids(select(cache, "limit=5")) == ids(select(cache))
+
+
+@pytest.mark.parametrize("order", ["sorted", "in turns"])
+def test_a_limit_sees_every_part_of_a_manifest(order: str) -> None:
+    """Five languages of which each has 200 rows, one after the other or in turns."""
+    rows = [labels.Example(i, f"u{i}", "x", 9) for i in range(1000)]
+    chosen = [example.row for example in labels.spread(rows, 60)]
+    assert len(chosen) == 60 and chosen == sorted(set(chosen))
+    languages = [row // 200 if order == "sorted" else row % 5 for row in chosen]
+    assert all(languages.count(language) >= (12 if order == "sorted" else 5) for language in range(5))
 
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])

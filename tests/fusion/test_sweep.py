@@ -161,3 +161,30 @@ def test_the_command_shows_heads_side_by_side(place: Path, tmp_path: Path) -> No
     assert "WER" in again.stdout and "accuracy" in again.stdout
     twice = CliRunner().invoke(app, ["sweep", paths[0], paths[0]])
     assert twice.exit_code == 2 and "2 recipes have the name 'hff'" in twice.stderr
+
+
+def test_a_dry_run_says_what_shares_a_pass_and_writes_nothing(place: Path, tmp_path: Path) -> None:
+    paths, runs = [], tmp_path / "runs"
+    made = [toy(place, "hff"), toy(place, "concat", "fuser.kind=concat"), toy(place, "other-seed", "seed=2")]
+    for one in made:
+        path = tmp_path / f"{one.name}.toml"
+        path.write_text(one.to_toml())
+        paths.append(str(path))
+    arguments = ["sweep", *paths, "--set", "train.steps=2", "--runs", str(runs), "--dry-run"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == [
+        "pass 1: 2 runs from the same batches",
+        f"  would write {runs / 'hff'}, 2 steps, new",
+        f"  would write {runs / 'concat'}, 2 steps, new",
+        "pass 2: 1 run",
+        f"  would write {runs / 'other-seed'}, 2 steps, new",
+    ]
+    assert not runs.exists()
+    training.fit(recipe.read(paths[0], ["train.steps=2"]), runs=runs)
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert found["finished"] == [str(runs / "hff")] and [len(together) for together in found["passes"]] == [1, 1]
+    again = CliRunner().invoke(app, [*arguments, "--restart"])
+    assert f"would write {runs / 'hff'}, 2 steps, replacing what is there" in again.stdout
+    assert before == {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}

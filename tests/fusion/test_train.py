@@ -273,3 +273,7 @@ def test_a_trace_says_where_the_time_of_steps_went(tmp_path: Path) -> None:
     short = recipe.parse(toy_recipe(tmp_path / "cache", 4, "linear"), ["train.workers=1", "name=short"])
     training.fit(short, runs=tmp_path, console=Console(file=log), trace=tmp_path / "none.json")
     assert "no trace: a run needs more than 10 steps" in log.getvalue() and not (tmp_path / "none.json").exists()
+    training.fit(made, runs=tmp_path, console=Console(file=log, width=200), trace=tmp_path / "none.json")
+    last = log.getvalue().splitlines()[-1]
+    assert last.startswith("no trace: nothing was left to train; --restart trains anew") and str(tmp_path) in last
+    assert not (tmp_path / "none.json").exists()
