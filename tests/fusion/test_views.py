@@ -170,13 +170,17 @@ def test_a_sampler_that_draws_views_goes_on_from_any_position(made: Pool, taken:
     last = whole[taken]
     for a, b in zip(whole[taken + 1 :], sampler(last.epoch, last.step + 1), strict=False):
         assert a[:2] == b[:2] and np.array_equal(a.positions, b.positions)
-    if world == 1:
-        of_epoch = np.concatenate(
-            [slot.positions for slot in whole if slot.epoch == whole[0].epoch < last.epoch] or [[]]
-        )
-        assert len(of_epoch) in (0, made.originals)
     for slot in whole:  # by the drawn row's length, not the original's
         assert len(slot.positions) == 1 or len(slot.positions) * made.split.frames[slot.positions].max() <= 200
+
+
+def test_every_epoch_of_a_sampler_draws_anew() -> None:
+    made = Pool(split_of([10] * 200), 100, np.arange(100), 0.5)
+    slots = itertools.takewhile(lambda slot: slot.epoch < 3, Sampler(made.split.frames, 200, 3, draw=made.draw))
+    for epoch, found in itertools.groupby(slots, lambda slot: slot.epoch):
+        positions = np.concatenate([slot.positions for slot in found])
+        assert sorted(positions) == sorted(made.draw(3, epoch))
+    assert not np.array_equal(made.draw(3, 0), made.draw(3, 1))
 
 
 @given(POOLS)
