@@ -176,6 +176,15 @@ def fit_length(pcm: Pcm, planned_samples: int) -> Pcm:
     return np.pad(pcm, (0, difference)) if difference > 0 else pcm[:planned_samples]
 
 
+def resample(pcm: Pcm, rate: int) -> Pcm:
+    """`pcm` `(samples,)` at `rate` (Hz) as 16 kHz, by the rules of `AUDIO_RULES`.
+
+    Raises AudioError: not one sample is left.
+    """
+    resampler = _Resampler(rate)
+    return np.concatenate([*resampler.feed(pcm), *resampler.finish()])
+
+
 def _downmix(block: Pcm) -> Pcm:
     if block.shape[1] == 1:
         return block[:, 0].copy()

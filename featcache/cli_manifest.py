@@ -1,4 +1,4 @@
-"""Commands `featcache manifest ...`: importers and the check."""
+"""Commands `featcache manifest ...`: importers, views and the check."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featcache.cli_options import DryRun
 from featcache.errors import UsageError
 
 manifest_app = typer.Typer(help="Write and check manifests.", no_args_is_help=True)
@@ -88,6 +89,35 @@ def manifest_webdataset(
     from featcache.importers import webdataset
 
     _write_manifest(webdataset(shards, audio or out.parent / "audio", split=split), out)
+
+
+@manifest_app.command("views")
+def manifest_views(
+    manifest: Manifest,
+    out: Out,
+    view: Annotated[
+        list[str],
+        typer.Option(help="speed=0.9, noise=15 (dB), reverb=0.4 (s), or several joined by ,", show_default=False),
+    ],
+    where: Annotated[
+        list[str] | None, typer.Option(help="label=value; several of one label mean any of them.", show_default=False)
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Add augmented copies of recordings as rows: views, to be computed with the rest and drawn in training."""
+    from featcache import manifest as manifests
+    from featcache.inspect import parse_where
+    from featcache.views import VIEW, rows_with_views
+
+    rows = rows_with_views(manifests.read(manifest), view, parse_where(where or []))
+    kinds: dict[Any, list[float]] = {}
+    for row in rows:
+        kinds.setdefault(row.labels.get(VIEW) or "originals", []).append(row.duration)
+    for kind, seconds in kinds.items():
+        line = f"{kind}: {len(seconds)} utterances, {sum(seconds) / 3600:.2f} h"
+        print(line, file=sys.stdout if dry_run else sys.stderr)
+    if not dry_run:
+        _write_manifest(manifests.absolute(rows, manifest), out)
 
 
 @manifest_app.command("check")

@@ -90,6 +90,8 @@ def print_outlook(job: Job, as_json: bool) -> None:
     _pairs(rows, f"plan for {job.storage}")
     if len(view.profiles) > 1:
         _print_profiles(view, sum(row.duration for row in job.rows))
+    if view.views:
+        _print_views(view)
     for utterance_id, reason in view.unusable[:20]:
         note(f"  will be left out: {utterance_id}: {reason}")
     return None
@@ -108,6 +110,24 @@ def _print_profiles(view: Outlook, seconds: float) -> None:
             size_text(found.bytes),
             f"{found.bytes / (32_000 * seconds):.1f}" if seconds else "",
             f"{10 * math.log10(found.nmse):.1f} dB" if found.nmse else "",
+        )
+    _console().print(table)
+
+
+def _print_views(outlook: Outlook) -> None:
+    """What the views of the manifest cost, below the recordings that they are made of."""
+    title = "the whole manifest, by view"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in ("view", "utterances", "to add", "hours", "size", "time"):
+        table.add_column(column, justify="left" if column == "view" else "right")
+    for cost in outlook.views:
+        table.add_row(
+            cost.view,
+            f"{cost.utterances:,}",
+            f"{cost.to_add:,}",
+            f"{cost.hours:.2f}",
+            size_text(cost.bytes),
+            time_text(cost.seconds) if cost.seconds is not None else "not measured",
         )
     _console().print(table)
 

@@ -12,9 +12,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from featcache import layout
 from featcache.digest import canonical_json
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
+from featcache.index import VIEW_OF
 from featcache.inspect import matching
 from featcache.lease import Leases
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
@@ -26,7 +29,7 @@ LEASE = f"{layout.LOG}/leases/forget"
 
 @dataclass(frozen=True)
 class Forgotten:
-    """The ids that went (or would go), and the segments written anew or removed for it."""
+    """The ids that went (or would go), those of views among them, and the segments written anew or removed for it."""
 
     ids: list[str]
     segments: list[str]
@@ -38,7 +41,7 @@ def forget(
     dry_run: bool = False,
     on_shard: Progress = lambda seconds, written: None,
 ) -> Forgotten:
-    """Remove the utterances with these labels. First finishes a removal that was interrupted.
+    """Remove the utterances with these labels, and all views of them. First finishes a removal that was interrupted.
 
     Raises:
         UsageError: there is no condition, or no utterance meets it.
@@ -80,12 +83,15 @@ def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str
     gone = matching(cache, where)
     if not gone.any():
         raise UsageError(f"no utterance of {cache.path} is meant: `featcache ls {cache.path}` lists them")
+    ids = list(cache.ids)
+    if VIEW_OF in cache.label_names:
+        meant = {ids[row] for row in gone.nonzero()[0].tolist()}
+        gone |= np.array([of in meant for of in cache.labels(VIEW_OF)], bool)
     names = [part.segment.name for part in choose(cache, gone)]
     kept: dict[str, list[Chosen]] = {name: [] for name in names}
     for part in choose(cache, ~gone):
         if part.segment.name in kept:
             kept[part.segment.name].append(part)
-    ids = list(cache.ids)
     return Forgotten([ids[row] for row in gone.nonzero()[0].tolist()], names), kept
 
 

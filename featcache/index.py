@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 USABLE, QUARANTINED = 0, 1
 # Marks a label that is absent, so that "" stays a label.
 MISSING = "\x00"
+# The label of a view: the id of the utterance that it is a copy of (`featcache.views`).
+VIEW_OF = "view_of"
 
 
 def id_hash(utterance_id: str) -> int:

@@ -15,6 +15,7 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.audio import AUDIO_RULES
 from featcache.calibrate import SECONDS, calibrate
+from featcache.costs import ViewCost, view_costs
 from featcache.digest import json_differences
 from featcache.errors import JobError, MismatchError, UsageError
 from featcache.extract import Done, run_shards
@@ -54,7 +55,7 @@ class Request:
 class Outlook:
     """What `plan` prints: what is there, what is missing, and what that will cost.
 
-    `bytes` is of what is missing, in the cache's profile; `profiles` is of the whole manifest.
+    `bytes` is of what is missing, in the cache's profile; `profiles` and `views` are of the whole manifest.
     """
 
     utterances: int
@@ -71,6 +72,7 @@ class Outlook:
     seconds: float | None
     unusable: list[tuple[str, str]]
     profiles: list[ProfileSize]
+    views: list[ViewCost]
 
 
 class Job:
@@ -163,6 +165,7 @@ class Job:
             seconds=todo / rate if rate else None,
             unusable=unusable,
             profiles=profile_sizes([row_samples(row) for row in self.rows], spec),
+            views=view_costs(self.rows, self.new_rows, spec, rate),
         )
 
     def extract(self, strict: bool = False, check_disk: bool = True, part: Part | None = None) -> Done | None:

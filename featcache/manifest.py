@@ -8,6 +8,7 @@ JSON Lines in the style of NeMo, one utterance a line, flat:
 Without `offset` the row is the whole recording; with it, even with 0, a part of it. Every key that is not
 a field of `Row` is a label: a text, number, true, false or null. A duration of 0 says that the recording
 could not be read when the manifest was made: the row stays and is quarantined with its reason.
+The labels `view` and `view_of` make a row an augmented copy of another: see `featcache.views`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from featcache import views
 from featcache.errors import ManifestError
+from featcache.index import VIEW_OF
 
 Label = str | int | float | bool | None
 
@@ -46,6 +49,18 @@ class Row(BaseModel):
     def is_part(self) -> bool:
         """Whether the row names a part of its recording (it has an offset), not the whole of it."""
         return "offset" in self.model_fields_set
+
+    @property
+    def view(self) -> views.View | None:
+        """What is made of the recording; None where the row is the recording itself."""
+        text = self.labels.get(views.VIEW)
+        return views.parse(text) if isinstance(text, str) else None
+
+    @property
+    def view_of(self) -> str | None:
+        """The id of the utterance that the row is a view of; None where it is none."""
+        of = self.labels.get(VIEW_OF)
+        return None if of is None else str(of)
 
     @field_validator("id", "audio_filepath", mode="before")
     @classmethod
@@ -89,6 +104,7 @@ class Row(BaseModel):
                 _label(value)
             except ValueError as error:
                 raise ValueError(f"label {_short(name)} {error}") from None
+        _view(labels.get(views.VIEW), labels.get(VIEW_OF))
         return dict(labels)
 
 
@@ -253,6 +269,22 @@ def _label(value: object) -> None:
             raise ValueError(f"is {value}: write a finite number or null")
     elif value is not None and not isinstance(value, bool | int):
         raise ValueError(f"is {_kind(value)}: write text, a number, true, false or null")
+
+
+def _view(view: object, of: object) -> None:
+    """Both labels of a view. `view_of` alone is a recording that is a copy of another's in its own right."""
+    if of is not None and not (isinstance(of, str) and of.strip()):
+        raise ValueError(f"label {VIEW_OF!r} is {_short(of)}: write the id of the utterance that this is a view of")
+    if view is None:
+        return
+    if not isinstance(view, str):
+        raise ValueError(f"label {views.VIEW!r} is {_kind(view)}: write it as 'speed=0.9'")
+    try:
+        views.parse(view)
+    except ValueError as error:
+        raise ValueError(f"label {views.VIEW!r} {error}") from None
+    if of is None:
+        raise ValueError(f"label {views.VIEW!r} wants {VIEW_OF!r} beside it: the id of the utterance it is a view of")
 
 
 def _unicode(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,6 +132,10 @@ class Sampler:
 
     Every step takes `world` consecutive batches of the epoch's list, one a rank. Where the list does not
     divide, it is filled up from its start, so that all ranks do the same number of steps.
+
+    Args:
+        draw: of seed and epoch, the positions in `frames` that an epoch consists of, int64; all of them by default.
+            A pure function, so that the position of the sampler is still two numbers.
     """
 
     def __init__(
@@ -143,8 +147,9 @@ class Sampler:
         world: int = 1,
         epoch: int = 0,
         step: int = 0,
+        draw: Callable[[int, int], np.ndarray] | None = None,
     ) -> None:
-        self.frames, self.batch_frames, self.seed = frames, batch_frames, seed
+        self.frames, self.batch_frames, self.seed, self.draw = frames, batch_frames, seed, draw
         self.rank, self.world = rank, world
         self.epoch, self.step = epoch, step
         self._plan: list[np.ndarray] = []
@@ -156,10 +161,9 @@ class Sampler:
 
     def _batches(self) -> list[np.ndarray]:
         if self._planned != self.epoch:
-            self._plan, self._planned = (
-                plan_epoch(self.frames, self.batch_frames, self.seed, self.epoch),
-                self.epoch,
-            )
+            drawn = self.draw(self.seed, self.epoch) if self.draw else np.arange(len(self.frames))
+            batches = plan_epoch(self.frames[drawn], self.batch_frames, self.seed, self.epoch)
+            self._plan, self._planned = [drawn[batch] for batch in batches], self.epoch
         return self._plan
 
     def __iter__(self) -> Iterator[Slot]:

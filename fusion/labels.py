@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.index import VIEW_OF
 from fusion.recipe import Recipe, as_text
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fusion.tasks.base import Task
 
 SPLITS = ("train", "dev", "test")
+VIEWS = "views"
+"""What stands for a split where a view of a row of train is skipped."""
 
 
 class Unusable(Exception):
@@ -45,6 +48,8 @@ class Example:
     id: str
     label: str
     frames: int
+    view_of: str = ""
+    """The id of the utterance that it is a view of; empty for all that stand for themselves."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Selection:
     """Examples by split, before a task has looked at the labels."""
 
     splits: dict[str, tuple[Example, ...]]
+    views: tuple[Example, ...] = ()
+    """Of the rows of train, with their labels. No split has one."""
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
     """What a user may want to know, one line each."""
@@ -145,6 +152,8 @@ class Columns:
 def select(cache: Cache, recipe: Recipe) -> Selection:
     """The rows of each split with their labels; quarantined and unlabelled ones are skipped with the reason.
 
+    Views are in none, whatever their columns say: they follow their originals (`fusion.views`).
+
     Raises:
         UsageError: a column is missing, or train or dev would be empty.
     """
@@ -154,6 +163,9 @@ def select(cache: Cache, recipe: Recipe) -> Selection:
     for name, allowed in task.where.items():
         values = {as_text(value) for value in (allowed if isinstance(allowed, tuple) else (allowed,))}
         keep &= np.array([value in values for value in columns.column(name, f"task.where.{name}")], dtype=bool)
+    view_of = columns.column(VIEW_OF, VIEW_OF) if VIEW_OF in columns.names else []
+    if view_of:
+        keep &= np.array([of is None for of in view_of], dtype=bool)
     split_of = columns.column(split.column, "split.column")
     labels = columns.column(task.label, "task.label")
     names = {split.value(name): name for name in SPLITS}
@@ -178,7 +190,15 @@ def select(cache: Cache, recipe: Recipe) -> Selection:
         if not examples[name]:
             _explain_empty(name, recipe, [split_of[row] for row in np.flatnonzero(keep).tolist()], skipped)
     chosen = {name: tuple(spread(rows, recipe.limit)) for name, rows in examples.items()}
-    return Selection(chosen, tuple(skipped), tuple(columns.notes))
+    label_of = {example.id: example.label for example in chosen["train"]} if view_of else {}
+    views = [
+        Example(row, ids[row], label_of[of], int(frames[row]), of)
+        for row, of in enumerate(view_of)
+        if of is not None and of in label_of
+    ]
+    if recipe.train.views:
+        skipped += [Skipped(view.id, VIEWS, "quarantined in the cache") for view in views if not view.frames]
+    return Selection(chosen, tuple(view for view in views if view.frames), tuple(skipped), tuple(columns.notes))
 
 
 def spread(examples: Sequence[Example], limit: int) -> Sequence[Example]:

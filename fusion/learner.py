@@ -6,7 +6,7 @@ A learner is fed by `fusion.stream`, alone or beside others: nothing that it doe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,11 +20,12 @@ from featcache.errors import JobError, MismatchError, UsageError
 from fusion import checkpoint, head, labels, modules, optimiser, tasks
 from fusion.data import Batch, moments
 from fusion.distributed import World, autocast
-from fusion.labels import Split
+from fusion.labels import Example, Split
 from fusion.predict import Predictions, Reader
 from fusion.recipe import Recipe
 from fusion.run import Files, Run
 from fusion.state import State, digest
+from fusion.views import Pool, pool
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -73,13 +74,15 @@ class Learner:
                 listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
                 raise UsageError(f"{name} has no usable row left: {listed}")
         self.notes = selection.notes
+        self.views_unused = 0 if recipe.train.views else len(selection.views)
+        self.pool = self._pool(selection.views)
         key = (cache.path, self.spec.taps, self.splits["train"].rows.tobytes(), recipe.seed)
         if key not in known:
             known[key] = self._moments()
         self.head.standardise_by(*known[key])
         self.model = here.wrap(self.head)
         self.optimiser = self._build_optimiser()
-        self.state = State(data=digest(self.splits["train"], self.splits["dev"]))
+        self.state = State(data=digest(self.pool.split, self.splits["dev"]))
         self.seconds = 0.0
         self.failure: JobError | None = None
         self._loss_sum, self._loss_steps, self._last_loss = torch.zeros((), device=here.device), 0, math.nan
@@ -96,6 +99,19 @@ class Learner:
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         return moments(self.cache, self.splits["train"], self.spec.taps, self.recipe.seed)
+
+    def _pool(self, views: Sequence[Example]) -> Pool:
+        share = self.recipe.train.views
+        if not share:
+            return Pool.plain(self.splits["train"])
+        found = pool(self.splits["train"], views, share, self.task, self.head.output_frames)
+        self.skipped += found.split.skipped
+        if not len(found.of):
+            raise UsageError(
+                f"key train.views: {share:g} of the draws are to be views, and no usable row of train has one in "
+                f"{self.cache.path}; `featcache manifest views` adds them to a manifest"
+            )
+        return found
 
     def _build_optimiser(self) -> torch.optim.Optimizer:
         return optimiser.build(self.head, self.recipe.train)
@@ -161,14 +177,14 @@ class Learner:
             self._writer.close()
 
     @property
-    def view(self) -> tuple[object, ...]:
-        """What decides the features that it is fed: learners of one stream with the same view may share them."""
+    def feed(self) -> tuple[object, ...]:
+        """What decides the features that it is fed: learners of one stream with the same feed may share them."""
         settings = self.recipe.train
         return self.spec.taps, settings.mask_time, settings.mask_channels, settings.mask_taps
 
     @property
     def masks(self) -> bool:
-        return any(self.view[1:])
+        return any(self.feed[1:])
 
     def mask(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Mask the features of the next step in place and return them."""
@@ -188,7 +204,7 @@ class Learner:
         with record_function("forward"):
             with autocast(settings.precision, self.here.device):
                 logits, lengths = self.model(features, batch.lengths)
-            loss = self.task.loss(logits, lengths, self.splits["train"].targets_of(batch.slot.positions))
+            loss = self.task.loss(logits, lengths, self.pool.split.targets_of(batch.slot.positions))
         with record_function("backward"):
             loss.backward()
         with record_function("update"):
@@ -281,6 +297,7 @@ class Learner:
             "dev": self.state.best_dev,
             "train_utterances": len(self.splits["train"]),
             "train_hours": round(train_hours, 3),
+            "train_views": len(self.pool.of),
             "skipped": labels.count_reasons(self.skipped),
         }
 
@@ -296,14 +313,23 @@ class Learner:
             self.say(note)
         for name, split in self.splits.items():
             hours = float(split.frames.sum()) / self.cache.frame_rate / 3600
-            reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
-            without = f", skipped {', '.join(f'{n} ({reason})' for reason, n in reasons.items())}" if reasons else ""
-            self.say(f"{name}: {len(split)} utterances, {hours:.2f} h{without}")
+            self.say(f"{name}: {len(split)} utterances, {hours:.2f} h{self._skipped_of(name)}")
+        if self.pool.share:
+            count, of = len(self.pool.of), len(np.unique(self.pool.of))
+            reasons = self._skipped_of(labels.VIEWS)
+            self.say(f"views: {count} of {of} utterances of train, drawn at {self.pool.share:.0%}{reasons}")
+        elif self.views_unused:
+            self.say(f"views: {self.views_unused}, not used (key train.views is 0)")
         fuser, decoder = modules.count_parameters(self.head.fuser), modules.count_parameters(self.head.decoder)
         self.say(
             f"{self.recipe.fuser.kind} ({fuser:,} parameters) over {len(self.spec.taps)} taps, "
             f"{self.recipe.decoder.kind} ({decoder:,}), {self.task.outputs} outputs, on {self.here.device}"
         )
+
+    def _skipped_of(self, name: str) -> str:
+        """How many rows of a split were skipped and why, to be put behind what is said of it."""
+        reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
+        return f", skipped {', '.join(f'{n} ({reason})' for reason, n in reasons.items())}" if reasons else ""
 
     def _open_tensorboard(self) -> None:
         if self.here.first:

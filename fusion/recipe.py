@@ -117,6 +117,9 @@ class TrainRecipe(_Section):
     """Share of the frames that are masked in training."""
     mask_channels: Share = 0.0
     mask_taps: Share = 0.0
+    views: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The probability that an utterance which has views in the cache (`featcache manifest views`) is replaced by
+    one of them, drawn anew each epoch; 0 trains on the recordings alone."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of the arithmetic on a CPU; 0 is one less than the cores, which leaves one to the readers."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2

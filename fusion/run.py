@@ -231,7 +231,7 @@ class Run:
             old = self.metrics()
             facts = {
                 key: old[key]
-                for key in ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours")
+                for key in ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours", "train_views")
                 if key in old
             }
         skipped = [skip for skip in (*selection.skipped, *chosen.skipped) if skip.split == split]

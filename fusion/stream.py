@@ -1,8 +1,8 @@
 """A pass over the cache that feeds one head or several.
 
 The same decoded batch goes to every head of a stream, so that reading and decoding are paid once. Heads belong
-to one stream if each alone would be given the same batches in the same order: same cache, same training rows,
-same batch size, same seed. What a head learns does not depend on its neighbours.
+to one stream if each alone would be given the same batches in the same order: same cache, same training rows and
+views, same batch size, same seed. What a head learns does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def streams(learners: Iterable[Learner]) -> list[list[Learner]]:
     """The learners that can share a pass, in the order of their first."""
 
     def key(learner: Learner) -> Hashable:
-        recipe = learner.recipe
-        return learner.cache.path, _rows(learner.splits["train"]), recipe.train.batch_seconds, recipe.seed
+        recipe, pool = learner.recipe, learner.pool
+        drawn = (_rows(pool.split), pool.of.tobytes(), pool.share)
+        return learner.cache.path, drawn, recipe.train.batch_seconds, recipe.seed
 
     return _groups(learners, key)
 
@@ -85,17 +86,17 @@ class Stream:
             return
         last = min(learners, key=lambda learner: learner.state.step)
         step, total = last.state.step, max(learner.recipe.train.steps for learner in learners)
-        train = last.splits["train"]
+        pool = last.pool
         sampler = Sampler(
-            train.frames, round(self.batch_seconds * self.cache.frame_rate), last.recipe.seed, self.here.rank,
-            self.here.size, last.state.epoch, last.state.step_of_epoch,
+            pool.split.frames, round(self.batch_seconds * self.cache.frame_rate), last.recipe.seed, self.here.rank,
+            self.here.size, last.state.epoch, last.state.step_of_epoch, pool.draw if pool.share else None,
         )  # fmt: skip
         for learner in learners:
             learner.begin()
         clock = time.perf_counter()
         with (
             stop_signals() as stop,
-            Loader(self.cache, train, self.here.device, self.taps, self.workers) as loader,
+            Loader(self.cache, pool.split, self.here.device, self.taps, self.workers) as loader,
             TrainingProgress(self.console, total, step, quiet=not self.here.first) as progress,
         ):
             loader.watch = Stopwatch()
@@ -139,15 +140,15 @@ class Stream:
         return [runs.get(id(learner)) for learner in self.learners]
 
     def _step(self, active: Sequence[Learner], batch: Batch) -> None:
-        views: dict[tuple[object, ...], Tensor] = {}
+        fed: dict[tuple[object, ...], Tensor] = {}
         for learner in active:
-            if learner.view not in views:
+            if learner.feed not in fed:
                 features = pick_taps(batch.features, self.taps, learner.spec.taps)
                 if features is batch.features and learner.masks and len(active) > 1:
                     features = features.clone()  # masked in place, and others read the batch
                 with record_function("mask"):
-                    views[learner.view] = learner.mask(features, batch.lengths)
-            learner.step(batch, views[learner.view])
+                    fed[learner.feed] = learner.mask(features, batch.lengths)
+            learner.step(batch, fed[learner.feed])
 
     def _look(self, looking: Sequence[Learner], watch: Stopwatch, progress: TrainingProgress) -> None:
         losses = []

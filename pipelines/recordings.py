@@ -69,6 +69,8 @@ def _of(source: Path) -> Iterator[Recording]:
             yield Recording(path.relative_to(source).with_suffix("").as_posix(), path)
     elif source.suffix.lower() in MANIFESTS:
         for row in manifest.read(source):
+            if row.view is not None:
+                continue  # no recording of its own
             try:
                 path = recording_of(row, source)
             except AudioError as error:

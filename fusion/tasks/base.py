@@ -57,6 +57,8 @@ class Task(ABC):
     """The measure that chooses the best checkpoint where a recipe does not say."""
     per_frame: ClassVar[bool]
     """Whether it needs logits in time, so that a decoder which pools over it will not do."""
+    timed: ClassVar[bool] = False
+    """Whether its labels hold times, so that they are not those of the same speech at another speed."""
 
     @classmethod
     @abstractmethod

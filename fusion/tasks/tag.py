@@ -75,6 +75,7 @@ class TagTask(Task):
     )
     chosen_by: ClassVar[str] = "frame_accuracy"
     per_frame: ClassVar[bool] = True
+    timed: ClassVar[bool] = True
 
     def __init__(self, classes: Sequence[str], frame_rate: float) -> None:
         self.classes = tuple(classes)

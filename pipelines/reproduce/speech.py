@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache import audio, manifest
+from featcache import manifest
 from featcache.errors import AudioError, JobError, UsageError
-from featcache.reading import recording, row_samples
+from featcache.reading import load_part, row_samples
 from featcache.store import Cache, Encoded
 
 
@@ -56,8 +56,7 @@ class Speech(Cache):
                 f"{self.manifest} has no utterance {id_!r}: give the manifest that {self.path} was made of"
             )
         try:
-            pcm = audio.load(recording(row, self.manifest), offset=row.offset, duration=row.duration)
-            return audio.fit_length(pcm, row_samples(row))
+            return load_part(row, self.manifest, 0, row_samples(row))
         except AudioError as error:
             raise JobError(f"{id_}: {error.reason}, though {self.path} holds its features: restore it") from error
 

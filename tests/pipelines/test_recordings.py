@@ -8,6 +8,7 @@ import pytest
 
 from featcache import manifest
 from featcache.errors import UsageError
+from featcache.views import rows_with_views
 from pipelines.recordings import Recording, find
 
 
@@ -30,6 +31,12 @@ def test_files_folders_and_manifests(tmp_path: Path) -> None:
         Recording("y", wav, 1.0, 2.0, "../y"),
     ]
     assert found[4].as_json() == {"id": "../y", "audio_filepath": str(wav), "offset": 1.0}
+
+
+def test_a_view_is_no_recording_to_transcribe(tmp_path: Path) -> None:
+    rows = [manifest.Row(id="x", audio_filepath="a.wav", duration=3.0)]
+    manifest.write(tmp_path / "m.jsonl", rows_with_views(rows, ["speed=0.9"], {}))
+    assert [one.id for one in find([tmp_path / "m.jsonl"])] == ["x"]
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor
 from featcache import audio, manifest
 from featcache.errors import UsageError
 from featcache.job import Job, Request
+from featcache.reading import load_part, row_samples
 from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
+from featcache.views import rows_with_views
 from fusion import checkpoint, modules, optimiser, recipe
 from fusion.data import Batch, Loader, Sampler
 from fusion.distributed import World
@@ -32,6 +34,7 @@ from pipelines.reproduce.entries import BASE_RECIPE, ENTRIES, SCALES, Entry
 from pipelines.reproduce.learners import LiveLearner, Measured, MeasuredLearner
 from pipelines.reproduce.live import LiveHead
 from pipelines.reproduce.speech import Speech, split_waves
+from tests.helpers import make_speech
 
 pytestmark = pytest.mark.real
 
@@ -135,6 +138,18 @@ def test_recordings_take_the_place_of_features(speeches: Speeches, tmp_path: Pat
     manifest.write(other, manifest.absolute(manifest.read(speeches.manifest)[:2], speeches.manifest))
     with pytest.raises(UsageError, match="has no utterance"):
         Speech(speeches.cache, other).read_encoded([3])
+
+
+def test_a_live_model_hears_the_views_of_a_cache(tmp_path: Path) -> None:
+    rows = rows_with_views(manifest.read(make_speech(tmp_path, 2)), ["speed=0.9", "noise=15"], {})
+    place = tmp_path / "views.jsonl"
+    manifest.write(place, rows)
+    Job(place, tmp_path / "cache", Request(UpstreamConfig(id="mel:8"), "fp16")).extract()
+    speech = Speech(Cache.open(tmp_path / "cache"), place)
+    for number, row in enumerate(rows):
+        [wave] = split_waves(speech.decode(speech.read_encoded([number]))[0])
+        np.testing.assert_array_equal(wave.numpy(), load_part(row, place, 0, row_samples(row)))
+        assert len(wave) == row_samples(row)
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in ENTRIES if entry.live])
