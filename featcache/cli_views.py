@@ -18,7 +18,8 @@ from featcache.progress import size_text, time_text
 if TYPE_CHECKING:
     # `info` loads none of them, and with some a model's library.
     from featcache.diff import Differences
-    from featcache.job import Job, Outlook
+    from featcache.job import Job
+    from featcache.outlook import Outlook
     from featcache.stats import Statistics
     from featcache.store import Cache
     from featcache.verify import Report
@@ -73,7 +74,9 @@ def print_info(cache: Cache, as_json: bool) -> None:
 
 def print_outlook(job: Job, as_json: bool) -> None:
     """The plan of what is missing."""
-    view = job.outlook()
+    from featcache.outlook import outlook
+
+    view = outlook(job)
     if as_json:
         return print_json({**asdict(view), "unusable": [{"id": i, "reason": r} for i, r in view.unusable]})
     stored = f"{len(job.spec.taps)} taps x {job.spec.channels} channels"

@@ -66,7 +66,7 @@ class ClusterJob(Job):
 
     def _run(self, left: Sequence[int], strict: bool) -> Done:
         order = Order(**{**vars(self._order), "plan": self.plan.digest})
-        seconds = {shard: self._shard_seconds(shard) for shard in range(self.plan.shards)}
+        seconds = {shard: self.plan.shard_seconds(shard) for shard in range(self.plan.shards)}
         total, todo = sum(seconds.values()), sum(seconds[shard] for shard in left)
         done = Done()
         with AudioProgress("extracting", total, total - todo) as progress:

@@ -1,4 +1,4 @@
-"""From a manifest and a place to a finished cache: `init`, `plan` and `extract` as functions."""
+"""From a manifest and a place to a finished cache: `init` and `extract` as functions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.audio import AUDIO_RULES
 from featcache.calibrate import SECONDS, calibrate
-from featcache.costs import ViewCost, view_costs
 from featcache.digest import json_differences
 from featcache.errors import JobError, MismatchError, UsageError
 from featcache.extract import Done, run_shards
@@ -23,7 +22,7 @@ from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
-from featcache.plan import Part, Plan, ProfileSize, make_plan, predicted_bytes, profile_sizes
+from featcache.plan import Part, Plan, make_plan, predicted_bytes
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.segment import Segment
@@ -49,30 +48,6 @@ class Request:
     parameters: dict[str, Any] | None = None
     layout: Layout = Layout()
     calibration_seconds: float = SECONDS
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What `plan` prints: what is there, what is missing, and what that will cost.
-
-    `bytes` is of what is missing, in the cache's profile; `profiles` and `views` are of the whole manifest.
-    """
-
-    utterances: int
-    present: int
-    planned: int
-    hours: float
-    frames: int
-    shards: int
-    shards_done: int
-    batches: int
-    padding_waste: float
-    bytes: int
-    free_bytes: int
-    seconds: float | None
-    unusable: list[tuple[str, str]]
-    profiles: list[ProfileSize]
-    views: list[ViewCost]
 
 
 class Job:
@@ -137,36 +112,6 @@ class Job:
         )
         create_cache(self.storage, made.spec, made.calibration)
         self._save_rate(made.realtime)
-
-    def outlook(self) -> Outlook:
-        """The plan of what is missing. Needs the cache's description, so `init` comes first."""
-        plan, spec = self.plan, self.spec
-        records = self.writer.records() if plan.rows else {}
-        left = [shard for shard in range(plan.shards) if shard not in records]
-        todo = sum(self._shard_seconds(shard) for shard in left)
-        rate = self.realtime()
-        unusable = [
-            (plan.ids[u], "too short for the model to make a frame of")
-            for u in np.flatnonzero(spec.geometry.frames_of(plan.samples) <= 0).tolist()
-        ]
-        batches, padding_waste = plan.passes
-        return Outlook(
-            utterances=len(self.rows),
-            present=len(self.rows) - len(self.new_rows),
-            planned=len(plan.ids),
-            hours=plan.seconds / 3600,
-            frames=plan.total_frames,
-            shards=plan.shards,
-            shards_done=plan.shards - len(left),
-            batches=batches,
-            padding_waste=padding_waste,
-            bytes=predicted_bytes(plan.total_frames, len(plan.ids), spec, spec.bits_per_value),
-            free_bytes=self.storage.free_bytes(),
-            seconds=todo / rate if rate else None,
-            unusable=unusable,
-            profiles=profile_sizes([row_samples(row) for row in self.rows], spec),
-            views=view_costs(self.rows, self.new_rows, spec, rate),
-        )
 
     def extract(self, strict: bool = False, check_disk: bool = True, part: Part | None = None) -> Done | None:
         """Do what is missing and seal the segment; None where nothing is.
@@ -303,7 +248,7 @@ class Job:
 
     def _run(self, left: Sequence[int], strict: bool) -> Done:
         total = float((self.plan.stop - self.plan.start).sum()) / 16_000
-        todo = sum(self._shard_seconds(shard) for shard in left)
+        todo = sum(self.plan.shard_seconds(shard) for shard in left)
         upstream = self.upstream
         with tracing(self.trace) as spans, AudioProgress("extracting", total, total - todo) as progress:
             done = run_shards(
@@ -313,11 +258,6 @@ class Job:
         if done.shards:
             self._save_rate(rate)
         return done
-
-    def _shard_seconds(self, shard: int) -> float:
-        """Seconds of audio that go through the model for one shard."""
-        plan, span = self.plan, self.plan.shard_rows(shard)
-        return float((plan.stop - plan.start)[span.start : span.stop].sum()) / 16_000
 
     def _seal(self) -> Seal | None:
         """Seal the segment; where another process is doing so, wait for it to finish."""

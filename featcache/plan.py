@@ -164,6 +164,11 @@ class Plan:
         """The rows of a shard."""
         return range(*np.searchsorted(self.shard, [shard, shard + 1]).tolist())
 
+    def shard_seconds(self, shard: int) -> float:
+        """Seconds of audio that go through the model for one shard; windows overlap."""
+        span = self.shard_rows(shard)
+        return float((self.stop - self.start)[span.start : span.stop].sum()) / SAMPLE_RATE
+
     def batches(self, shard: int) -> Iterator[list[int]]:
         """The forward passes of a shard: rows of like length together, the longest first (`featcache.batches`).
 

@@ -21,6 +21,7 @@ from featcache.errors import FeatcacheError, JobError, MismatchError, UsageError
 from featcache.extract import run_shards
 from featcache.inspect import info, status
 from featcache.job import Job, Request
+from featcache.outlook import outlook
 from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
@@ -190,15 +191,15 @@ def test_the_values_id_ignores_what_decides_no_value(speech: Path, reference: Pa
 def test_the_plan_predicts_the_bytes(speech: Path, reference: Path, tmp_path: Path) -> None:
     job = Job(speech, tmp_path / "c", Request(upstream=TINY, profile="int8", calibration_seconds=20))
     job.init()
-    outlook = job.outlook()
-    assert outlook.planned == 24 and outlook.seconds is not None and outlook.unusable[0][0] == "empty"
+    found = outlook(job)
+    assert found.planned == 24 and found.seconds is not None and found.unusable[0][0] == "empty"
     job.extract()
     shards = sum(segment.seal.shard_bytes for segment in featcache.open(tmp_path / "c").segments)
-    assert abs(outlook.bytes - shards) < 0.1 * shards
-    assert {size.profile for size in outlook.profiles} == set(forecast.PROFILES)
+    assert abs(found.bytes - shards) < 0.1 * shards
+    assert {size.profile for size in found.profiles} == set(forecast.PROFILES)
     # As many in the manifest as are planned here, so the two lines are of the same thing.
-    assert outlook.profiles[0].bytes == outlook.bytes
-    sizes = [size.bytes for size in outlook.profiles[1:]]
+    assert found.profiles[0].bytes == found.bytes
+    sizes = [size.bytes for size in found.profiles[1:]]
     assert sizes == sorted(sizes, reverse=True)
     assert info(featcache.open(tmp_path / "c"))["bytes"] == sum(map(len, contents(tmp_path / "c").values()))
 
