@@ -13,7 +13,7 @@ from featcache.errors import AudioError, FeatcacheError, JobError
 from pipelines.cli_corpus import corpus
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
 from pipelines.cli_reproduce import reproduce
-from pipelines.cli_studies import fewshot, fusers, layers, rivals
+from pipelines.cli_studies import fewshot, fusers, layers, rivals, views
 
 app = typer.Typer(
     name="pipelines",
@@ -27,6 +27,7 @@ app.command()(rivals)
 app.command()(fusers)
 app.command()(layers)
 app.command()(fewshot)
+app.command()(views)
 app.command()(reproduce)
 app.command()(corpus)
 

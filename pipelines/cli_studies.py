@@ -1,4 +1,4 @@
-"""Commands that train many heads from one cache: rivals, fusers, rate, layers, few-shot."""
+"""Commands that train many heads from one cache: rivals, fusers, layers, few-shot, views."""
 
 from __future__ import annotations
 
@@ -198,3 +198,41 @@ def fewshot(
         print(json.dumps([size.as_json() for size in sizes], indent=2, ensure_ascii=False))
     else:
         fewshot_.print_table(sizes)
+
+
+def views(
+    cache: Annotated[Path, typer.Argument(help="A cache with views of its training speech.", show_default=False)],
+    recipe: Annotated[Path | None, typer.Option(help="The recipe that is trained; asr.toml if not given.")] = None,
+    share: Annotated[
+        float, typer.Option(min=0.01, max=1, help="How often a view is drawn in place of its original.")
+    ] = 0.5,
+    seeds: Seeds = "1",
+    steps: Steps = 0,
+    runs: Runs = Path("runs"),
+    overrides: Overrides = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the scores too: a .png, .svg or .pdf.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What views buy over masking alone: the same recipe with masking, with views, with both and with neither."""
+    from pipelines import figures
+    from pipelines import views as views_
+    from pipelines.rivals import RECIPES
+
+    if plot:
+        figures.check_format(plot)
+    arms = views_.compare(
+        cache,
+        recipe or RECIPES[0],
+        seeds=seed_list(seeds),
+        share=share,
+        steps=steps,
+        runs=runs,
+        overrides=overrides or (),
+        console=messages,
+    )
+    if plot:
+        figures.save(figures.scores(arms), plot)
+    if as_json:
+        print(json.dumps([arm.as_json() for arm in arms], indent=2, ensure_ascii=False))
+    else:
+        views_.print_table(arms)

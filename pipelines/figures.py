@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from featcache.errors import UsageError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.layers import Curve, Layers
     from pipelines.rate import Point
     from pipelines.report.curves import Curves
-    from pipelines.rivals import Row
+    from pipelines.studies import Score
 
 INK, SEED_COLOUR, MEAN_COLOUR, REFERENCE_COLOUR = "#22313f", "#9aa5b1", "#34495e", "#c0392b"
 SERIES = ("#2f6f9f", "#c8553d", "#3d8b5f", "#8a5a9e", "#b0852a", "#4a5a6a")
@@ -32,13 +32,29 @@ VARIABLES = {
 """What a page calls the colours, so that they follow its light or dark theme."""
 
 
-def scores(rows: Sequence[Row]) -> Figure:
+class Scored(Protocol):
+    """A row of a figure: what was trained, how it scored, and whether the others are compared with it."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def marked(self) -> bool: ...
+
+    @property
+    def measures(self) -> tuple[Measure, ...]: ...
+
+    @property
+    def scores(self) -> Mapping[str, Score]: ...
+
+
+def scores(rows: Sequence[Scored]) -> Figure:
     """The measures of one task, two at most, for each row: mean over seeds, 95 % interval, and each seed."""
     measures = rows[0].measures[:2]
     figure, panels = _panels(len(measures), (1.2 + 3.9 * len(measures), 0.6 + 0.45 * len(rows)))
     for panel, measure in zip(panels, measures, strict=True):
         for place, row in enumerate(rows):
-            colour = REFERENCE_COLOUR if row.rival.kind == "hff" else MEAN_COLOUR
+            colour = REFERENCE_COLOUR if row.marked else MEAN_COLOUR
             score = row.scores[measure.name]
             panel.plot(score.ci95, [place, place], color=colour, linewidth=2, alpha=0.5, solid_capstyle="butt")
             panel.plot(score.by_seed, [place] * len(score.by_seed), "|", color=SEED_COLOUR, markersize=11)
@@ -52,7 +68,7 @@ def scores(rows: Sequence[Row]) -> Figure:
         panel.grid(axis="x", linewidth=0.4)
         panel.spines["left"].set_visible(False)
         panel.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(rows)), [row.rival.title for row in rows])
+    panels[0].set_yticks(range(len(rows)), [row.title for row in rows])
     panels[0].set_ylim(len(rows) - 0.4, -0.7)
     return figure
 

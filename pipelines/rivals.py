@@ -98,6 +98,14 @@ class Row:
     scores: Mapping[str, Score]
     runs: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        return self.rival.title
+
+    @property
+    def marked(self) -> bool:
+        return self.rival.kind == "hff"
+
     def as_json(self) -> dict[str, Any]:
         plain = ("task", "seeds", "chosen", "tap", "fusion_parameters", "decoder_parameters", "utterances", "seconds")
         values: dict[str, Any] = {"name": self.rival.name, "title": self.rival.title}
