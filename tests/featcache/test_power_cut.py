@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,18 +33,19 @@ class Disk:
     @contextmanager
     def watched(self, at: set[int], cuts: Path) -> Iterator[None]:
         """Keep what would be left right before each of these syncs, as `cuts / number`."""
-        real = os.fsync
+        real, one_at_a_time = os.fsync, threading.Lock()
 
         def sync(descriptor: int) -> None:
             path = os.readlink(f"/proc/self/fd/{descriptor}")
-            if self.syncs in at:
-                self._restore(self.root, cuts / str(self.syncs))
-            self.syncs += 1
-            if os.path.isdir(path):
-                found = list(os.scandir(path))
-                self._names[path] = {e.name: None if e.is_dir() else e.inode() for e in found}
-            else:
-                self._bytes[os.fstat(descriptor).st_ino] = Path(path).read_bytes()
+            with one_at_a_time:  # leases and shards are written by threads of their own
+                if self.syncs in at:
+                    self._restore(self.root, cuts / str(self.syncs))
+                self.syncs += 1
+                if os.path.isdir(path):
+                    found = list(os.scandir(path))
+                    self._names[path] = {e.name: None if e.is_dir() else e.inode() for e in found}
+                else:
+                    self._bytes[os.fstat(descriptor).st_ino] = Path(path).read_bytes()
 
         os.fsync = sync
         try:
