@@ -278,14 +278,19 @@ class Job:
 
     def realtime(self) -> float | None:
         """Seconds of speech a second that extraction on this kind of device took last; None where it is not known."""
-        data = self.storage.read(RATES)
-        try:
-            return float(json.loads(data)["realtime"][self.device.split(":")[0]]) if data else None
-        except (ValueError, KeyError, TypeError):
-            return None
+        return measured_rates(self.storage).get(self.device.split(":")[0])
 
     def _save_rate(self, realtime: float) -> None:
         self.storage.write(RATES, json.dumps({"realtime": {self.device.split(":")[0]: round(realtime, 2)}}).encode())
+
+
+def measured_rates(storage: Storage) -> dict[str, float]:
+    """Seconds of speech a second that extraction took last, by kind of device; empty where nothing is known."""
+    data = storage.read(RATES)
+    try:
+        return {device: float(rate) for device, rate in json.loads(data)["realtime"].items()} if data else {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def rows_not_in(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Row]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +12,7 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.blocks import BLOCK_BYTES, DEFAULT_GB
 from featcache.errors import CacheError, UsageError
-from featcache.job import RATES
+from featcache.job import measured_rates
 from featcache.lease import TTL_SECONDS
 from featcache.plan import SAMPLE_RATE, profile_sizes
 from featcache.spec import CacheSpec
@@ -309,12 +307,7 @@ class _Codecs:
 
 def _measured(cache: Cache) -> tuple[str, float]:
     """The device and its rate that the cache's log tells of."""
-    data = cache.storage.read(RATES)
-    try:
-        rates: Mapping[str, float] = json.loads(data)["realtime"] if data else {}
-        device, rate = next(iter(rates.items()))
+    for device, rate in measured_rates(cache.storage).items():
         if rate > 0:
-            return device, float(rate)
-    except (ValueError, KeyError, TypeError, StopIteration):
-        pass
+            return device, rate
     raise UsageError(f"{cache.path} has no log of how fast it was extracted: give the rate with --gpu-realtime")
