@@ -12,7 +12,8 @@ import math
 import numpy as np
 
 from featcache import audio
-from featcache.views import SAMPLE_RATE, View
+from featcache.geometry import SAMPLE_RATE
+from featcache.views import View
 
 PINK = ([0.049922035, -0.095993537, 0.050612699, -0.004408786], [1.0, -2.494956002, 2.017265875, -0.522189400])
 """Zeros and poles of a filter that makes white noise fall by 3 dB an octave, as speech does more or less.

@@ -22,13 +22,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from featcache.errors import UsageError
+from featcache.geometry import SAMPLE_RATE
 from featcache.index import VIEW_OF, label_text
 
 if TYPE_CHECKING:
     from featcache.manifest import Row
 
 VIEW = "view"
-SAMPLE_RATE = 16_000
 
 LIMITS = {"speed": (0.5, 2.0), "noise": (-10.0, 60.0), "reverb": (0.05, 1.0)}
 """Least and largest values. Where windows of a long recording meet, each has heard one second that it does not keep:
