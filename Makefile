@@ -14,6 +14,8 @@ SEEDS    ?= 1,2,3
 SCALE    ?= smoke
 DATA     ?= $(MANIFEST)
 SET      ?=
+FILLETS  := data/fillets/manifest.jsonl
+FILLETS_CACHE ?= caches/fillets
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 
@@ -24,7 +26,7 @@ SPEECH_READY := $(VENV)/.speech-en
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install data extract train test lint fusers rivals reproduce layers report clean-cache clean
+.PHONY: help install data extract train test lint fusers rivals reproduce voices layers report clean-cache clean
 
 help: ## list the targets
 	@echo "make TARGET [VARIABLE=value]"
@@ -49,6 +51,10 @@ fusers: extract ## train every fuser with the same decoder, print one table
 
 rivals: extract ## HFF against its rivals on every task, searched on dev (long; goes on where it stopped)
 	@$(BIN)/pipelines rivals --cache $(CACHE) --manifest $(MANIFEST) --seeds $(SEEDS)
+
+voices: $(INSTALLED) $(MODEL_READY) $(FILLETS) ## who speaks: a second corpus (Dutch dialogues, 103 MB), from a cache of its own
+	@$(BIN)/featcache extract $(FILLETS) $(FILLETS_CACHE) --upstream $(MODEL) --profile $(PROFILE)
+	@$(BIN)/fusion train pipelines/recipes/voice.toml --set cache=$(FILLETS_CACHE)
 
 layers: train ## a probe a tap, similarity of the taps, what HFF attends to
 	@$(BIN)/pipelines layers --cache $(CACHE) --head runs/asr --out runs/layers
@@ -106,4 +112,8 @@ $(SPEECH_READY): | $(INSTALLED)
 
 data/demo/manifest.jsonl: $(wildcard pipelines/demo/*.py) | $(INSTALLED)
 	@$(BIN)/pipelines demo data
+	@touch $@
+
+$(FILLETS): pipelines/demo/fillets.py | $(INSTALLED)
+	@$(BIN)/pipelines demo data --with-fillets --fillets-out $(@D)
 	@touch $@

@@ -15,6 +15,7 @@ import torch
 
 from featcache.codec import Codec, EncodedRow
 from featcache.codec.host import begin_copy
+from featcache.spans import Spans
 
 # Kinds of device that find the codes of what they compute.
 ENCODING_DEVICES = ("cuda",)
@@ -36,7 +37,11 @@ class Activations:
 
 
 def begin_rows(
-    codec: Codec, device: torch.device, forward: Callable[[], list[torch.Tensor]], kept: Sequence[slice]
+    codec: Codec,
+    device: torch.device,
+    forward: Callable[[], list[torch.Tensor]],
+    kept: Sequence[slice],
+    spans: Spans,
 ) -> Callable[[], list[Activations]]:
     """Begin what is the device's to do with rows; the call that is returned waits for it.
 
@@ -44,10 +49,19 @@ def begin_rows(
         device: what the rows are on.
         forward: ends a forward pass that was begun: rows, float32 `(frames, taps, channels)` each.
         kept: the frames of each row that are stored.
+        spans: gets what the call waited for: the forward pass, then copies.
     """
     if device.type in ENCODING_DEVICES:
-        return _begin_on_device(codec, forward(), kept)
-    return lambda: [_on_host(codec, row.cpu().numpy(), span) for row, span in zip(forward(), kept, strict=True)]
+        return _begin_on_device(codec, forward(), kept, spans)
+
+    def end() -> list[Activations]:
+        with spans.span("forward"):
+            rows = forward()
+        with spans.span("copy"):
+            arrays = [row.cpu().numpy() for row in rows]
+        return [_on_host(codec, row, span) for row, span in zip(arrays, kept, strict=True)]
+
+    return end
 
 
 def _on_host(codec: Codec, row: np.ndarray, kept: slice) -> Activations:
@@ -61,7 +75,7 @@ def _bad_taps(features: np.ndarray) -> np.ndarray:
 
 
 def _begin_on_device(
-    codec: Codec, rows: Sequence[torch.Tensor], kept: Sequence[slice]
+    codec: Codec, rows: Sequence[torch.Tensor], kept: Sequence[slice], spans: Spans
 ) -> Callable[[], list[Activations]]:
     """The rows take memory of the device until the end is called, and none after it."""
     lengths = [len(row) for row in rows]
@@ -71,7 +85,11 @@ def _begin_on_device(
     end_encoding = codec.begin_encoding(features)
 
     def end() -> list[Activations]:
-        bad = [partial(np.flatnonzero, ~taps) for taps in end_finite()]
-        return [Activations(*row) for row in zip(lengths, bad, end_encoding(), strict=True)]
+        # Whether values are finite is known when the forward pass ends; codes come after it.
+        with spans.span("forward"):
+            bad = [partial(np.flatnonzero, ~taps) for taps in end_finite()]
+        with spans.span("copy"):
+            encoded = end_encoding()
+        return [Activations(*row) for row in zip(lengths, bad, encoded, strict=True)]
 
     return end

@@ -198,12 +198,11 @@ def run_shards(
             begun: deque[tuple[_Read, Callable[[], list[Activations]]]] = deque()
             for item in spans.each("wait for audio", pipe.get(loaded)):
                 with _memory_explained(plan), spans.span("forward"):
-                    begun.append((item, _begun(plan, writer.codec, upstream, item, begin)))
+                    begun.append((item, _begun(plan, writer.codec, upstream, item, begin, spans)))
                 # The last batch of a shard waits for none: the next shard may be another process's, which may
                 # be waiting for ours.
                 while begun and (item.last or len(begun) >= BEGUN_BATCHES):
-                    with spans.span("forward"):
-                        ended = _ended(plan, *begun.popleft())
+                    ended = _ended(plan, *begun.popleft())
                     with spans.span("wait for the writer"):
                         pipe.put(computed, ended)
         pipe.put(computed, None)
@@ -243,11 +242,13 @@ def _memory_explained(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def _begun(plan: Plan, codec: Codec, upstream: Upstream, item: _Read, begin: Begin) -> Callable[[], list[Activations]]:
+def _begun(
+    plan: Plan, codec: Codec, upstream: Upstream, item: _Read, begin: Begin, spans: Spans
+) -> Callable[[], list[Activations]]:
     """Begin the forward pass of a batch, and what its device does for the encoding."""
     usable = [(row, pcm.samples) for row, pcm in zip(item.rows, item.audio, strict=True) if pcm.samples is not None]
     kept = [slice(int(plan.keep[row]), int(plan.keep[row] + plan.frames[row])) for row, _ in usable]
-    return begin_rows(codec, upstream.device, begin([samples for _, samples in usable]), kept)
+    return begin_rows(codec, upstream.device, begin([samples for _, samples in usable]), kept, spans)
 
 
 def _ended(plan: Plan, item: _Read, end: Callable[[], list[Activations]]) -> _Computed:

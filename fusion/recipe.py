@@ -1,7 +1,8 @@
 """A recipe: the TOML file that fixes a run.
 
-Only `cache` has no default. The resolved recipe, every default written out, is stored with the run, and
-is itself a recipe that makes the same run again.
+Only `cache` has no default. `extends = "asr.toml"` takes all that another recipe says, found beside this one, and
+changes what stands here. The resolved recipe, every default written out, is stored with the run, and is itself
+a recipe that makes the same run again.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from featcache.errors import UsageError
 Scalar = str | int | float | bool
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+EXTENDS = "extends"
 
 
 class _Section(BaseModel):
@@ -175,27 +177,61 @@ def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UsageError: no such file, not TOML, an unknown key, or a value that a key does not take.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"recipe {path} cannot be read: {error.strerror}; give the path of a TOML file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    return parse(text, overrides, source=str(path))
+    return _validated(_load(Path(path)), overrides, str(path))
 
 
 def parse(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> Recipe:
-    """A recipe from TOML text; see `read`."""
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source} is not TOML: {error}") from error
+    """A recipe from TOML text, which cannot extend another; see `read`."""
+    return _validated(_from_toml(text, source), overrides, source)
+
+
+def _validated(values: dict[str, Any], overrides: Iterable[str], source: str) -> Recipe:
     for override in overrides:
         _apply(values, override)
     try:
         return Recipe.model_validate(values)
     except pydantic.ValidationError as error:
         raise UsageError(f"{source}: {_explain(error)}") from error
+
+
+def _load(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's values on top of those of the recipe that it extends."""
+    named = f"recipe {path}" + (f", which {below[-1]} extends," if below else "")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{named} cannot be read: {error.strerror}; give the path of a TOML file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{named} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    values = _from_toml(text, str(path))
+    base = values.pop(EXTENDS, None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UsageError(f"{path}: key {EXTENDS}: {base!r} is not allowed, use the path of a recipe")
+    above = (path.parent / base).resolve()
+    chain = (*below, path)
+    if above in [known.resolve() for known in chain]:
+        raise UsageError(f"{path} extends {base}, which extends it in turn; take one of the two lines out")
+    return _merged(_load(above, chain), values)
+
+
+def _from_toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not TOML: {error}") from error
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Section by section; one of another `kind` has other parameters, and so takes nothing from the base's."""
+    values = dict(base)
+    for key, value in own.items():
+        before = values.get(key)
+        if isinstance(value, dict) and isinstance(before, dict) and value.get("kind") in (None, before.get("kind")):
+            value = {**before, **value}
+        values[key] = value
+    return values
 
 
 def differences(old: Recipe, new: Recipe, ignore: Iterable[str] = ()) -> list[str]:

@@ -16,6 +16,7 @@ from featcache.activations import begin_rows
 from featcache.codec.encoder import Encoder
 from featcache.errors import JobError
 from featcache.job import Job, Request
+from featcache.spans import Spans
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig, load
 from tests.featcache.codec.examples import build, speech_like
@@ -38,7 +39,9 @@ def test_only_kept_frames_are_judged_and_encoded(device: str, encodes: bool, mon
     rows[1][5, 1, 3], rows[1][6, 2, 0] = np.nan, -np.inf
     kept = [slice(1, 25), slice(0, 30), slice(30, 30)]
     tensors = [torch.from_numpy(row).to(device) for row in rows]
-    found = begin_rows(codec, torch.device(device), lambda: tensors, kept)()
+    spans = Spans()
+    found = begin_rows(codec, torch.device(device), lambda: tensors, kept, spans)()
+    assert [span.name for span in spans.found] == ["forward", "copy"]
     assert [row.frames for row in found] == [30, 30, 30]
     assert [row.bad_taps().tolist() for row in found] == [[], [1, 2], []]
     for made, row, span in zip(found, rows, kept, strict=True):
@@ -48,7 +51,7 @@ def test_only_kept_frames_are_judged_and_encoded(device: str, encodes: bool, mon
 
 def test_a_batch_without_a_usable_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "ENCODING_DEVICES", ("cpu",))
-    assert begin_rows(build({"step": 0.5}), torch.device("cpu"), list, [])() == []
+    assert begin_rows(build({"step": 0.5}), torch.device("cpu"), list, [], Spans())() == []
 
 
 @pytest.mark.parametrize("device", DEVICES)

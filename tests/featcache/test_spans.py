@@ -50,6 +50,6 @@ def test_an_extraction_says_where_its_time_went(tmp_path: Path) -> None:
     for part in ("forward", "wait for audio", "other", "in all", "beside it: read", "beside it: write", str(path)):
         assert part in ran.stderr
     names = {event["name"] for event in json.loads(path.read_text())["traceEvents"]}
-    assert {"read", "forward", "encode", "write"} <= names
+    assert {"read", "forward", "copy", "encode", "write"} <= names
     refused = CliRunner().invoke(app, [*wanted, "--workers", "2"])
     assert isinstance(refused.exception, UsageError) and "one process" in str(refused.exception)

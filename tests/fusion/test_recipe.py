@@ -99,6 +99,36 @@ def test_a_missing_or_broken_file_is_a_usage_error(tmp_path: Path) -> None:
         recipe.read(tmp_path / "bad.toml")
 
 
+def test_a_recipe_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:
+    base = 'cache = "c"\n[fuser]\nkind = "hff"\nwidth = 32\n[train]\nsteps = 5\nlr = 0.5\n'
+    (tmp_path / "base.toml").write_text(base)
+    (tmp_path / "middle.toml").write_text('extends = "base.toml"\n[train]\nsteps = 7\n')
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "own.toml").write_text('extends = "../middle.toml"\nname = "own"\n[fuser]\nwidth = 64\n')
+    made = recipe.read(tmp_path / "sub" / "own.toml", ["train.lr=0.1"])
+    assert (made.name, made.cache, made.train.steps, made.train.lr) == ("own", "c", 7, 0.1)
+    assert (made.fuser.kind, made.fuser.parameters) == ("hff", {"width": 64})
+    assert recipe.parse(made.to_toml()) == made
+
+
+def test_a_fuser_of_another_kind_takes_no_parameters_from_the_one_that_it_replaces(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('cache = "c"\n[fuser]\nkind = "hff"\nwidth = 32\n')
+    (tmp_path / "own.toml").write_text('extends = "base.toml"\n[fuser]\nkind = "last"\n')
+    assert recipe.read(tmp_path / "own.toml").fuser.parameters == {}
+
+
+def test_what_cannot_be_extended_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "b.toml"')
+    with pytest.raises(UsageError, match="which .*a.toml extends, cannot be read"):
+        recipe.read(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text('extends = "a.toml"')
+    with pytest.raises(UsageError, match="b.toml extends a.toml, which extends it in turn"):
+        recipe.read(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text("extends = 3")
+    with pytest.raises(UsageError, match="key extends: 3 is not allowed, use the path"):
+        recipe.read(tmp_path / "a.toml")
+
+
 KEYS = st.text(min_size=1, max_size=8)
 SCALARS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12), st.integers(-(2**63), 2**63 - 1),
