@@ -1,7 +1,8 @@
 """Codecs side by side on the same real activations: bits, error per tap, speed.
 
-Speeds are of one core, in megabytes of float32 a second (a quarter of it are million values). Errors are
-NMSE per tap, each channel by its variance, on utterances that no calibration has seen.
+Speeds are of one core, in megabytes of float32 a second (a quarter of it are million values). What encoding costs is
+also given as a share of the CPU time that the model took for the same speech. Errors are NMSE per tap, each channel by
+its variance, on utterances that no calibration has seen.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,10 @@ def compare(manifest: Path, upstream: str, seconds: float, only: Sequence[str] =
     if not chosen:
         raise UsageError(f"no codec's name begins with {only[0]!r}: leave --only out to see all")
     threads = torch.get_num_threads()
-    calibration, held_out = activations(manifest, upstream, seconds)
+    (calibration, _), (held_out, forward) = activations(manifest, upstream, seconds)
     torch.set_num_threads(1)
     try:
-        rows = [_measure(method, calibration, held_out) for method in chosen]
+        rows = [_measure(method, calibration, held_out, forward) for method in chosen]
         profiles = [m for m in chosen if isinstance(m, Profile) and not m.missing]
         reading = _reading(profiles, held_out)
     finally:
@@ -55,39 +57,44 @@ def compare(manifest: Path, upstream: str, seconds: float, only: Sequence[str] =
         "upstream": upstream,
         "values": sum(row.size for row in held_out),
         "calibration_frames": sum(map(len, calibration)),
+        "forward_s": round(forward, 2),
         "rows": rows,
         "reading": reading,
     }
 
 
-def activations(manifest: Path, upstream: str, seconds: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Activations to calibrate on (twice `seconds`) and to measure on; no utterance is in both."""
+def activations(manifest: Path, upstream: str, seconds: float) -> list[tuple[list[np.ndarray], float]]:
+    """Activations to calibrate on (twice `seconds`) and to measure on, each with the CPU seconds that the model took.
+
+    No utterance is in both.
+    """
     rows = sorted((row for row in read(manifest) if row.duration > 0.3), key=lambda row: (id_hash(row.id), row.id))
     model = load_upstream(UpstreamConfig(id=upstream))
     messages.print(f"running {upstream} on {3 * seconds:.0f} s of speech")
-    sets: list[list[np.ndarray]] = []
+    sets: list[tuple[list[np.ndarray], float]] = []
     at = 0
     for wanted in (2 * seconds, seconds):
         found: list[np.ndarray] = []
-        total = 0.0
+        total = spent = 0.0
         while total < wanted and at < len(rows):
-            found.append(_forward(model, rows[at], manifest))
+            samples = _samples(model, rows[at], manifest)
+            outputs, took = _timed(partial(model.forward, [samples]))
+            found.append(np.ascontiguousarray(outputs[0], np.float32))
             total += rows[at].duration
+            spent += took
             at += 1
-        sets.append(found)
-    if not sets[1]:
+        sets.append((found, spent))
+    if not sets[1][0]:
         raise UsageError(f"{manifest} holds too little speech for {3 * seconds:.0f} s: lower --seconds")
-    return sets[0], sets[1]
+    return sets
 
 
-def _forward(model: Any, row: Row, manifest: Path) -> np.ndarray:
+def _samples(model: Any, row: Row, manifest: Path) -> np.ndarray:
     samples = load(resolve(row, manifest), offset=row.offset, duration=row.duration)
-    if model.window_samples is not None:
-        samples = samples[: model.window_samples]
-    return np.ascontiguousarray(model.forward([samples])[0], np.float32)
+    return samples if model.window_samples is None else samples[: model.window_samples]
 
 
-def _measure(method: Method, calibration: Rows, rows: Rows) -> dict[str, Any]:
+def _measure(method: Method, calibration: Rows, rows: Rows, forward: float) -> dict[str, Any]:
     if method.missing:
         messages.print(f"{method.name}: package {method.missing} is not installed")
         return {"name": method.name, "absent": method.missing}
@@ -106,6 +113,7 @@ def _measure(method: Method, calibration: Rows, rows: Rows) -> dict[str, Any]:
         "worst_tap_snr_db": round(-10 * float(np.log10(nmse.max())), 2),
         "nmse_per_tap": [float(f"{n:.4g}") for n in nmse],
         "encode_mb_s": round(4e-6 * values / encoding, 1),
+        "encode_share": round(encoding / forward, 4),
         "decode_mb_s": round(4e-6 * values / decoding, 1),
     }
     messages.print(f"{method.name}: {row['bits_per_value']} bits, {row['snr_db']} dB")
@@ -176,19 +184,26 @@ def _write(profile: Profile, folder: Path, frames: int) -> Any:
 def print_table(result: dict[str, Any]) -> None:
     """The comparison for people, on standard output."""
     table = Table(
-        box=box.SIMPLE_HEAD, caption="encode, decode, read (through zarr, and decode): MB/s", caption_justify="left"
+        box=box.SIMPLE_HEAD,
+        caption="encode, decode, read (through zarr, and decode): MB/s; % of model: CPU time of encoding by that of it",
+        caption_justify="left",
     )
     table.add_column("codec", overflow="fold")
-    for column in ("bits", "SNR dB", "worst tap", "encode", "decode", "read"):
+    for column in ("bits", "SNR dB", "worst tap", "encode", "% of model", "decode", "read"):
         table.add_column(column, justify="right")
     reading = {row["name"]: row for row in result["reading"]}
     for row in result["rows"]:
         if "absent" in row:
-            table.add_row(row["name"], f"absent: {row['absent']}", *[""] * 5)
+            table.add_row(row["name"], f"absent: {row['absent']}", *[""] * 6)
             continue
-        keys = ("bits_per_value", "snr_db", "worst_tap_snr_db", "encode_mb_s", "decode_mb_s")
         read_speed = reading.get(row["name"], {}).get("read_and_decode_mb_s", "")
-        table.add_row(row["name"], *(str(row[key]) for key in keys), str(read_speed))
+        table.add_row(
+            row["name"],
+            *(str(row[key]) for key in ("bits_per_value", "snr_db", "worst_tap_snr_db", "encode_mb_s")),
+            f"{100 * row['encode_share']:.1f}",
+            str(row["decode_mb_s"]),
+            str(read_speed),
+        )
     Console().print(table)
     taps = Table(title="SNR of each tap, dB", title_justify="left", box=box.SIMPLE_HEAD)
     taps.add_column("codec", overflow="fold")
