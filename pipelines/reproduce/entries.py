@@ -44,7 +44,7 @@ ENTRIES = (
     Entry("top_layer", "top layer only", "last", "top_layer", rate=0.1),
     Entry("bitfit", "BitFit", "last", "bitfit", rate=0.5),
     Entry("lora", "LoRA", "last", "lora", {"rank": 8}, rate=0.5),
-    Entry("adapters", "Adapters", "last", "adapters", {"width": 64}, rate=0.5),
+    Entry("adapters", "Adapters", "last", "adapters", {"width": 64}, rate=0.1),
     # narrower ones: HFF and they together are to be less than 3 % of Whisper base
     Entry("hff_adapters", "HFF + Adapters", "hff", "adapters", {"width": 16}, rate=0.5, warm="hff"),
 )

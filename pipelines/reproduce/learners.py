@@ -68,7 +68,7 @@ class Measured:
 
 
 class MeasuredLearner(Learner):
-    """A learner that writes down time, frames and peak memory at every look at dev.
+    """A learner that writes down time, frames and peak memory whenever it saves its state.
 
     Args:
         baseline: bytes of this process before anything was loaded.
@@ -88,7 +88,7 @@ class MeasuredLearner(Learner):
         super().__init__(recipe, cache, files, here, console, known)
         self.baseline = baseline
         self.measured = Measured(epoch_frames=int(self.splits["train"].frames.sum()))
-        self._since = time.perf_counter()
+        self._since: float | None = None  # when the stopwatch was started, where it runs
 
     def load(self) -> None:
         super().load()
@@ -106,19 +106,30 @@ class MeasuredLearner(Learner):
     def due(self) -> bool:
         due = super().due()
         if due:
-            if self.here.device.type == "cuda":
-                torch.cuda.synchronize(self.here.device)
-            peak = memory.peak(self.here.device) - self.baseline
-            self._count(
-                seconds=self.measured.seconds + time.perf_counter() - self._since,
-                peak_bytes=max(self.measured.peak_bytes, peak),
-            )
+            self._stop_watch()
         return due
 
     def look(self, found: Predictions, loss: float, speeds: dict[str, float], say: Callable[[str], None]) -> None:
-        self.measured.write(self.files.path)
         super().look(found, loss, speeds, say)
         self._since = time.perf_counter()
+
+    def save(self) -> None:
+        """Also where a signal stops training between two looks."""
+        self._stop_watch()
+        self.measured.write(self.files.path)
+        super().save()
+
+    def _stop_watch(self) -> None:
+        if self._since is None:
+            return
+        if self.here.device.type == "cuda":
+            torch.cuda.synchronize(self.here.device)
+        peak = memory.peak(self.here.device) - self.baseline
+        self._count(
+            seconds=self.measured.seconds + time.perf_counter() - self._since,
+            peak_bytes=max(self.measured.peak_bytes, peak),
+        )
+        self._since = None
 
     def _count(self, **values: float) -> None:
         self.measured = Measured(**(vars(self.measured) | values))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from fusion.distributed import World
 from fusion.modules import mask_features
 from fusion.recipe import Recipe
 from fusion.run import Files
+from fusion.stream import Interrupted
 from pipelines.demo import prompts
 from pipelines.demo.model import PackagedModel
 from pipelines.reproduce import claims, report, table, worker
@@ -257,6 +260,25 @@ def test_a_row_that_was_stopped_goes_on(speeches: Speeches, tmp_path: Path, monk
     assert Measured.read(parts.folder).frames == Measured.read(whole.folder).frames
     for name in ("best.safetensors", "utterances.jsonl"):
         assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_signal_between_two_looks_at_dev(speeches: Speeches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = order(speeches, tmp_path, "bitfit", "train.eval_every=2")
+    original: Callable[..., None] = LiveLearner.step
+
+    def step(self: LiveLearner, *args: Any) -> None:
+        original(self, *args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LiveLearner, "step", step)
+    with pytest.raises(Interrupted, match="stopped at step 1 of 2"):
+        worker.train(wanted)
+    monkeypatch.undo()
+    before = Measured.read(wanted.folder)
+    assert before.steps == 1 and before.seconds > 0
+    worker.train(wanted)
+    after = Measured.read(wanted.folder)
+    assert after.steps == 2 and after.seconds > before.seconds
 
 
 def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
