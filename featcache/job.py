@@ -173,9 +173,12 @@ class Job:
 
     @cached_property
     def writer(self) -> SegmentWriter:
-        unsealed = self.cache.unsealed
-        name = unsealed[0] if unsealed else layout.next_segment(self.storage.folders(layout.SEGMENTS))
-        return SegmentWriter(self.storage, self.spec, self.cache.codec, name, self.plan)
+        cache = self.cache
+        # The name comes from the same look at the cache as the rows: a segment that another process has begun
+        # since then is this one, and a later look would make a second one of the same rows.
+        there = [*(segment.name for segment in cache.segments), *cache.unsealed]
+        name = cache.unsealed[0] if cache.unsealed else layout.next_segment(there)
+        return SegmentWriter(self.storage, self.spec, cache.codec, name, self.plan)
 
     @property
     def upstream(self) -> Upstream:

@@ -53,8 +53,9 @@ def segment_name(number: int) -> str:
     return f"{SEGMENTS}/{number:06d}"
 
 
-def next_segment(numbers: Sequence[str]) -> str:
-    """The name of a new segment, given the folders of those that are there; one may have been taken out."""
+def next_segment(names: Sequence[str]) -> str:
+    """The name of a new segment, given those of the ones that are there; one may have been taken out."""
+    numbers = (name.removeprefix(f"{SEGMENTS}/") for name in names)
     return segment_name(1 + max((int(number) for number in numbers if number.isdecimal()), default=-1))
 
 

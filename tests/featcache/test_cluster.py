@@ -257,6 +257,29 @@ def test_parts_that_begin_together_calibrate_once(noises: Path, alone: Path, mem
     assert sum("calibrating: 100 %" in text for text in messages) == 1
 
 
+def test_one_that_looked_before_the_other_began_takes_part_in_its_segment(
+    noises: Path, alone: Path, memory: Path
+) -> None:
+    """The other's folder appears between its look at the rows and its choice of a segment."""
+    place = memory / "c"
+    slow = Job(noises, place, MEL)
+    slow.init()
+    assert len(slow.new_rows) == 12
+    quick = Job(noises, place, MEL)
+    quick.extract(part=Part.parse("1/2"))
+    done = slow.extract()
+    assert done is not None and 0 < done.shards < slow.plan.shards
+    assert contents(place) == contents(alone)
+
+    late = Job(noises, memory / "d", MEL)
+    late.init()
+    assert len(late.new_rows) == 12
+    Job(noises, memory / "d", MEL).extract()
+    done = late.extract()
+    assert done is not None and done.shards == 0
+    assert contents(memory / "d") == contents(alone)
+
+
 def test_a_failed_task_ends_the_run_with_its_own_error() -> None:
     def fail(number: int) -> int:
         if number == 3:
