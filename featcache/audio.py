@@ -31,12 +31,10 @@ import soxr
 from featcache._av import ContainerReader
 from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader
 from featcache.errors import AudioError, JobError
+from featcache.geometry import SAMPLE_RATE
 from featcache.memory import ran_out
 
 Pcm = npt.NDArray[np.float32]
-
-SAMPLE_RATE = 16000
-"""Hz of everything that `load` returns."""
 
 FIT_TOLERANCE = 16
 """Samples (1 ms) by which a recording may differ from its manifest, rounded as that often is."""

@@ -18,9 +18,10 @@ from featcache import codec as codecs
 from featcache.audio import AUDIO_RULES
 from featcache.errors import JobError
 from featcache.forecast import bits_per_value, forecast
+from featcache.geometry import SAMPLE_RATE
 from featcache.index import id_hash
 from featcache.manifest import Row
-from featcache.plan import SAMPLE_RATE, Plan, make_plan
+from featcache.plan import make_plan
 from featcache.progress import AudioProgress
 from featcache.reading import load_window, row_samples
 from featcache.spec import WINDOW_RULE, CacheSpec, Layout, encoding_id, values_id
@@ -114,7 +115,7 @@ def _activations(
     found: dict[int, np.ndarray] = {}
     model_seconds = audio_seconds = 0.0
     reasons: list[str] = []
-    with AudioProgress("calibrating", _window_seconds(plan, thin)) as progress:
+    with AudioProgress("calibrating", plan.model_seconds(thin)) as progress:
         for shard in range(plan.shards):
             for planned in plan.batches(shard):
                 batch = [row for row in planned if row in thin]
@@ -129,13 +130,8 @@ def _activations(
                     for (row, _), output in zip(usable, outputs, strict=True):
                         if np.isfinite(output).all():
                             found[row] = output[plan.keep[row] : plan.keep[row] + plan.frames[row]]
-                progress.advance(_window_seconds(plan, batch))
+                progress.advance(plan.model_seconds(batch))
     if not found:
         why = f" (the first: {reasons[0]})" if reasons else ""
         raise JobError(f"none of the {len(rows)} utterances drawn for calibration can be used{why}: check {manifest}")
     return [found[row] for row in sorted(found)], audio_seconds / max(model_seconds, 1e-9)
-
-
-def _window_seconds(plan: Plan, rows: Sequence[int]) -> float:
-    """Seconds of audio that go through the model for these rows."""
-    return float((plan.stop - plan.start)[list(rows)].sum()) / SAMPLE_RATE

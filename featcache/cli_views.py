@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from featcache.geometry import SAMPLE_RATE
 from featcache.inspect import info
 from featcache.progress import size_text, time_text
 
@@ -53,7 +54,7 @@ def print_info(cache: Cache, as_json: bool) -> None:
         return print_json(card)
     frames = card["frames"]
     bits = f" ({card['bits_per_value']:.2f} bits per value, all included)" if frames else ""
-    pcm = 2 * 16_000 * card["hours"] * 3600
+    pcm = 2 * SAMPLE_RATE * card["hours"] * 3600
     rows = {
         "upstream": card["upstream"],
         "utterances": f"{card['utterances']:,} ({card['quarantined']} left out)",

@@ -21,11 +21,12 @@ import numpy as np
 from featcache.activations import Activations, begin_rows
 from featcache.codec import Codec
 from featcache.errors import JobError
+from featcache.geometry import SAMPLE_RATE
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated
 from featcache.manifest import Row
 from featcache.memory import REMEDY, ran_out
-from featcache.plan import SAMPLE_RATE, Plan
+from featcache.plan import Plan
 from featcache.reading import Pcm, load_window
 from featcache.shards import finish, leased
 from featcache.spans import Spans
@@ -179,7 +180,7 @@ def run_shards(
                 block = writer.new_block()
             with spans.span("encode"):
                 _encode(writer, batch, block, state, strict)
-            on_progress(sum(int(plan.stop[r] - plan.start[r]) for r in batch.rows) / SAMPLE_RATE, 0)
+            on_progress(plan.model_seconds(batch.rows), 0)
             if batch.last:
                 with spans.span("write"):
                     written = _finish(writer, leases, block, state, strict)

@@ -15,6 +15,7 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.audio import AUDIO_RULES
 from featcache.calibrate import SECONDS, calibrate
+from featcache.description import read_spec
 from featcache.digest import json_differences
 from featcache.errors import JobError, MismatchError, UsageError
 from featcache.extract import Done, run_shards
@@ -29,7 +30,7 @@ from featcache.segment import Segment
 from featcache.spans import tracing
 from featcache.spec import CacheSpec, Layout
 from featcache.storage import Address, Storage, open_storage
-from featcache.store import Cache, read_spec
+from featcache.store import Cache
 from featcache.upstreams import Upstream, UpstreamConfig, load
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
@@ -250,7 +251,7 @@ class Job:
     # Work
 
     def _run(self, left: Sequence[int], strict: bool) -> Done:
-        total = float((self.plan.stop - self.plan.start).sum()) / 16_000
+        total = self.plan.model_seconds()
         todo = sum(self.plan.shard_seconds(shard) for shard in left)
         upstream = self.upstream
         with tracing(self.trace) as spans, AudioProgress("extracting", total, total - todo) as progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.manifest import Row
-from featcache.plan import SAMPLE_RATE, ProfileSize, make_plan, predicted_bytes, profile_sizes
+from featcache.plan import ProfileSize, make_plan, predicted_bytes, profile_sizes
 from featcache.reading import row_samples
 from featcache.spec import CacheSpec
 from featcache.views import VIEW
@@ -112,7 +112,7 @@ def _kind(row: Row) -> str:
 
 def _cost(kind: str, rows: Sequence[Row], missing: set[str], spec: CacheSpec, realtime: float | None) -> ViewCost:
     plan = make_plan([row.id for row in rows], [row_samples(row) for row in rows], spec, 1)
-    through_the_model = float((plan.stop - plan.start).sum()) / SAMPLE_RATE  # windows overlap
+    through_the_model = plan.model_seconds()
     return ViewCost(
         view=kind,
         utterances=len(rows),

@@ -16,10 +16,9 @@ import numpy as np
 from featcache.batches import batch_ends
 from featcache.digest import canonical_json, digest, digest_arrays
 from featcache.errors import UsageError
-from featcache.geometry import Geometry
+from featcache.geometry import SAMPLE_RATE, Geometry
 from featcache.spec import WINDOW_RULE, CacheSpec
 
-SAMPLE_RATE = 16_000
 # Ids that are digested at a time.
 _BLOCK = 1 << 16
 
@@ -164,10 +163,14 @@ class Plan:
         """The rows of a shard."""
         return range(*np.searchsorted(self.shard, [shard, shard + 1]).tolist())
 
+    def model_seconds(self, rows: Sequence[int] | slice = slice(None)) -> float:
+        """Seconds of audio that go through the model for some rows, or for all: windows overlap."""
+        return float((self.stop[rows] - self.start[rows]).sum()) / SAMPLE_RATE
+
     def shard_seconds(self, shard: int) -> float:
-        """Seconds of audio that go through the model for one shard; windows overlap."""
+        """`model_seconds` of one shard."""
         span = self.shard_rows(shard)
-        return float((self.stop - self.start)[span.start : span.stop].sum()) / SAMPLE_RATE
+        return self.model_seconds(slice(span.start, span.stop))
 
     def batches(self, shard: int) -> Iterator[list[int]]:
         """The forward passes of a shard: rows of like length together, the longest first (`featcache.batches`).

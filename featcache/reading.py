@@ -11,8 +11,9 @@ import numpy as np
 from featcache import audio
 from featcache.augment import augment
 from featcache.errors import AudioError
+from featcache.geometry import SAMPLE_RATE
 from featcache.manifest import Row, resolve
-from featcache.plan import SAMPLE_RATE, Plan
+from featcache.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from featcache import codec as codecs
 from featcache import layout
+from featcache.description import read_spec
 from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
@@ -19,7 +20,7 @@ from featcache.rewrite import Block, origin_of, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
-from featcache.store import Cache, read_spec
+from featcache.store import Cache
 from featcache.writer import SegmentWriter, create_cache
 
 CALIBRATION_SECONDS = 600.0

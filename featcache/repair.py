@@ -64,7 +64,7 @@ def _repair_segment(job: Job, name: str, problems: Sequence[Problem]) -> None:
     records = writer.records()
     missing = [shard for shard in range(plan.shards) if shard not in records]
     if missing:
-        seconds = sum(float(plan.stop[r] - plan.start[r]) for s in missing for r in plan.shard_rows(s)) / 16_000
+        seconds = sum(map(plan.shard_seconds, missing))
         with AudioProgress(f"repairing {len(missing)} of {plan.shards} shards", seconds) as progress:
             run_shards(writer, rows, job.manifest, job.upstream, missing, progress.advance)
     if seal is not None:

@@ -65,7 +65,7 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
             saturated = [Saturated(row=row, values=count) for row, count in counts.items() if count]
             audio = [origin.audio[row] for row in span]
             written = finish(writer, leases, shard, block.planes, audio, quarantined, saturated)
-            on_shard(sum(int(plan.stop[r] - plan.start[r]) for r in span) / 16_000, written)
+            on_shard(plan.shard_seconds(shard), written)
     finally:
         leases.close()
 

@@ -11,6 +11,7 @@ import numpy as np
 from featcache import layout
 from featcache.digest import json_differences
 from featcache.errors import CacheError, MismatchError, UsageError
+from featcache.geometry import SAMPLE_RATE
 from featcache.inspect import matching
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
 from featcache.storage import Storage, open_storage
@@ -109,7 +110,7 @@ def _write(parts: Sequence[Sequence[Chosen]], of: int, storage: Storage, dry_run
             # Planes are laid out as the target's description says, which is that of the first cache.
             pieces = [Chosen(parts[0][0].cache, piece.segment, piece.utterances) for piece in part]
             copy_segment(pieces, storage, layout.segment_name(number), part[0].cache.label_names, on_shard)
-    return Selected(utterances, samples / 16_000, of - utterances)
+    return Selected(utterances, samples / SAMPLE_RATE, of - utterances)
 
 
 def _prepare(source: Storage, target: Storage, dry_run: bool) -> None:

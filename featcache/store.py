@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from featcache import layout
+from featcache.description import read_spec
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.ledger import proof
 from featcache.memory import ran_out
 from featcache.partial import read_origin
 from featcache.segment import Ids, Segment, open_segment, read_calibration
-from featcache.spec import FORMAT, CacheSpec, encoding_id, values_id
+from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Address, Storage, open_storage
 
 if TYPE_CHECKING:
@@ -315,33 +315,6 @@ class Cache:
                 f"{self.path} was opened before this process was forked: use threads, or workers started by "
                 "spawn or forkserver, or open the cache inside the worker"
             )
-
-
-def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:
-    """The description of a cache, and the bytes that it was read from.
-
-    Raises:
-        CacheError: no cache is there, or a newer version wrote it.
-        CorruptCacheError: the description is damaged.
-    """
-    data = storage.read(layout.ROOT)
-    if data is None:
-        raise CacheError(f"there is no cache at {storage}: `featcache init MANIFEST {storage}` makes one")
-    try:
-        content = layout.read_attributes(data).get(layout.SPEC_ATTRIBUTE)
-        if content is None:
-            raise CacheError(f"{storage} is a Zarr group, but not a feature cache: give the path of one")
-        if content.get("format") != FORMAT:
-            raise CacheError(
-                f"{storage} has format {content.get('format')}, and this installation reads format {FORMAT}: "
-                "install the version of speech-featcache that wrote it"
-            )
-        spec = CacheSpec.model_validate(content)
-    except (ValueError, AttributeError, ValidationError) as error:
-        raise CorruptCacheError(f"{storage}/{layout.ROOT} is damaged: restore it from a copy of the cache") from error
-    if values_id(spec.identity, spec.audio, spec.taps) != spec.values_id:
-        raise CorruptCacheError(f"{storage}/{layout.ROOT} does not match its values id: restore it from a copy")
-    return spec, data
 
 
 def _check_seal(storage: Storage, segment: Segment, spec: CacheSpec, root: bytes, remedy: str) -> None:

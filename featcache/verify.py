@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache import layout
 from featcache.cluster import run_tasks
+from featcache.description import read_spec
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
 from featcache.ledger import (
     LABELS_PROOF,
@@ -23,7 +24,7 @@ from featcache.ledger import (
 )
 from featcache.partial import read_origin
 from featcache.storage import Address, Storage, open_storage
-from featcache.store import Cache, read_spec
+from featcache.store import Cache
 
 # Files that one task reads: up to either limit.
 TASK_BYTES = 64_000_000

@@ -12,6 +12,7 @@ from featcache import layout
 from featcache.codec import Arrays, Codec, Plane
 from featcache.digest import canonical_json, digest
 from featcache.errors import CorruptCacheError, JobError, MismatchError, UsageError
+from featcache.geometry import SAMPLE_RATE
 from featcache.index import QUARANTINED, build_columns, label_text, pack_text
 from featcache.ledger import (
     LABELS_PROOF,
@@ -183,7 +184,7 @@ class SegmentWriter:
             utterances=len(self.plan.ids),
             quarantined=int((columns["state"] == QUARANTINED).sum()),
             frames=int(columns["frames"].sum()),
-            seconds=float(self.plan.samples[columns["state"] != QUARANTINED].sum()) / 16_000,
+            seconds=float(self.plan.samples[columns["state"] != QUARANTINED].sum()) / SAMPLE_RATE,
             shard_bytes=int(columns["shard_bytes"].sum()),
         )
         self.storage.write(f"{self.name}/seal.json", to_bytes(seal))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from featcache import audio, upstreams
 from featcache.errors import MismatchError, UsageError
+from featcache.geometry import SAMPLE_RATE
 from featcache.plan import stream_windows
 from featcache.spec import values_id
 from fusion import checkpoint, decode
@@ -133,7 +134,7 @@ class Transcriber:
                 yield block
 
         text, words = self._read(self._windows(blocks()))
-        return Transcript(recording, text, words, samples / audio.SAMPLE_RATE, time.monotonic() - began)
+        return Transcript(recording, text, words, samples / SAMPLE_RATE, time.monotonic() - began)
 
     def features(self, pcm: np.ndarray) -> np.ndarray:
         """float32 (frames, taps, channels), the taps that the head reads, of float32 (samples,) at 16 kHz."""

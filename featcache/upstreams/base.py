@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from featcache.errors import UpstreamError
-from featcache.geometry import Geometry
+from featcache.geometry import SAMPLE_RATE, Geometry
 from featcache.upstreams import taps as tap_rules
 
 # Raise when a rule in this package changes the values of an unchanged model; part of the values id.
@@ -225,7 +225,7 @@ class Upstream(ABC):
         """The identity: what all families share, and `family` (JSON values, sorted by name)."""
         shared = {
             "rules": RULES_VERSION,
-            "sample_rate": 16_000,
+            "sample_rate": SAMPLE_RATE,
             "geometry": self.geometry.model_dump(mode="json"),
             "taps": list(self.taps),
             "tap_convention": tap_rules.CONVENTION,

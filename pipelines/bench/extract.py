@@ -24,11 +24,11 @@ from rich.console import Console
 from featcache.audio import load as load_audio
 from featcache.codec import parse_profile
 from featcache.errors import UsageError
+from featcache.geometry import SAMPLE_RATE
 from featcache.index import id_hash
 from featcache.inspect import info
 from featcache.job import Job, Request
 from featcache.manifest import Row, absolute, read, resolve, write
-from featcache.plan import SAMPLE_RATE
 from featcache.reading import load_window
 from featcache.upstreams import Upstream, UpstreamConfig
 from featcache.upstreams import load as load_upstream

@@ -12,9 +12,10 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.blocks import BLOCK_BYTES, DEFAULT_GB
 from featcache.errors import CacheError, UsageError
+from featcache.geometry import SAMPLE_RATE
 from featcache.job import measured_rates
 from featcache.lease import TTL_SECONDS
-from featcache.plan import SAMPLE_RATE, profile_sizes
+from featcache.plan import profile_sizes
 from featcache.spec import CacheSpec
 from featcache.store import Cache
 from featcache.transfer import PART_MIB

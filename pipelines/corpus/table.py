@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featcache.blocks import BLOCK_BYTES
-from featcache.plan import SAMPLE_RATE
+from featcache.geometry import SAMPLE_RATE
 from featcache.progress import size_text
 from featcache.transfer import PART_MIB
 from pipelines.corpus.estimate import Compared, Estimate

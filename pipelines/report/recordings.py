@@ -12,6 +12,7 @@ import numpy as np
 
 from featcache import audio, manifest
 from featcache.errors import FeatcacheError
+from featcache.geometry import SAMPLE_RATE
 
 BITS_PER_SECOND = 32_000
 """MP3, which every browser plays; at 16 kHz in one channel this keeps speech as it was to the ear."""
@@ -52,16 +53,16 @@ class Recordings:
         except FeatcacheError as error:
             return Recording("", row.duration, str(error))
         uri = f"data:audio/mpeg;base64,{base64.b64encode(to_mp3(pcm)).decode()}"
-        return Recording(uri, len(pcm) / audio.SAMPLE_RATE)
+        return Recording(uri, len(pcm) / SAMPLE_RATE)
 
 
 def to_mp3(pcm: np.ndarray) -> bytes:
     """An MP3 file of float32 (samples,) at 16 kHz."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp3") as container:
-        stream = container.add_stream("libmp3lame", rate=audio.SAMPLE_RATE, layout="mono", bit_rate=BITS_PER_SECOND)
+        stream = container.add_stream("libmp3lame", rate=SAMPLE_RATE, layout="mono", bit_rate=BITS_PER_SECOND)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm, np.float32).reshape(1, -1), "fltp", "mono")
-        frame.sample_rate = audio.SAMPLE_RATE
+        frame.sample_rate = SAMPLE_RATE
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
     return file.getvalue()

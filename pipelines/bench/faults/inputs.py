@@ -14,6 +14,7 @@ import soundfile
 
 from featcache import audio
 from featcache.errors import FeatcacheError
+from featcache.geometry import SAMPLE_RATE
 from featcache.job import Job, Request
 from featcache.manifest import Row, resolve, to_json
 from featcache.manifest import read as read_manifest
@@ -92,11 +93,11 @@ def repeat(rows: Sequence[Row], manifest: Path, target: Path, seconds: float) ->
     speech = np.concatenate([audio.load(resolve(row, manifest)) for row in rows])
     left = audio.samples_of(seconds)
     samples = left
-    with soundfile.SoundFile(target, "w", audio.SAMPLE_RATE, 1, format="FLAC", compression_level=0.0) as file:
+    with soundfile.SoundFile(target, "w", SAMPLE_RATE, 1, format="FLAC", compression_level=0.0) as file:
         while left:
             file.write(speech[:left])
             left -= min(left, len(speech))
-    return Row(id=target.stem, audio_filepath=str(target), duration=samples / audio.SAMPLE_RATE)
+    return Row(id=target.stem, audio_filepath=str(target), duration=samples / SAMPLE_RATE)
 
 
 def _usable(place: Path) -> list[Row]:
