@@ -175,6 +175,21 @@ def train(
     _print(measure(cache, manifest, utterances, turns, device, workers), as_json, print_table)
 
 
+@app.command()
+def sweep(
+    cache: Annotated[str, typer.Option(help="What is learned from.")] = "caches/demo",
+    heads: Annotated[int, typer.Option(min=2, help="Heads of each kind.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of every head.")] = 30,
+    utterances: Annotated[int, typer.Option(min=20, help="Of each split.")] = 100,
+    turns: Annotated[int, typer.Option(min=1, help="How often both ways are run.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Many heads from one pass over the cache against one after the other."""
+    from pipelines.bench.sweep import measure, print_table
+
+    _print(measure(cache, heads, steps, utterances, turns), as_json, print_table)
+
+
 def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any]], None]) -> None:
     if as_json:
         print(json.dumps(result, indent=2))

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from featcache.errors import UsageError
 from fusion.modules.hff import HFF
-from pipelines.bench import head, read, scale
+from pipelines.bench import head, read, scale, sweep
 from tests.helpers import make_cache
 
 ROW = {"utterances", "open_s", "open_rss_mb", "order_s", "append_s", "plan_s", "files"}
@@ -66,3 +67,20 @@ def test_every_store_gives_the_features_that_were_written(tmp_path: Path) -> Non
         assert row["utterances_s_cold"] > 0 and row["utterances_s_warm"] > 0 and row["bytes"] > 0
     # Codes of 8 bits against values of 32.
     assert rows[read.MAP]["bytes"] < rows[".npy per utterance"]["bytes"] / 3
+
+
+def test_sweep_compares_the_same_heads_both_ways(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    features = {f"u{i}": rng.standard_normal((40, 3, 8)).astype(np.float32) for i in range(24)}
+    labels = {
+        name: {"text": "ab", "lang": "xy"[i % 2], "split": ("train", "train", "dev", "test")[i // 2 % 4]}
+        for i, name in enumerate(features)
+    }
+    place = make_cache(tmp_path / "cache", features, labels)
+    found = stamped(sweep.measure(str(place), heads=3, steps=2, utterances=20, turns=1))
+    assert [row["name"] for row in found["rows"]] == [sweep.HFF, sweep.PROBES]
+    for row in found["rows"]:
+        assert row["heads"] == 3 and row["speedup"] == pytest.approx(row["alone_s"] / row["together_s"], rel=0.2)
+    sweep.print_table(found)
+    with pytest.raises(UsageError, match="has 3 taps, one for each probe: give --heads 3"):
+        sweep.measure(str(place), heads=4, steps=2, utterances=20, turns=1)
