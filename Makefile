@@ -117,5 +117,5 @@ data/demo/manifest.jsonl: $(wildcard pipelines/demo/*.py) | $(INSTALLED)
 	@touch $@
 
 $(FILLETS): pipelines/demo/fillets.py | $(INSTALLED)
-	@$(BIN)/pipelines demo data --with-fillets --fillets-out $(@D)
+	@$(BIN)/pipelines demo dialogues --out $(@D)
 	@touch $@

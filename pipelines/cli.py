@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from featcache.errors import AudioError, FeatcacheError, JobError
+from featcache.manifest import Row
 from pipelines.cli_corpus import corpus
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
 from pipelines.cli_reproduce import reproduce
@@ -38,12 +40,11 @@ ALL_LANGUAGES = "en,es,fr,it,ru"
 @demo_app.command("fetch")
 def demo_fetch(
     languages: Languages = ALL_LANGUAGES,
-    with_fillets: Annotated[bool, typer.Option(help="Also the Dutch game dialogues (103 MB).")] = False,
 ) -> None:
-    """Fetch and unpack the speech, outside the work tree. Prints the folder that holds it."""
-    from pipelines.demo.data import fetch_speech
+    """Fetch and unpack the prompts, outside the work tree. Prints the folder that holds them."""
+    from pipelines.demo.data import fetch_prompts
 
-    print(fetch_speech(split_list(languages), with_fillets=with_fillets, console=messages))
+    print(fetch_prompts(split_list(languages), console=messages))
 
 
 @demo_app.command("model")
@@ -60,25 +61,34 @@ def demo_model(
 def demo_data(
     out: Annotated[Path, typer.Option(help="Folder of the manifest.")] = Path("data/demo"),
     languages: Languages = ALL_LANGUAGES,
-    with_fillets: Annotated[
-        bool, typer.Option(help="Also the Dutch game dialogues, as a manifest of its own.")
-    ] = False,
-    fillets_out: Annotated[Path, typer.Option(help="Folder of their manifest.")] = Path("data/fillets"),
     as_json: Json = False,
 ) -> None:
-    """Fetch the speech where it is absent, and write the demo's manifest."""
-    from pipelines.demo.data import fetch_speech, print_summary, summary, write_fillets, write_prompts
+    """Fetch the prompts where they are absent, and write the demo's manifest."""
+    from pipelines.demo.data import fetch_prompts, write_prompts
 
     chosen = split_list(languages)
-    share = fetch_speech(chosen, with_fillets=with_fillets, console=messages)
-    made = {out / "manifest.jsonl": write_prompts(share, out, chosen, console=messages)}
-    if with_fillets:
-        made[fillets_out / "manifest.jsonl"] = write_fillets(share, fillets_out, console=messages)
-    summaries = [summary(path, rows) for path, rows in made.items()]
+    _show_manifest(out, write_prompts(fetch_prompts(chosen, console=messages), out, chosen, console=messages), as_json)
+
+
+@demo_app.command("dialogues")
+def demo_dialogues(
+    out: Annotated[Path, typer.Option(help="Folder of the manifest.")] = Path("data/fillets"),
+    as_json: Json = False,
+) -> None:
+    """Fetch the Dutch game dialogues (103 MB) where they are absent, and write their manifest."""
+    from pipelines.demo.data import fetch_dialogues, write_dialogues
+
+    _show_manifest(out, write_dialogues(fetch_dialogues(console=messages), out, console=messages), as_json)
+
+
+def _show_manifest(folder: Path, rows: Sequence[Row], as_json: bool) -> None:
+    from pipelines.demo.data import print_summary, summary
+
+    found = summary(folder / "manifest.jsonl", rows)
     if as_json:
-        print(json.dumps(summaries, indent=2, ensure_ascii=False))
+        print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        print_summary(summaries)
+        print_summary(found)
 
 
 @app.command()

@@ -16,15 +16,19 @@ from pipelines.demo import fillets, prompts
 from pipelines.demo.fetch import FILLETS, PROMPTS, fetch
 
 
-def fetch_speech(languages: Sequence[str], *, with_fillets: bool = False, console: Console) -> Path:
-    """Fetch what is absent; returns the `usr/share` folder that holds the speech."""
+def fetch_prompts(languages: Sequence[str], *, console: Console) -> Path:
+    """Fetch what is absent of the prompts; returns the `usr/share` folder that holds them."""
     if not languages:
         raise UsageError(f"no language given: choose from {','.join(PROMPTS)}")
     unknown = [lang for lang in languages if lang not in PROMPTS]
     if unknown:
         raise UsageError(f"no prompts in {', '.join(unknown)}: choose from {','.join(PROMPTS)}")
-    packages = [package for lang in languages for package in PROMPTS[lang]]
-    return fetch(packages + (FILLETS if with_fillets else []), console=console)
+    return fetch([package for lang in languages for package in PROMPTS[lang]], console=console)
+
+
+def fetch_dialogues(*, console: Console) -> Path:
+    """Fetch the Dutch dialogues where they are absent; returns the `usr/share` folder that holds them."""
+    return fetch(FILLETS, console=console)
 
 
 def write_prompts(share: Path, out: Path, languages: Sequence[str], *, console: Console) -> list[manifest.Row]:
@@ -35,7 +39,7 @@ def write_prompts(share: Path, out: Path, languages: Sequence[str], *, console: 
     return rows
 
 
-def write_fillets(share: Path, out: Path, *, console: Console) -> list[manifest.Row]:
+def write_dialogues(share: Path, out: Path, *, console: Console) -> list[manifest.Row]:
     """Write `out/manifest.jsonl` for the Dutch dialogues, with a link `out/audio` to the recordings."""
     rows = fillets.rows(share, console=console)
     prompts.link_audio(share / "games" / "fillets-ng" / "sound", out / "audio")
@@ -59,17 +63,15 @@ def summary(path: Path, rows: Sequence[manifest.Row]) -> dict[str, Any]:
     }
 
 
-def print_summary(summaries: Sequence[dict[str, Any]]) -> None:
-    """One table a manifest, its path last."""
-    console = Console()
-    for entry in summaries:
-        table = Table(title=f"{entry['utterances']} utterances, {entry['hours']:.2f} h")
-        table.add_column("language")
-        splits = ("train", "dev", "test")
-        for split in splits:
-            table.add_column(split, justify="right")
-        for lang, by_split in entry["languages"].items():
-            cells = [by_split.get(split, {"utterances": 0, "minutes": 0.0}) for split in splits]
-            table.add_row(lang, *(f"{cell['utterances']:.0f} ({cell['minutes']:.1f} min)" for cell in cells))
-        console.print(table)
-        print(entry["manifest"])
+def print_summary(found: dict[str, Any]) -> None:
+    """A summary as a table, and its path after it."""
+    table = Table(title=f"{found['utterances']} utterances, {found['hours']:.2f} h")
+    table.add_column("language")
+    splits = ("train", "dev", "test")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for lang, by_split in found["languages"].items():
+        cells = [by_split.get(split, {"utterances": 0, "minutes": 0.0}) for split in splits]
+        table.add_row(lang, *(f"{cell['utterances']:.0f} ({cell['minutes']:.1f} min)" for cell in cells))
+    Console().print(table)
+    print(found["manifest"])

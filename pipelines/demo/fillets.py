@@ -59,7 +59,7 @@ def rows(share: Path, *, console: Console | None = None) -> list[manifest.Row]:
             if path.is_file() and line.text:
                 found.append((level, line, path))
     if not found:
-        raise JobError(f"no dialogues below {base}: run `pipelines demo fetch --with-fillets`")
+        raise JobError(f"no dialogues below {base}: run `pipelines demo dialogues`")
     seconds = durations([path for _, _, path in found], console=console)
     splits = split_rows([level for level, _, _ in found], [line.text for _, line, _ in found])
     return [
