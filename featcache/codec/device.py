@@ -1,6 +1,7 @@
 """The inverse of profile `residual` with torch, on any device; the same integers as `featcache.codec.kernels`.
 
-Products across channels are one matrix product a tap; what is left is a recursion over frames (`featcache.codec.scan`).
+Products across channels are matrix products, one for each group of a tap's channels; what is left is a recursion over
+frames (`featcache.codec.scan`).
 """
 
 from __future__ import annotations
@@ -66,10 +67,9 @@ class Decoder(Neighbours):
         lengths = torch.diff(starts, append=torch.tensor([frames], device=starts.device))
         out = torch.zeros_like(codes)
         for tap in range(depth):
-            added = (codes[:, tap] << UNIT_BITS) - torch.sign(codes[:, tap]) * self.centroid[tap]
-            if tap:
-                added += self.from_below(out[:, tap - 1], first, tap)
-            out[:, tap] = scan(added, self.own[tap], starts, lengths)
+            moved = (codes[:, tap] << UNIT_BITS) - torch.sign(codes[:, tap]) * self.centroid[tap]
+            for group, added in self.predictions(out, first, tap):
+                out[:, tap, group] = scan(moved[:, group] + added, self.own[tap, group], starts, lengths)
         return out
 
     def smooth(self, rec: torch.Tensor, first: torch.Tensor, taps: Sequence[int]) -> torch.Tensor:

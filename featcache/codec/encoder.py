@@ -77,7 +77,7 @@ class Encoder(Neighbours):
         self.deviation = self.put(calibration["deviation"])
         self.limits = limits
         rounding = self.put(calibration["rounding"].astype(np.int32))
-        self.rules = [Rules(self.own[tap], rounding[tap], self.centroid[tap]) for tap in range(self.taps)]
+        self.rules = Rules(self.own, rounding, self.centroid)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Coded | np.ndarray]]:
@@ -138,8 +138,9 @@ class _Batch:
         encoder = self._encoder
         value = (self._values(tap) - encoder.mean[tap]) * encoder.inverse[tap]
         target = torch.where(value.abs() <= RANGE, value.round(), RANGE + 1).int()
-        added = encoder.from_below(rec[:, tap - 1], first, tap) if tap else torch.zeros_like(target)
-        quantise(target, added, encoder.rules[tap], starts, lengths, self._codes[:, tap], rec[:, tap])
+        for group, added in encoder.predictions(rec, first, tap):
+            rules = encoder.rules.of(tap, group)
+            quantise(target[:, group], added, rules, starts, lengths, self._codes[:, tap, group], rec[:, tap, group])
 
     def _error(self, tap: int, first: torch.Tensor, rec: torch.Tensor) -> torch.Tensor:
         """float32 `(frames, channels)`: how far from the truth decoding will end."""

@@ -7,8 +7,9 @@ Reconstructions are int16 in units of `step / UNIT`. A prediction is
 
     ((own * before + 2^(WEIGHT_BITS - 1)) >> WEIGHT_BITS) + ((mixed + 2^(shift - 1)) >> shift)
 
-in int32, where `before` is the frame before and `mixed` is the product of all channels of the tap below, in this
-frame and its two neighbours (`regressors`), with a matrix (`featcache.codec.mixing`). What does not exist is zero.
+in int32, where `before` is the frame before and `mixed` is the sum of two products with matrices
+(`featcache.codec.mixing`): of all channels of the tap below, in this frame and the one before, and of those
+channels of the tap itself, in this frame, that are coded before (`prediction`). What does not exist is zero.
 
 Framed reconstructions are `(1 + frames, 1 + taps + 1, channels)`: a frame of zeros before the first, a tap of
 zeros below and above.
@@ -77,31 +78,20 @@ def _quantise(target: np.ndarray, predicted: np.ndarray, rounding: np.ndarray, l
 
 
 @numba.njit(nogil=True, cache=True)
-def regressors(rec: np.ndarray, tap: int, shift: int, out: np.ndarray) -> None:
-    """What a tap is predicted from: the tap below in this frame, the one before and the one after, int8.
+def narrow(rec: np.ndarray, tap: int, low: int, high: int, shift: int, out: np.ndarray) -> None:
+    """Channels `low` to `high` of a tap as they are handed to products, int8.
 
     Args:
         rec: framed reconstructions of one row.
-        tap: the tap below.
         shift: reconstructions are counted in `2 ** shift` units, and cut at 127 of them.
-        out: int8 `(frames, 3 * channels)`.
+        out: int8 `(frames, channels or more)`; only these channels are written.
     """
-    frames, channels = len(rec) - 1, rec.shape[2]
     half = np.int32((1 << shift) >> 1)
-    for t in range(frames):
-        source, here = rec[t + 1, tap + 1], out[t, :channels]
-        for c in range(channels):
+    for t in range(len(rec) - 1):
+        source, here = rec[t + 1, tap + 1, low:high], out[t, low:high]
+        for c in range(high - low):
             q = (np.int32(source[c]) + half) >> np.int32(shift)
             here[c] = np.int8(min(max(q, np.int32(-127)), np.int32(127)))
-    for t in range(frames):
-        if t:
-            out[t, channels : 2 * channels] = out[t - 1, :channels]
-        else:
-            out[t, channels : 2 * channels] = 0
-        if t + 1 < frames:
-            out[t, 2 * channels :] = out[t + 1, :channels]
-        else:
-            out[t, 2 * channels :] = 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -119,9 +109,11 @@ def _within(code: np.ndarray, limit: int, spent: int, budget: int) -> int:
 
 
 @numba.njit(nogil=True, cache=True)
-def encode_tap(
+def encode_channels(
     target: np.ndarray,
     tap: int,
+    low: int,
+    high: int,
     mixed: np.ndarray,
     own: np.ndarray,
     shift: np.ndarray,
@@ -134,28 +126,29 @@ def encode_tap(
     codes: np.ndarray,
     rec: np.ndarray,
 ) -> None:
-    """Codes and reconstructions of one tap of a row, into `codes` and `rec`.
+    """Codes and reconstructions of channels `low` to `high` of a tap of a row, into `codes` and `rec`.
 
     Args:
         target: int32 `(frames, taps, channels)`, from `targets`.
-        mixed: int32 `(frames, channels)`, the product of `regressors` with the tap's matrix.
+        mixed: int32 `(frames, channels)`, what other channels say of these.
         own, shift, half: of this tap, `(channels,)`: weight of the frame before; by how many bits `mixed` is
             shifted to units, and what is added to round it.
         rounding: int16 `(channels,)`, what is added to a residual's size before it is cut to whole steps;
             UNIT / 2 rounds to the nearest, less makes a dead zone.
         centroid: int16 `(channels,)`, by how much a code other than 0 is moved towards 0.
         limit: the largest code that is packed; of codes from it on the tail says more.
-        budget: the room for that, a frame, in quarters of a byte. `spent` int32 `(frames,)` is what taps before used.
+        budget: the room for that, a frame, in quarters of a byte. `spent` int32 `(frames,)` is what those before used.
         codes: int16 `(frames, taps, channels)`. rec: framed reconstructions.
     """
-    frames, _, channels = target.shape
-    predicted = np.zeros(channels, np.int32)
-    for t in range(frames):
-        code = codes[t, tap]
-        _predict(rec[t, tap + 1], own, mixed[t], shift, half, predicted)
-        _quantise(target[t, tap], predicted, rounding, LARGEST, code)
+    own, shift, half = own[low:high], shift[low:high], half[low:high]
+    rounding, centroid = rounding[low:high], centroid[low:high]
+    predicted = np.zeros(high - low, np.int32)
+    for t in range(len(target)):
+        code = codes[t, tap, low:high]
+        _predict(rec[t, tap + 1, low:high], own, mixed[t, low:high], shift, half, predicted)
+        _quantise(target[t, tap, low:high], predicted, rounding, LARGEST, code)
         ordinary, large = 0, 0
-        for c in range(channels):
+        for c in range(high - low):
             ordinary += int(abs(code[c]) >= limit)
             large += int(abs(code[c]) >= limit + 3)
         cost = ordinary + 8 * large
@@ -163,13 +156,15 @@ def encode_tap(
             spent[t] = _within(code, limit, spent[t], budget)
         else:
             spent[t] += cost
-        _update(predicted, code, centroid, rec[t + 1, tap + 1])
+        _update(predicted, code, centroid, rec[t + 1, tap + 1, low:high])
 
 
 @numba.njit(nogil=True, cache=True)
-def decode_tap(
+def decode_channels(
     codes: np.ndarray,
     tap: int,
+    low: int,
+    high: int,
     mixed: np.ndarray,
     own: np.ndarray,
     shift: np.ndarray,
@@ -177,12 +172,12 @@ def decode_tap(
     centroid: np.ndarray,
     rec: np.ndarray,
 ) -> None:
-    """The inverse of `encode_tap`, with its arguments; `codes` may have any number of taps."""
-    frames, _, channels = codes.shape
-    predicted = np.zeros(channels, np.int32)
-    for t in range(frames):
-        _predict(rec[t, tap + 1], own, mixed[t], shift, half, predicted)
-        _update(predicted, codes[t, tap], centroid, rec[t + 1, tap + 1])
+    """The inverse of `encode_channels`, with its arguments; `codes` may have any number of taps."""
+    own, shift, half, centroid = own[low:high], shift[low:high], half[low:high], centroid[low:high]
+    predicted = np.zeros(high - low, np.int32)
+    for t in range(len(codes)):
+        _predict(rec[t, tap + 1, low:high], own, mixed[t, low:high], shift, half, predicted)
+        _update(predicted, codes[t, tap, low:high], centroid, rec[t + 1, tap + 1, low:high])
 
 
 @numba.njit(nogil=True, cache=True)

@@ -6,8 +6,11 @@ counts exactly in any order, so that every matrix product of blocks of so many g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 
+import numpy as np
 import torch
 
 BLOCK = 1040
@@ -19,6 +22,17 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch._int_mm(left, right)
         return out
     return _by_blocks(left, right)
+
+
+def beside_matrices(
+    calibration: Mapping[str, np.ndarray], device: str | torch.device = "cpu"
+) -> list[list[torch.Tensor]]:
+    """By tap and group: int8 `(channels of the groups before, channels of this one)`."""
+    edges = list(pairwise(calibration["groups"].tolist()))
+    return [
+        [torch.from_numpy(np.ascontiguousarray(matrix[:low, low:high])).to(device) for low, high in edges]
+        for matrix in calibration["beside"]
+    ]
 
 
 def _by_blocks(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,15 @@ Rows lie end to end; `first` is bool `(frames,)`, true where one begins. The int
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
 from featcache.codec.arithmetic import SMOOTH_SHIFT
-from featcache.codec.mixing import product
+from featcache.codec.mixing import beside_matrices, product
 
 
 class Neighbours:
@@ -31,7 +32,9 @@ class Neighbours:
         self.own = self.put(calibration["own"].astype(np.int32))
         self.mixing = self.put(calibration["mixing"])
         self.shift = self.put(calibration["mixing_shift"].astype(np.int32))
-        self.input_shift = int(calibration["input_shift"][0])
+        self.input_shift = calibration["input_shift"].tolist()
+        self.groups = list(pairwise(calibration["groups"].tolist()))
+        self.beside = beside_matrices(calibration, device)
         self.centroid = self.put(calibration["centroid"].astype(np.int32))
         self.smoother = self.put(calibration["smoother"].astype(np.int32))
         self.scale = self.put(scale)
@@ -40,13 +43,32 @@ class Neighbours:
     def put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def from_below(self, below: torch.Tensor, first: torch.Tensor, tap: int) -> torch.Tensor:
-        """What reconstructions `(frames, channels)` of the tap below say of this one, int32 of that shape."""
-        rounded = (below.int() + ((1 << self.input_shift) >> 1)) >> self.input_shift
-        here = rounded.clamp_(-127, 127).to(torch.int8)
-        mixed = product(torch.cat([here, *around(here, first)], dim=1), self.mixing[tap])
-        shift = self.shift[tap]
-        return (mixed + ((1 << shift) >> 1)) >> shift
+    def predictions(self, rec: torch.Tensor, first: torch.Tensor, tap: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """One group of a tap's channels after the other, and what others add to their prediction.
+
+        Args:
+            rec: `(frames, taps, channels)`, reconstructions of the taps below. Those of a group that was given must
+                be in it when the next one is asked for.
+
+        Yields:
+            the group's channels, and int32 `(frames, channels of the group)`.
+        """
+        if tap:
+            here = self._narrow(rec[:, tap - 1], tap - 1)
+            mixed = product(torch.cat([here, before(here, first)], dim=1), self.mixing[tap])
+        else:
+            mixed = torch.zeros((len(rec), self.channels), dtype=torch.int32, device=rec.device)
+        for (low, high), matrix in zip(self.groups, self.beside[tap], strict=True):
+            total = mixed[:, low:high]
+            if low:
+                total = total + product(self._narrow(rec[:, tap, :low], tap), matrix)
+            shift = self.shift[tap, low:high]
+            yield slice(low, high), (total + ((1 << shift) >> 1)) >> shift
+
+    def _narrow(self, rec: torch.Tensor, tap: int) -> torch.Tensor:
+        """Reconstructions of a tap as they are handed to products, int8."""
+        shift = self.input_shift[tap]
+        return ((rec.int() + ((1 << shift) >> 1)) >> shift).clamp_(-127, 127).to(torch.int8)
 
     def estimate(
         self, here: torch.Tensor, first: torch.Tensor, below: torch.Tensor, above: torch.Tensor, taps: Any
@@ -58,8 +80,7 @@ class Neighbours:
             below, above: of the taps beside them, zero where there are none.
             taps: the tap's position, or a list of several.
         """
-        before, after = around(here, first)
-        neighbours = zip(self.smoother[taps].unbind(-2), (here, before, after, below, above), strict=True)
+        neighbours = zip(self.smoother[taps].unbind(-2), (here, *around(here, first), below, above), strict=True)
         total = functools.reduce(torch.add, (weight * value for weight, value in neighbours))
         y = (total + (1 << (SMOOTH_SHIFT - 1))) >> SMOOTH_SHIFT
         return y.float() * self.scale[taps] + self.mean[taps]
@@ -67,8 +88,15 @@ class Neighbours:
 
 def around(values: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The same a frame before and a frame after, zero beyond the row."""
-    shape = (-1, *[1] * (values.dim() - 1))
-    begins, ends = first.view(shape), torch.cat([first[1:], first.new_ones(min(1, len(first)))]).view(shape)
-    before = torch.cat([torch.zeros_like(values[:1]), values[:-1]]).masked_fill(begins, 0)
-    after = torch.cat([values[1:], torch.zeros_like(values[:1])]).masked_fill(ends, 0)
-    return before, after
+    ends = torch.cat([first[1:], first.new_ones(min(1, len(first)))])
+    after = torch.cat([values[1:], torch.zeros_like(values[:1])]).masked_fill(_fitting(ends, values), 0)
+    return before(values, first), after
+
+
+def before(values: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """The same a frame before, zero before the row."""
+    return torch.cat([torch.zeros_like(values[:1]), values[:-1]]).masked_fill(_fitting(first, values), 0)
+
+
+def _fitting(frames: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return frames.view(-1, *[1] * (values.dim() - 1))

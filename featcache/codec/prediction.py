@@ -1,6 +1,13 @@
-"""One row of the `residual` profile between targets, codes and reconstructions: tap after tap, on one core."""
+"""One row of the `residual` profile between targets, codes and reconstructions, on one core.
+
+Tap after tap, and of each tap one group of channels after the other: a group is predicted from the whole tap below,
+in this frame and the one before, and from the groups of its own tap that are known by then, in this frame.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -8,7 +15,7 @@ import torch
 from featcache.codec import kernels
 from featcache.codec.arithmetic import LARGEST
 from featcache.codec.base import Arrays
-from featcache.codec.mixing import product
+from featcache.codec.mixing import beside_matrices, product
 
 
 class Coding:
@@ -24,8 +31,10 @@ class Coding:
         self._limit, self._budget = limit, budget
         self._shift = arrays["mixing_shift"].astype(np.int32)
         self._half = (1 << self._shift) >> 1
-        self._input_shift = int(arrays["input_shift"][0])
+        self._input_shift = arrays["input_shift"].tolist()
         self._mixing = [torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in arrays["mixing"]]
+        self._groups = list(pairwise(arrays["groups"].tolist()))
+        self._beside = beside_matrices(arrays)
 
     def encode(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes int16 `(frames, taps, channels)` and framed reconstructions of one row's `kernels.targets`."""
@@ -34,11 +43,14 @@ class Coding:
         codes = np.zeros(target.shape, np.int16)
         rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
         spent = np.zeros(frames, np.int32)
-        for tap in range(taps):
-            kernels.encode_tap(
-                target, tap, self._mixed(rec, tap), arrays["own"][tap], self._shift[tap], self._half[tap],
+
+        def step(tap: int, low: int, high: int, mixed: np.ndarray) -> None:
+            kernels.encode_channels(
+                target, tap, low, high, mixed, arrays["own"][tap], self._shift[tap], self._half[tap],
                 arrays["rounding"][tap], arrays["centroid"][tap], self._limit, self._budget, spent, codes, rec,
             )  # fmt: skip
+
+        self._run(rec, taps, step)
         return codes, rec
 
     def decode(self, codes: np.ndarray, depth: int) -> np.ndarray:
@@ -46,19 +58,33 @@ class Coding:
         arrays = self._arrays
         frames, taps, channels = codes.shape
         rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
-        for tap in range(depth):
-            kernels.decode_tap(
-                codes, tap, self._mixed(rec, tap), arrays["own"][tap], self._shift[tap], self._half[tap],
+
+        def step(tap: int, low: int, high: int, mixed: np.ndarray) -> None:
+            kernels.decode_channels(
+                codes, tap, low, high, mixed, arrays["own"][tap], self._shift[tap], self._half[tap],
                 arrays["centroid"][tap], rec,
             )  # fmt: skip
+
+        self._run(rec, depth, step)
         return rec
 
-    def _mixed(self, rec: np.ndarray, tap: int) -> np.ndarray:
-        """int32 `(frames, channels)`: what the tap below says of this one, before it is shifted to units."""
+    def _run(self, rec: np.ndarray, depth: int, step: Callable[[int, int, int, np.ndarray], None]) -> None:
+        """Call `step` for each group of the first taps, with what is said of it by all that is in `rec` by then."""
         frames, channels = len(rec) - 1, rec.shape[2]
-        if tap == 0 or not frames:
-            return np.zeros((frames, channels), np.int32)
-        around = np.empty((frames, 3 * channels), np.int8)
-        kernels.regressors(rec, tap - 1, self._input_shift, around)
-        mixed: np.ndarray = product(torch.from_numpy(around), self._mixing[tap]).numpy()
-        return mixed
+        if not frames:
+            return
+        below = np.zeros((frames, 2 * channels), np.int8)
+        products, known = torch.from_numpy(below), torch.from_numpy(below)[:, :channels]
+        for tap in range(depth):
+            if tap:
+                # Beside each frame the one before; nothing is before the first.
+                below[1:, channels:] = below[:-1, :channels]
+                mixed = product(products, self._mixing[tap])
+            else:
+                mixed = torch.zeros((frames, channels), dtype=torch.int32)
+            for (low, high), matrix in zip(self._groups, self._beside[tap], strict=True):
+                if low:
+                    mixed[:, low:high] += product(known[:, :low], matrix)
+                step(tap, low, high, mixed.numpy())
+                # For the groups after it, and then for the tap above.
+                kernels.narrow(rec, tap, low, high, self._input_shift[tap], below)

@@ -17,11 +17,15 @@ from featcache.codec.scan import BLOCK, each_frame
 
 @dataclass(frozen=True)
 class Rules:
-    """How a tap is coded, int32 `(channels,)` each; see `featcache.codec.kernels.encode_tap`."""
+    """How channels are coded, int32 each; see `featcache.codec.kernels.encode_channels`."""
 
     own: torch.Tensor
     rounding: torch.Tensor
     centroid: torch.Tensor
+
+    def of(self, tap: int, group: slice) -> Rules:
+        """Those of some channels of a tap, from those of all: `(taps, channels)`."""
+        return Rules(self.own[tap, group], self.rounding[tap, group], self.centroid[tap, group])
 
 
 def quantise(
@@ -33,11 +37,11 @@ def quantise(
     codes: torch.Tensor,
     rec: torch.Tensor,
 ) -> None:
-    """Codes and reconstructions of one tap, as if every frame's tail had room, into `codes` and `rec`.
+    """Codes and reconstructions of channels of one tap, as if every frame's tail had room, into `codes` and `rec`.
 
     Args:
         target: int32 `(frames, channels)`, rows laid end to end, `RANGE + 1` for what lies beyond the range.
-        added: int32 of that shape, what the tap below adds to the prediction.
+        added: int32 of that shape, what other channels add to the prediction.
         starts, lengths: int64 `(rows,)`.
         codes, rec: int16 of that shape, also as one tap of `(frames, taps, channels)`.
     """

@@ -423,11 +423,15 @@ def golden() -> tuple[Residual, np.ndarray]:
         "rounding": np.full((taps, channels), 24, np.int16),
         "centroid": (n % 7 - 3).astype(np.int16),
         "own": (n * 150).astype(np.int16),
-        "mixing": ((np.arange(taps * 3 * channels * channels) * 37) % 41 - 20)
-        .reshape(taps, 3 * channels, channels)
+        "mixing": ((np.arange(taps * 2 * channels * channels) * 37) % 41 - 20)
+        .reshape(taps, 2 * channels, channels)
         .astype(np.int8),
+        "beside": np.triu(
+            np.arange(taps * channels * channels).reshape(taps, channels, channels) * 53 % 43 - 21, 4
+        ).astype(np.int8),
+        "groups": np.array([0, 4, 8, 11], np.int32),
         "mixing_shift": (6 + n % 3).astype(np.int8),
-        "input_shift": np.array([2], np.int8),
+        "input_shift": np.array([2, 3], np.int8),
         "smoother": np.stack([1900 - n, n * 9, n * 5, n * 2, 60 - n], axis=1).astype(np.int16),
         "order": ((np.arange(taps * channels) * 7) % (taps * channels)).astype(np.int32),
         "coding": np.array([5, 16], np.int32),
@@ -435,12 +439,12 @@ def golden() -> tuple[Residual, np.ndarray]:
     t = np.arange(40 * taps * channels).reshape(40, taps, channels)
     row = ((t * t * 31 + t * 17) % 23 - 11).astype(np.float32) / 4
     row[3, 1, 2], row[9, 0, 10], row[12, 0, 0] = 40, -1e30, 700
-    made = codecs.build("residual", 2, taps, channels, {"step": 0.5}, calibration)
+    made = codecs.build("residual", 3, taps, channels, {"step": 0.5}, calibration)
     assert isinstance(made, Residual)
     return made, row
 
 
-def test_golden_bytes_of_version_2() -> None:
+def test_golden_bytes_of_version_3() -> None:
     """A change of these is a change of the format: give it a new version, and keep reading the old one."""
     codec, row = golden()
     planes = codec.complete(codec.encode(row).planes)
@@ -506,7 +510,7 @@ def test_a_sparse_plane_that_nothing_was_put_into_is_one_of_zeros() -> None:
 
 
 GOLDEN_PLANES = {
-    "codes": "30509ff83ca35e5e8ae336a4fc7ad5ba3084df3b2584eceab4e0f330f8047d6c",
-    "exact": "c9e93d1cc1b18f40c57627dcb8c21ed2268b505d851f428cd86993a6318bc142",
+    "codes": "06cac2d7c64a202b1b99baee47233a9d6094dff184f60be1f79f56f4bb51effb",
+    "exact": "89cd871c6911b2acab992918ca7b16e72160365228c2ad470c363e80275d5a08",
 }
-GOLDEN_VALUES = "84761f8e0bd6f495e8a7b114fc03616f1cad88a8dd6a33cffb00ec1ad67071eb"
+GOLDEN_VALUES = "c54647cfbdc941918de51bfd55ef1dafee7f4c5d239f925633c44bf9ae76d69e"
