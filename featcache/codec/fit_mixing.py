@@ -121,12 +121,10 @@ def predictor(stats: Statistics, steps: np.ndarray) -> Arrays:
     mixing = np.zeros((taps, 2 * channels, channels))
     beside = np.zeros((taps, channels, channels))
     # Each tap is handed to products in units of which 127 are at least REACH deviations.
-    units = np.ceil(-np.log2(127.0 * steps / (REACH * UNIT)))
-    input_shift = np.clip(units, 0, 8)
+    input_shift = np.clip(np.ceil(-np.log2(127.0 * steps / (REACH * UNIT))), 0, 8)
     for tap in range(taps):
         rest = _Rest(stats, tap, noise)
-        weights = rest.weights(groups, noise[tap])
-        own[tap], beside[tap] = weights
+        own[tap], beside[tap] = rest.weights(groups, noise[tap])
         if tap:
             # From steps of the tap below to steps of this one.
             mixing[tap] = rest.below(own[tap], beside[tap]) * (steps[tap - 1] / steps[tap])
