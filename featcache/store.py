@@ -18,6 +18,7 @@ import numpy as np
 from featcache import layout
 from featcache.description import read_spec
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.geometry import SAMPLE_RATE
 from featcache.ledger import proof
 from featcache.memory import ran_out
 from featcache.partial import read_origin
@@ -184,7 +185,7 @@ class Cache:
     @cached_property
     def seconds(self) -> np.ndarray:
         """`(utterances,)` float64: seconds of audio of each utterance."""
-        return self._join("samples", np.int64) / 16_000
+        return self._join("samples", np.int64) / SAMPLE_RATE
 
     def _join(self, column: str, dtype: type) -> np.ndarray:
         return np.concatenate([np.zeros(0, dtype), *(segment.column(column) for segment in self.segments)]).astype(

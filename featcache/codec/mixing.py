@@ -24,13 +24,16 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _by_blocks(left, right)
 
 
-def beside_matrices(
+def channel_groups(
     calibration: Mapping[str, np.ndarray], device: str | torch.device = "cpu"
-) -> list[list[torch.Tensor]]:
-    """By tap and group: int8 `(channels of the groups before, channels of this one)`."""
+) -> list[list[tuple[int, int, torch.Tensor]]]:
+    """By tap, the groups of channels in their order: where it begins and ends, and the matrix of those before it.
+
+    The matrix is int8 `(channels of the groups before, channels of this one)`.
+    """
     edges = list(pairwise(calibration["groups"].tolist()))
     return [
-        [torch.from_numpy(np.ascontiguousarray(matrix[:low, low:high])).to(device) for low, high in edges]
+        [(low, high, torch.from_numpy(np.ascontiguousarray(matrix[:low, low:high])).to(device)) for low, high in edges]
         for matrix in calibration["beside"]
     ]
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
 from featcache.codec.arithmetic import SMOOTH_SHIFT
-from featcache.codec.mixing import beside_matrices, product
+from featcache.codec.mixing import channel_groups, product
 
 
 class Neighbours:
@@ -33,8 +32,7 @@ class Neighbours:
         self.mixing = self.put(calibration["mixing"])
         self.shift = self.put(calibration["mixing_shift"].astype(np.int32))
         self.input_shift = calibration["input_shift"].tolist()
-        self.groups = list(pairwise(calibration["groups"].tolist()))
-        self.beside = beside_matrices(calibration, device)
+        self.groups = channel_groups(calibration, device)
         self.centroid = self.put(calibration["centroid"].astype(np.int32))
         self.smoother = self.put(calibration["smoother"].astype(np.int32))
         self.scale = self.put(scale)
@@ -58,7 +56,7 @@ class Neighbours:
             mixed = product(torch.cat([here, before(here, first)], dim=1), self.mixing[tap])
         else:
             mixed = torch.zeros((len(rec), self.channels), dtype=torch.int32, device=rec.device)
-        for (low, high), matrix in zip(self.groups, self.beside[tap], strict=True):
+        for low, high, matrix in self.groups[tap]:
             total = mixed[:, low:high]
             if low:
                 total = total + product(self._narrow(rec[:, tap, :low], tap), matrix)

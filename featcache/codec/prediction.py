@@ -7,7 +7,6 @@ in this frame and the one before, and from the groups of its own tap that are kn
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ import torch
 from featcache.codec import kernels
 from featcache.codec.arithmetic import LARGEST
 from featcache.codec.base import Arrays
-from featcache.codec.mixing import beside_matrices, product
+from featcache.codec.mixing import channel_groups, product
 
 
 class Coding:
@@ -33,8 +32,7 @@ class Coding:
         self._half = (1 << self._shift) >> 1
         self._input_shift = arrays["input_shift"].tolist()
         self._mixing = [torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in arrays["mixing"]]
-        self._groups = list(pairwise(arrays["groups"].tolist()))
-        self._beside = beside_matrices(arrays)
+        self._groups = channel_groups(arrays)
 
     def encode(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes int16 `(frames, taps, channels)` and framed reconstructions of one row's `kernels.targets`."""
@@ -82,7 +80,7 @@ class Coding:
                 mixed = product(products, self._mixing[tap])
             else:
                 mixed = torch.zeros((frames, channels), dtype=torch.int32)
-            for (low, high), matrix in zip(self._groups, self._beside[tap], strict=True):
+            for low, high, matrix in self._groups[tap]:
                 if low:
                     mixed[:, low:high] += product(known[:, :low], matrix)
                 step(tap, low, high, mixed.numpy())
