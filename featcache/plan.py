@@ -179,7 +179,7 @@ class Plan:
         included, or one row.
         """
         span = self.shard_rows(shard)
-        size = (self.stop - self.start)[span.start : span.stop]
+        size = self.stop[span.start : span.stop] - self.start[span.start : span.stop]
         order = np.argsort(-size, kind="stable")
         order = order[self.frames[span.start : span.stop][order] > 0]
         rows, first = (order + span.start).tolist(), 0
