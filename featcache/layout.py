@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
@@ -145,6 +145,7 @@ def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: i
         dtype=plane.dtype,
         chunks=(layout.chunk_frames, *plane.frame_shape),
         shards=(shard_frames, *plane.frame_shape),
+        filters=(TransposeCodec(order=plane.order),) if plane.order else (),
         serializer=_pcodec() if plane.coder == "pcodec" else "auto",
         compressors=_plane_compressors(plane, layout),
         fill_value=0,
@@ -160,24 +161,17 @@ def _plane_compressors(plane: Plane, layout: Layout) -> tuple[Any, ...]:
     if plane.coder == "blosc":
         return (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
     if plane.coder == "literal":
-        return (LiteralZstd(plane.pack), Crc32cCodec())
+        return (LiteralZstd(level=1, checksum=True), Crc32cCodec())
     return _compressors(layout.zstd_level if plane.level is None else plane.level)
 
 
 class LiteralZstd(ZstdCodec):
     """Zarr's own codec `zstd`, but for how it compresses."""
 
-    pack: str
-
-    def __init__(self, pack: str) -> None:
-        super().__init__(level=1, checksum=True)
-        # The class is a frozen one, and this is no part of what the metadata say.
-        object.__setattr__(self, "pack", pack)
-
     async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
         from featcache.codec import literal
 
-        data = literal.compress(chunk_bytes.as_numpy_array(), self.pack)
+        data = literal.compress(chunk_bytes.as_numpy_array())
         return chunk_spec.prototype.buffer.from_bytes(data)
 
 

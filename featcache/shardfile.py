@@ -29,11 +29,20 @@ _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"nam
 class ShardFiles:
     """The shards of one plane. Safe to use from threads; holds no file open."""
 
-    def __init__(self, chunk_frames: int, shard_frames: int, frame_shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(
+        self,
+        chunk_frames: int,
+        shard_frames: int,
+        frame_shape: tuple[int, ...],
+        dtype: np.dtype,
+        order: tuple[int, ...] = (),
+    ) -> None:
+        """`order` is that of a chunk's axes as they are stored; none if that is theirs."""
         self.chunk_frames = chunk_frames
         self.shard_frames = shard_frames
         self.frame_shape = frame_shape
         self.dtype = dtype
+        self.order = order or tuple(range(1 + len(frame_shape)))
         self._zstd = Zstd()
 
     @classmethod
@@ -43,14 +52,18 @@ class ShardFiles:
             found = json.loads(metadata)
             [sharding] = found["codecs"]
             inner = sharding["configuration"]
-            names = [codec["name"] for codec in inner["codecs"]]
-            order = inner["codecs"][0].get("configuration", {}).get("endian", "little")
+            codecs = list(inner["codecs"])
+            axes = range(len(inner["chunk_shape"]))
+            moved = codecs.pop(0)["configuration"]["order"] if codecs[0]["name"] == "transpose" else axes
+            names = [codec["name"] for codec in codecs]
+            endian = codecs[0].get("configuration", {}).get("endian", "little")
             frames, *frame_shape = inner["chunk_shape"]
             shard_frames, *shard_shape = found["chunk_grid"]["configuration"]["chunk_shape"]
             known = (
                 sharding["name"] == "sharding_indexed"
                 and names == ["bytes", "zstd", "crc32c"]
-                and order == "little"
+                and endian == "little"
+                and sorted(moved) == list(axes)
                 and _plain(inner["index_codecs"]) == _INDEX_CODECS
                 and inner.get("index_location", "end") == "end"
                 and frame_shape == shard_shape == found["shape"][1:]
@@ -59,7 +72,7 @@ class ShardFiles:
             dtype = np.dtype(found["data_type"]).newbyteorder("<")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return None
-        return cls(frames, shard_frames, tuple(frame_shape), dtype) if known else None
+        return cls(frames, shard_frames, tuple(frame_shape), dtype, tuple(moved)) if known else None
 
     def read(self, path: Path, first: int, end: int) -> np.ndarray:
         """Frames `first .. end` of a shard, counted from its start: `(end - first, *frame_shape)`.
@@ -92,9 +105,11 @@ class ShardFiles:
         return self.shard_frames // self.chunk_frames
 
     def _unpack(self, data: bytes, chunk: int) -> np.ndarray:
-        block = np.empty((self.chunk_frames, *self.frame_shape), self.dtype)
+        """A chunk `(chunk_frames, *frame_shape)`."""
+        shape = (self.chunk_frames, *self.frame_shape)
+        block = np.empty([shape[axis] for axis in self.order], self.dtype)
         self._zstd.decode(_checked(data, f"chunk {chunk}"), out=block.view(np.uint8))
-        return block
+        return block.transpose(np.argsort(self.order))
 
 
 @lru_cache(_KEPT)

@@ -20,8 +20,9 @@ Arrays = dict[str, np.ndarray]
 class Plane:
     """One Zarr array of a segment: its name, its dtype and the shape that one frame has in it.
 
-    `coder` is "zstd", "literal" (also zstd, with a `pack` of `featcache.codec.literal`), "blosc" or "pcodec";
-    `level` is zstd's where the layout's is not the best one. `axes` names the axes of a frame where they are not taps
+    `coder` is "zstd", "literal" (also zstd, as `featcache.codec.literal` compresses), "blosc" or "pcodec"; `level` is
+    zstd's where the layout's is not the best one. `order` is that of the axes of a chunk, frames first, as they are
+    stored; none if that is theirs. `axes` names the axes of a frame where they are not taps
     and channels. A `sparse` plane is almost empty, and does not count for how long a shard is.
     """
 
@@ -30,7 +31,7 @@ class Plane:
     frame_shape: tuple[int, ...]
     coder: str = "zstd"
     level: int | None = None
-    pack: str = "small"
+    order: tuple[int, ...] = ()
     axes: tuple[str, ...] = ("tap", "channel")
     sparse: bool = False
 

@@ -30,13 +30,14 @@ class Decoder(Neighbours):
         self.table = self.put(packing.table(radix))
 
     def decode(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
-        """float32 `(frames, len(taps), channels)` of whole rows laid end to end, as they are stored."""
+        """float32 `(frames, len(taps), channels)` of whole rows laid end to end, `(frames, piece, byte)`."""
+        block = block.flatten(1)
         first = (block[:, 0] & packing.FIRST) != 0
         rec = self.reconstruct(self.codes(block)[:, :depth], first)
         return self.smooth(rec, first, taps)
 
     def codes(self, block: torch.Tensor) -> torch.Tensor:
-        """int32 `(frames, taps, channels)`."""
+        """int32 `(frames, taps, channels)` from `(frames, bytes)`."""
         values = self.taps * self.channels
         body = packing.packed_bytes(values, self.radix)
         packed = block[:, packing.HEADER : packing.HEADER + body].int()

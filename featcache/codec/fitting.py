@@ -52,7 +52,7 @@ class Fitter:
         learnt, self._held_out = split(rows)
         self._statistics = fit_mixing.statistics(learnt, self._mean, self._deviation)
         self._predictors: dict[tuple[int, float], Arrays] = {}
-        self._fitted: dict[tuple[float, str, float], Fitted] = {}
+        self._fitted: dict[tuple[float, float], Fitted] = {}
 
     def fit(self, asked: Asked) -> Arrays:
         """The calibration that reaches a target: `bits` per value, worst tap's `nmse`, or `step` in deviations.
@@ -74,11 +74,11 @@ class Fitter:
         return self._at(step, asked).arrays
 
     def _at(self, step: float, asked: Asked) -> Fitted:
-        key = (step, asked.pack, asked.last)
+        key = (step, asked.last)
         if key not in self._fitted:
             predictor = self._predictor(round(2 * math.log2(step)), asked.last)
             steps = self._steps(step, asked.last)
-            self._fitted[key] = fit_step(self._held_out, self._mean, self._deviation, predictor, steps, asked.pack)
+            self._fitted[key] = fit_step(self._held_out, self._mean, self._deviation, predictor, steps)
         return self._fitted[key]
 
     def _predictor(self, halves: int, last: float) -> Arrays:
@@ -144,7 +144,6 @@ def fit_step(
     deviation: np.ndarray,
     predictor: Arrays,
     steps: np.ndarray,
-    pack: str,
 ) -> Fitted:
     """Everything but the predictor and the choice of the steps: `(taps,)`, in deviations."""
     from featcache.codec import kernels
@@ -171,7 +170,7 @@ def fit_step(
     arrays["smoother"] = fit_mixing.fixed(smoother, arithmetic.SMOOTH_BITS, arithmetic.SMOOTH_LIMIT)
     flat = np.concatenate(codes).reshape(-1, taps * channels)
     arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
-    arrays["coding"], bits = _choose(flat, arrays["order"], pack)
+    arrays["coding"], bits = _choose(flat, arrays["order"])
     return Fitted(arrays, bits, _nmse(rows, framed, arrays))
 
 
@@ -231,17 +230,17 @@ def _entropy(codes: np.ndarray) -> np.ndarray:
     return np.round(total, 9)
 
 
-def _choose(codes: np.ndarray, order: np.ndarray, pack: str) -> tuple[np.ndarray, float]:
+def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
     """int32 `(radix, bytes of a frame's tail)` of the smallest packing, and its bits per value."""
     quarters = {radix: packing.tail_quarters(codes, radix) for radix in packing.DIGITS}
     finest = max(packing.DIGITS)
     usable = [r for r in packing.DIGITS if r == finest or quarters[r].mean() <= codes.shape[1]]
     # Room for frames half as large again as the largest here: zeros cost next to nothing.
-    tails = {r: int(np.ceil(quarters[r].max(initial=0) * 1.5 / 64)) * 16 + 16 for r in usable}
+    tails = {r: packing.tail_bytes(codes.shape[1], r, 1.5 * quarters[r].max(initial=0)) for r in usable}
 
     def size(radix: int, frames: int) -> float:
         padded = packing.padded_order(order, radix)
-        return _size_zstd(packing.assemble(codes[:frames], padded, radix, tails[radix]), pack)
+        return _size_zstd(packing.assemble(codes[:frames], padded, radix, tails[radix]))
 
     # Two are left after a look at a part.
     likely = sorted(usable, key=lambda radix: size(radix, LOOK_FRAMES))[:2]
@@ -251,10 +250,11 @@ def _choose(codes: np.ndarray, order: np.ndarray, pack: str) -> tuple[np.ndarray
     return np.array([radix, tails[radix]], np.int32), 8 * (sizes[radix] + overhead) / codes.shape[1]
 
 
-def _size_zstd(frames: np.ndarray, pack: str) -> float:
-    """Bytes a frame as zstd leaves them, chunk by chunk."""
+def _size_zstd(frames: np.ndarray) -> float:
+    """Bytes a frame `(frames, piece, byte)` as zstd leaves them, chunk by chunk."""
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
-    sizes = [len(literal.compress(np.ascontiguousarray(frames[at : at + CHUNK_FRAMES]), pack)) for at in chunks]
+    stored = [np.ascontiguousarray(frames[at : at + CHUNK_FRAMES].transpose(literal.ORDER)) for at in chunks]
+    sizes = [len(literal.compress(chunk)) for chunk in stored]
     return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
 
 
@@ -298,13 +298,18 @@ def _some(rows: Sequence[np.ndarray], frames: int) -> list[np.ndarray]:
 def _search(
     measure: Callable[[float], float], goal: float, direction: float, asked: str, target: str, frames: int
 ) -> float:
-    """The step whose measure is at the goal or just below it, by secants in the logarithm.
+    """The step whose measure is at the goal or just below it, by secants over the step's logarithm.
 
     `direction` is 1 where the measure falls with the step (bits), -1 where it rises (errors).
     """
     low, high = STEP_RANGE
     good: float | None = None
     step = 1.0 if direction > 0 else math.sqrt(12 * goal)
+    # Both are close to straight lines: bits, and the logarithm of errors.
+    height = (lambda value: value) if direction > 0 else math.log2
+    usual = -0.9 if direction > 0 else 1.7
+    aim = height(goal * (1 - TOLERANCE / 2))
+    before: tuple[float, float] | None = None
     for _ in range(12):
         step = min(max(step, low), high)
         value = measure(step)
@@ -317,13 +322,10 @@ def _search(
             high = step
         else:
             low = step
-        # Close to straight lines: bits against the step's logarithm, the error's against it too.
-        shift = (
-            2.0 ** ((value - goal * (1 - TOLERANCE / 2)) / 0.9)
-            if direction > 0
-            else (goal * (1 - TOLERANCE / 2) / value) ** 0.6
-        )
-        proposed = step * shift
+        here = (math.log2(step), height(value))
+        slope = _slope(before, here, usual)
+        before = here
+        proposed = step * 2.0 ** min(max((aim - here[1]) / slope, -8.0), 8.0)
         step = proposed if low < proposed < high else math.sqrt(low * high)
     if good is None:
         if frames < 1024:
@@ -333,3 +335,11 @@ def _search(
             f"profile residual cannot reach {target} = {asked} on this calibration: ask for a larger value"
         )
     return good
+
+
+def _slope(before: tuple[float, float] | None, here: tuple[float, float], usual: float) -> float:
+    """Of the line through two points; the usual one where they say nothing, or what no such curve does."""
+    if before is None or abs(here[0] - before[0]) < 1e-6:
+        return usual
+    found = (here[1] - before[1]) / (here[0] - before[0])
+    return found if 0.1 < found / usual < 3 else usual

@@ -1,31 +1,36 @@
-"""zstd for codes in which there is little to match: standard frames, from an encoder that weighs what literals cost.
+"""zstd for packed codes, in which there is nothing to match: standard frames that are little else than literals.
 
-zstd's fast levels take every match that they find, and in packed codes those cost more than the literals that they
-replace; its slow levels weigh the two, and look for matches at length. Weighing without looking far is smaller than
-level 16 and several times as fast. Hardly matching at all is faster still, and a few percent larger. Any zstd
-reads the frames.
+zstd codes literals with one table for each of its blocks. Bytes of about the same entropy stand side by side in a
+frame, so a chunk is stored piece by piece: the first `PIECE` bytes of all its frames, then the next. A piece of a
+chunk is a block of zstd's then, and has a table of its own. That is smaller than what zstd's slow levels make of
+whole frames, in a twentieth of their time (docs/decisions/0017-a-table-for-a-piece.md). Any zstd reads it.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import zstandard
 
-# The smallest tables: what is worth matching (runs of zeros) is near.
-TABLES = {"hash_log": 6, "chain_log": 6, "search_log": 1, "window_log": 17}
-PACKS = {
-    "small": {"strategy": zstandard.STRATEGY_BTOPT, "min_match": 6, "target_length": 64, **TABLES},
-    "fast": {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "target_length": 0, **TABLES},
-}
+PIECE = 128
+# The axes of a chunk `(frame, piece, byte)` in the order in which they are stored.
+ORDER = (1, 0, 2)
+
+_PARAMETERS = zstandard.ZstdCompressionParameters(
+    write_checksum=True,
+    write_content_size=True,
+    # A block is no longer than the window: 64 frames of a piece.
+    window_log=13,
+    # Hardly any match is worth more than its literals, but for runs of zeros, and those are near.
+    strategy=zstandard.STRATEGY_FAST,
+    min_match=7,
+    target_length=0,
+    hash_log=6,
+    chain_log=6,
+    search_log=1,
+)
 
 
-@cache
-def _parameters(pack: str) -> zstandard.ZstdCompressionParameters:
-    return zstandard.ZstdCompressionParameters(write_checksum=True, write_content_size=True, **PACKS[pack])
-
-
-def compress(data: Any, pack: str = "small") -> bytes:
-    """One zstd frame with its checksum, of anything that is bytes, with one of `PACKS`."""
-    return zstandard.ZstdCompressor(compression_params=_parameters(pack)).compress(data)
+def compress(data: Any) -> bytes:
+    """One zstd frame with its checksum, of anything that is bytes."""
+    return zstandard.ZstdCompressor(compression_params=_PARAMETERS).compress(data)

@@ -1,6 +1,6 @@
 """Codes of a frame in bytes: several small codes a byte, and what those at the limit lack behind them.
 
-A frame of `values` codes is `flags (1) | packed codes | tail`:
+A frame of `values` codes is `flags (1) | packed codes | tail`, stored as pieces of `PIECE` bytes:
 
     flags         1 where a row begins, 2 where the plane `exact` holds values of this frame
     packed        code k becomes 2k - 1 for k > 0 and -2k otherwise, so that 0 is 0; `digits` of them are one
@@ -8,7 +8,7 @@ A frame of `values` codes is `flags (1) | packed codes | tail`:
                   limit are packed as the limit
     tail          for each code at the limit, in their order, how many steps it lies beyond it: two bits, four of
                   them a byte, the first one least significant; then, for each that is 3, uint16 of what lies
-                  beyond those 3. The rest is zero
+                  beyond those 3. The rest is zero, up to a whole piece
 
 Radix 3 holds five codes of -1 .. 1, radix 5 three of -2 .. 2, radix 15 two of -7 .. 7, radix 255 one of
 -127 .. 127. Byte-aligned groups keep zstd's literal coder close to the entropy at every rate.
@@ -19,6 +19,8 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+
+from featcache.codec.literal import PIECE
 
 DIGITS = {3: 5, 5: 3, 15: 2, 255: 1}
 HEADER = 1
@@ -37,6 +39,12 @@ def packed_bytes(values: int, radix: int) -> int:
 def budget_of(tail: int) -> int:
     """What a tail of so many bytes holds in quarters of a byte, whatever the last byte is filled with."""
     return max(4 * tail - 3, 0)
+
+
+def tail_bytes(values: int, radix: int, quarters: float) -> int:
+    """The bytes of a tail that holds so many quarters of a byte, and fills a frame up to whole pieces."""
+    before = HEADER + packed_bytes(values, radix)
+    return -(-(before + int(quarters // 4) + 1) // PIECE) * PIECE - before
 
 
 @cache
@@ -70,18 +78,19 @@ def padded_order(order: np.ndarray, radix: int) -> np.ndarray:
 
 
 def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.ndarray:
-    """uint8 `(frames, bytes)`: whole frames, flags still zero.
+    """uint8 `(frames, piece, byte)`: whole frames, flags still zero.
 
     Args:
         codes: int8 or int16 `(frames, taps * channels)`; what they need of the tail fits into `tail` bytes.
         order: the position of each packed code, padded to whole bytes.
+        tail: as `tail_bytes` gives it.
     """
     from featcache.codec import kernels_pack
 
     body = packed_bytes(codes.shape[1], radix)
     out = np.zeros((len(codes), HEADER + body + tail), np.uint8)
     kernels_pack.assemble(codes, order, radix, DIGITS[radix], HEADER, body, out)
-    return out
+    return out.reshape(len(codes), out.shape[1] // PIECE, PIECE)
 
 
 def tail_quarters(codes: np.ndarray, radix: int) -> np.ndarray:

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.codec.literal import PACKS
 from featcache.errors import UsageError
 
 TARGETS = ("bits", "nmse", "step")
-PACK = "pack"
 LAST = "last"
 DEFAULT_BITS = 2.0
 # Heads read the last tap most (docs/decisions/0014-bits-where-heads-read.md). An error that is asked for is that of
@@ -24,17 +22,16 @@ DEFAULT_LEVEL = 1
 
 @dataclass(frozen=True)
 class Asked:
-    """What a profile is fitted for: `value` of `target`, how codes are packed, and how many times finer than the
-    others the last tap's steps are."""
+    """What a profile is fitted for: `value` of `target`, and how many times finer than the others the last tap's
+    steps are."""
 
     target: str = "bits"
     value: float = DEFAULT_BITS
-    pack: str = "small"
     last: float = DEFAULT_LAST["bits"]
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05,pack=fast`.
+    """Parameters from what stands after the colon in `residual:1.5`, `residual:nmse=0.05`, `residual:1,last=3`.
 
     A bare number is bits per value.
 
@@ -46,9 +43,6 @@ def parse(text: str) -> dict[str, Any]:
         name, _, value = part.rpartition("=")
         name = name.strip() or "bits"
         value = value.strip()
-        if name == PACK:
-            found[name] = value
-            continue
         try:
             found[name] = float(value.removesuffix("bit"))
         except ValueError:
@@ -65,14 +59,11 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     Raises:
         UsageError: one is unknown or out of its range, or two exclude one another.
     """
-    unknown = sorted(set(parameters) - {*TARGETS, PACK, LAST})
+    unknown = sorted(set(parameters) - {*TARGETS, LAST})
     if unknown:
         raise UsageError(
-            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)}, {PACK} or {LAST}"
+            f"profile residual has no parameter {unknown[0]!r}: give one of {', '.join(TARGETS)} or {LAST}"
         )
-    pack = parameters.get(PACK, Asked.pack)
-    if pack not in PACKS:
-        raise UsageError(f"profile residual: {PACK} = {pack!r} is none of {', '.join(PACKS)}")
     given = [name for name in TARGETS if name in parameters]
     if len(given) > 1:
         raise UsageError(f"profile residual got both {given[0]} and {given[1]}: give one of them")
@@ -83,4 +74,4 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     last = parameters.get(LAST, DEFAULT_LAST[target])
     if not isinstance(last, (int, float)) or not LAST_RANGE[0] <= last <= LAST_RANGE[1]:
         raise UsageError(f"profile residual: {LAST} = {last!r} is not from {LAST_RANGE[0]:g} to {LAST_RANGE[1]:g}")
-    return Asked(target, float(value), pack, float(last))
+    return Asked(target, float(value), float(last))

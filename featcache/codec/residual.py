@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from featcache.codec import fitting, packing
+from featcache.codec import fitting, literal, packing
 from featcache.codec.arithmetic import SMOOTHED_UNIT
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane, Rest
 from featcache.codec.packing import EXACT, FIRST
@@ -32,20 +32,18 @@ BOUND = 4.0
 
 class Residual(Codec):
     """Parameters: one of `bits` (per value, at most), `nmse` (per tap and row, guaranteed) and `step` (in
-    standard deviations); `pack` is `small`, or `fast`, which takes a few percent more room at equal error and a
-    twentieth of the time for the last stage of encoding.
+    standard deviations); `last` is how many times finer than the others the steps of the last tap are.
 
     NMSE is the mean squared error of a row's tap, each channel divided by its variance in the calibration.
     """
 
     profile = "residual"
-    version = 3
+    version = 4
 
     def __init__(self, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays) -> None:
         # Kernels are fast on contiguous arrays only.
         contiguous = {name: np.ascontiguousarray(array) for name, array in calibration.items()}
         super().__init__(taps, channels, parameters, contiguous)
-        self._pack = check(parameters).pack
         self.radix, self.tail = (int(n) for n in calibration["coding"])
         step = calibration["step"]
         self._inverse = fitting.inverse_of(step)
@@ -71,8 +69,9 @@ class Residual(Codec):
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
         width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
+        pieces = (width // literal.PIECE, literal.PIECE)
         return (
-            Plane("codes", "|u1", (width,), coder="literal", pack=self._pack, axes=("byte",)),
+            Plane("codes", "|u1", pieces, coder="literal", order=literal.ORDER, axes=("piece", "byte")),
             Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
         )
 
@@ -97,14 +96,14 @@ class Residual(Codec):
         codes, rec = self._coding.encode(target)
         exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
         block = self._block(codes)
-        block[marked, 0] |= EXACT
+        block[marked, 0, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
 
     def _block(self, codes: np.ndarray) -> np.ndarray:
         """A row's plane `codes` from int8 or int16 `(frames, taps, channels)`, without the flags `EXACT`."""
         flat = codes.reshape(len(codes), self.taps * self.channels)
         block = packing.assemble(flat, self._order, self.radix, self.tail)
-        block[:1, 0] |= FIRST
+        block[:1, 0, 0] |= FIRST
         return block
 
     def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
@@ -135,7 +134,7 @@ class Residual(Codec):
         exact = np.zeros(coded.codes.shape, np.float32)
         # Zero marks what is not kept, as in `kernels_pack.keep_exact`.
         exact[tuple(coded.at.T)] = np.where(coded.exact == 0, np.float32(-0.0), coded.exact)
-        block[coded.at[:, 0], 0] |= EXACT
+        block[coded.at[:, 0], 0, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact}, 0)
 
     def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +197,13 @@ class Residual(Codec):
         flat = np.empty(len(block) * values + 1, np.int16)
         body = packing.packed_bytes(values, self.radix)
         wrong = kernels_pack.disassemble(
-            block, packing.table(self.radix), *packing.at_limit(self.radix), self._order, packing.HEADER, body, flat
+            block.reshape(len(block), -1),
+            packing.table(self.radix),
+            *packing.at_limit(self.radix),
+            self._order,
+            packing.HEADER,
+            body,
+            flat,
         )
         if wrong >= 0:
             raise CorruptCacheError("a frame's codes are none that were ever written: run `featcache verify CACHE`")
@@ -230,4 +235,4 @@ class Residual(Codec):
         out[places[frame], tap, channel] = chosen[frame, tap, channel]
 
     def _flags(self, codes: Any) -> Any:
-        return codes[:, 0]
+        return codes[:, 0, 0]

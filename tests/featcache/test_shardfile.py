@@ -80,7 +80,7 @@ def test_a_shard_that_was_replaced_is_read_anew(place: Path, tmp_path: Path) -> 
     [
         (("codecs", 0, "configuration", "index_location"), "start"),
         (("codecs", 0, "configuration", "codecs", 1, "name"), "gzip"),
-        (("codecs", 0, "configuration", "chunk_shape", 1), 1),
+        (("codecs", 0, "configuration", "chunk_shape", 1), 3),
         (("codecs", 0, "name"), "transpose"),
         (("data_type",), "r8"),
     ],

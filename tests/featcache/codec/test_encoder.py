@@ -26,7 +26,7 @@ DEVICES = [
 ]
 SHAPES = [(1, 1), (3, 20), (4, 7), (2, 150)]
 PARAMETERS: list[dict[str, Any]] = [
-    {"step": 0.05}, {"step": 0.5}, {"step": 4.0}, {"bits": 1.0, "pack": "fast"}, {"nmse": 0.1}, {"nmse": 0.003},
+    {"step": 0.05}, {"step": 0.5}, {"step": 4.0}, {"bits": 1.0, "last": 3}, {"nmse": 0.1}, {"nmse": 0.003},
 ]  # fmt: skip
 
 
