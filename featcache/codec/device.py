@@ -30,8 +30,8 @@ class Decoder(Neighbours):
         self.table = self.put(packing.table(radix))
 
     def decode(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
-        """float32 `(frames, len(taps), channels)` of whole rows laid end to end, `(frames, piece, byte)`."""
-        block = block.flatten(1)
+        """float32 `(frames, len(taps), channels)` of whole rows laid end to end, int64 `(frames, piece, word)`."""
+        block = block.flatten(1).view(torch.uint8)
         first = (block[:, 0] & packing.FIRST) != 0
         rec = self.reconstruct(self.codes(block)[:, :depth], first)
         return self.smooth(rec, first, taps)

@@ -251,7 +251,7 @@ def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _size_zstd(frames: np.ndarray) -> float:
-    """Bytes a frame `(frames, piece, byte)` as zstd leaves them, chunk by chunk."""
+    """Bytes a frame `(frames, piece, word)` as zstd leaves them, chunk by chunk."""
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
     stored = [np.ascontiguousarray(frames[at : at + CHUNK_FRAMES].transpose(literal.ORDER)) for at in chunks]
     sizes = [len(literal.compress(chunk)) for chunk in stored]

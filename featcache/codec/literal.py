@@ -13,7 +13,9 @@ from typing import Any
 import zstandard
 
 PIECE = 128
-# The axes of a chunk `(frame, piece, byte)` in the order in which they are stored.
+# Pieces are made of these: other implementations of Zarr put a chunk's axes in order one element at a time.
+WORD = "<i8"
+# The axes of a chunk `(frame, piece, word)` in the order in which they are stored.
 ORDER = (1, 0, 2)
 
 _PARAMETERS = zstandard.ZstdCompressionParameters(

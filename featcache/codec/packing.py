@@ -1,6 +1,7 @@
 """Codes of a frame in bytes: several small codes a byte, and what those at the limit lack behind them.
 
-A frame of `values` codes is `flags (1) | packed codes | tail`, stored as pieces of `PIECE` bytes:
+A frame of `values` codes is `flags (1) | packed codes | tail`, stored as pieces of `PIECE` bytes, in words
+of eight (little-endian):
 
     flags         1 where a row begins, 2 where the plane `exact` holds values of this frame
     packed        code k becomes 2k - 1 for k > 0 and -2k otherwise, so that 0 is 0; `digits` of them are one
@@ -20,7 +21,7 @@ from functools import cache
 
 import numpy as np
 
-from featcache.codec.literal import PIECE
+from featcache.codec.literal import PIECE, WORD
 
 DIGITS = {3: 5, 5: 3, 15: 2, 255: 1}
 HEADER = 1
@@ -78,7 +79,7 @@ def padded_order(order: np.ndarray, radix: int) -> np.ndarray:
 
 
 def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.ndarray:
-    """uint8 `(frames, piece, byte)`: whole frames, flags still zero.
+    """int64 `(frames, piece, word)`: whole frames, flags still zero.
 
     Args:
         codes: int8 or int16 `(frames, taps * channels)`; what they need of the tail fits into `tail` bytes.
@@ -90,7 +91,7 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.
     body = packed_bytes(codes.shape[1], radix)
     out = np.zeros((len(codes), HEADER + body + tail), np.uint8)
     kernels_pack.assemble(codes, order, radix, DIGITS[radix], HEADER, body, out)
-    return out.reshape(len(codes), out.shape[1] // PIECE, PIECE)
+    return out.view(WORD).reshape(len(codes), out.shape[1] // PIECE, PIECE // np.dtype(WORD).itemsize)
 
 
 def tail_quarters(codes: np.ndarray, radix: int) -> np.ndarray:

@@ -10,6 +10,7 @@ which is read only where a frame's flags ask for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -69,9 +70,9 @@ class Residual(Codec):
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
         width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
-        pieces = (width // literal.PIECE, literal.PIECE)
+        words = (width // literal.PIECE, literal.PIECE // np.dtype(literal.WORD).itemsize)
         return (
-            Plane("codes", "|u1", pieces, coder="literal", order=literal.ORDER, axes=("piece", "byte")),
+            Plane("codes", literal.WORD, words, coder="literal", order=literal.ORDER, axes=("piece", "word")),
             Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
         )
 
@@ -194,10 +195,11 @@ class Residual(Codec):
         from featcache.codec import kernels_pack
 
         values = self.taps * self.channels
+        words = math.prod(block.shape[1:])
         flat = np.empty(len(block) * values + 1, np.int16)
         body = packing.packed_bytes(values, self.radix)
         wrong = kernels_pack.disassemble(
-            block.reshape(len(block), -1),
+            block.reshape(len(block), words).view(np.uint8),
             packing.table(self.radix),
             *packing.at_limit(self.radix),
             self._order,
@@ -235,4 +237,5 @@ class Residual(Codec):
         out[places[frame], tap, channel] = chosen[frame, tap, channel]
 
     def _flags(self, codes: Any) -> Any:
+        """The first word of each frame: its lowest byte is what was marked."""
         return codes[:, 0, 0]

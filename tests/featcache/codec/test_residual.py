@@ -270,7 +270,7 @@ def test_no_frames_at_all(codec: Residual) -> None:
 def test_frames_that_no_encoder_writes_are_an_error() -> None:
     codec = build({"step": 4.0}, [speech_like(320, seed, 4, 64) for seed in range(2)])
     stored = codec.encode(speech_like(20, 1, 4, 64)).planes["codes"]
-    block = stored.reshape(len(stored), -1)
+    block = stored.reshape(len(stored), -1).view(np.uint8)
     too_many, headless = block.copy(), block.copy()
     # Every code at the limit, and far beyond it.
     too_many[3, packing.HEADER : -codec.tail] = 121 if codec.radix == 3 else 255
@@ -278,7 +278,7 @@ def test_frames_that_no_encoder_writes_are_an_error() -> None:
     headless[0, 0] = 0
     for wrong in (too_many, headless):
         with pytest.raises(CorruptCacheError):
-            codec._decode_cpu(wrong.reshape(stored.shape), codec.taps, [0])
+            codec._decode_cpu(wrong.view(stored.dtype).reshape(stored.shape), codec.taps, [0])
 
 
 def test_rows_decoded_together_are_rows_decoded_alone(codec: Residual) -> None:
@@ -318,7 +318,7 @@ def test_packing_round_trip(radix: int, values: int) -> None:
     codes[7, 0], codes[8, values - 1] = 511, -511
     order = packing.padded_order(rng.permutation(values), radix)
     tail = packing.tail_bytes(values, radix, packing.tail_quarters(codes, radix).max())
-    block = packing.assemble(codes, order, radix, tail).reshape(len(codes), -1)
+    block = packing.assemble(codes, order, radix, tail).reshape(len(codes), -1).view(np.uint8)
     assert block.shape[1] % literal.PIECE == 0
     assert packing.budget_of(tail) >= packing.tail_quarters(codes, radix).max()
     back = np.empty(codes.size + 1, np.int16)
