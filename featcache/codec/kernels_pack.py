@@ -7,12 +7,14 @@ import numpy as np
 
 
 @numba.njit(nogil=True, cache=True)
-def _symbols(codes: np.ndarray, limit: np.int32, out: np.ndarray) -> int:
-    """Codes to symbols, 0 for 0; returns how many are at the limit or beyond."""
+def _symbols(codes: np.ndarray, limit: np.int32, out: np.ndarray, beyond: np.ndarray) -> int:
+    """Codes to symbols, 0 for 0, and by how much each is beyond the limit; returns how many are at it or beyond."""
     reached = 0
     for i in range(len(codes)):
         k = np.int32(codes[i])
-        reached += int(abs(k) >= limit)
+        size = abs(k)
+        reached += int(size >= limit)
+        beyond[i] = np.int16(size - limit)
         k = min(max(k, -limit), limit)
         out[i] = np.uint8(2 * k - 1 if k > 0 else -2 * k)
     return reached
@@ -38,20 +40,22 @@ def _group(symbols: np.ndarray, order: np.ndarray, radix: int, digits: int, out:
 
 
 @numba.njit(nogil=True, cache=True)
-def _tail(codes: np.ndarray, order: np.ndarray, limit: np.int32, reached: int, out: np.ndarray) -> None:
+def _tail(beyond: np.ndarray, order: np.ndarray, reached: int, sizes: np.ndarray, out: np.ndarray) -> None:
     """How far the codes at the limit lie beyond it, in their order; `reached` of them."""
-    at, large = 0, (reached + 3) // 4
+    at = 0
+    # Without a branch for each: which codes are at the limit cannot be foreseen.
     for i in range(len(order)):
-        place = order[i]
-        if place < len(codes):
-            size = int(abs(np.int32(codes[place])) - limit)
-            if size >= 0:
-                out[at >> 2] |= np.uint8(min(size, 3) << (2 * (at & 3)))
-                at += 1
-                if size >= 3:
-                    out[large] = np.uint8((size - 3) & 255)
-                    out[large + 1] = np.uint8((size - 3) >> 8)
-                    large += 2
+        size = beyond[order[i]]
+        sizes[at] = size
+        at += int(size >= 0)
+    large = (reached + 3) // 4
+    for i in range(reached):
+        size = sizes[i]
+        out[i >> 2] |= np.uint8(min(size, 3) << (2 * (i & 3)))
+        if size >= 3:
+            out[large] = np.uint8((size - 3) & 255)
+            out[large + 1] = np.uint8((size - 3) >> 8)
+            large += 2
 
 
 @numba.njit(nogil=True, cache=True)
@@ -65,13 +69,15 @@ def assemble(
         order: uint32, position of each packed value, padded to whole bytes with `values`.
     """
     limit = np.int32((radix - 1) // 2)
-    # The last one stays zero: it is what padding packs.
+    # The last ones stay as they are: they are what padding packs.
     symbols = np.zeros(codes.shape[1] + 1, np.uint8)
+    beyond = np.full(codes.shape[1] + 1, -1, np.int16)
+    sizes = np.empty(len(order) + 1, np.int16)
     for t in range(len(codes)):
-        reached = _symbols(codes[t], limit, symbols)
+        reached = _symbols(codes[t], limit, symbols, beyond)
         _group(symbols, order, radix, digits, out[t, header : header + body])
         if reached:
-            _tail(codes[t], order, limit, reached, out[t, header + body :])
+            _tail(beyond, order, reached, sizes, out[t, header + body :])
 
 
 @numba.njit(nogil=True, cache=True)
