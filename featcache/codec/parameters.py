@@ -14,7 +14,7 @@ LAST = "last"
 DEFAULT_BITS = 2.0
 # Heads read the last tap most (docs/decisions/0014-bits-where-heads-read.md). An error that is asked for is that of
 # every tap.
-DEFAULT_LAST = {"bits": 2.0, "nmse": 1.0, "step": 1.0}
+DEFAULT_LAST = {"bits": 3.0, "nmse": 1.0, "step": 1.0}
 LAST_RANGE = (1.0, 8.0)
 # Of zstd, for planes that are almost empty.
 DEFAULT_LEVEL = 1

@@ -165,7 +165,6 @@ def methods() -> list[Method]:
     return [
         # Errors are compared over all taps, so that bits are spread evenly over them.
         *(Profile(f"residual:{bits},last=1") for bits in ("3.0", "2.0", "1.5", "1.0", "0.75", "0.5", "0.35")),
-        *(Profile(f"residual:{bits},last=1,pack=fast") for bits in ("2.0", "1.0", "0.5")),
         *(Profile(f"residual:{bits}") for bits in ("2.0", "1.0", "0.5")),
         Profile("residual:nmse=0.003"),
         Profile("fp16"),

@@ -457,10 +457,10 @@ def test_golden_bytes_of_version_4() -> None:
 def test_the_last_tap_gets_more_of_the_bits_and_the_size_stays() -> None:
     rows, others = ([speech_like(320, seed, 4, 64) for seed in span] for span in (range(8), (8, 9, 10)))
     errors, sizes = [], []
-    for parameters in ({"bits": 1.5, "last": 1}, {"bits": 1.5}, {"bits": 1.5, "last": 4}):
+    for parameters in ({"bits": 1.5, "last": 1}, {"bits": 1.5}, {"bits": 1.5, "last": 6}):
         codec = build(parameters, rows)
         steps = codec.calibration["step"] / codec.calibration["deviation"]
-        last = parameters.get("last", 2)
+        last = parameters.get("last", 3)
         assert np.allclose(steps[:-1], steps[0, 0]) and np.allclose(steps[-1], steps[0, 0] / last)
         error = (np.concatenate(others) - decode(codec, others)) / codec.calibration["deviation"]
         errors.append(np.square(error.astype(np.float64)).mean(axis=(0, 2)))
