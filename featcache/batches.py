@@ -10,10 +10,12 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from featcache.geometry import SAMPLE_RATE
+
 # Of the samples of a shard's passes, at most this share is padding.
 PADDING_LIMIT = 0.05
-# What a pass costs, in seconds of audio at 16 kHz; at the last one nothing is padded.
-_PRICES = tuple(int(16_000 * seconds) for seconds in (8, 6, 4, 3, 2, 1.5, 1, 0.5, 0.25, 0))
+# What a pass costs, in seconds of audio; at the last one nothing is padded.
+_PRICES = tuple(int(SAMPLE_RATE * seconds) for seconds in (8, 6, 4, 3, 2, 1.5, 1, 0.5, 0.25, 0))
 
 
 def batch_ends(sizes: np.ndarray, limit: int, can_pad: bool) -> np.ndarray:

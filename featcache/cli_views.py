@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from featcache.geometry import SAMPLE_RATE
+from featcache.geometry import PCM_RATE
 from featcache.inspect import info
 from featcache.progress import size_text, time_text
 
@@ -54,7 +54,7 @@ def print_info(cache: Cache, as_json: bool) -> None:
         return print_json(card)
     frames = card["frames"]
     bits = f" ({card['bits_per_value']:.2f} bits per value, all included)" if frames else ""
-    pcm = 2 * SAMPLE_RATE * card["hours"] * 3600
+    pcm = PCM_RATE * card["hours"] * 3600
     rows = {
         "upstream": card["upstream"],
         "utterances": f"{card['utterances']:,} ({card['quarantined']} left out)",
@@ -112,7 +112,7 @@ def _print_profiles(view: Outlook, seconds: float) -> None:
             found.profile,
             f"{found.bits_per_value:.2f}",
             size_text(found.bytes),
-            f"{found.bytes / (32_000 * seconds):.1f}" if seconds else "",
+            f"{found.bytes / (PCM_RATE * seconds):.1f}" if seconds else "",
             f"{10 * math.log10(found.nmse):.1f} dB" if found.nmse else "",
         )
     _console().print(table)

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 SAMPLE_RATE = 16_000  # Hz, of every waveform that reaches an upstream
+PCM_RATE = 2 * SAMPLE_RATE  # bytes of a second of it as 16-bit audio
 WHISPER_MEL_HOP = 160  # samples between mel frames: 10 ms
 WHISPER_WINDOW = 30 * SAMPLE_RATE  # samples that the position table covers: 1500 frames of 320 samples
 DEFAULT_WINDOW = 60 * SAMPLE_RATE  # longest input of one forward where the model itself sets no limit

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from featcache import inspect
 from featcache.errors import JobError, UsageError
+from featcache.geometry import PCM_RATE
 from featcache.progress import AudioProgress
 from featcache.recode import recode
 from featcache.store import Cache
@@ -110,7 +111,7 @@ def sweep(
             for measure in done[0].measures:
                 cells[f"{path.stem} {measure.name}"] = cell_of(measure, ids, tables, base[path.stem])
         card = inspect.info(Cache.open(str(cache)))
-        pcm = card["hours"] * 3600 * 16000 * 2
+        pcm = card["hours"] * 3600 * PCM_RATE
         points.append(Point(profile, card["bits_per_value"], card["bytes"], card["bytes"] / pcm, cells))
     return points
 
