@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from featcache.console import tables
 from pipelines.rivals import Row
 
 
@@ -18,7 +18,7 @@ def print_tables(rows: Sequence[Row], claims: Sequence[dict[str, Any]] = (), mea
     Args:
         measures: how many of each task's measures to show; all by default.
     """
-    console = Console()
+    console = tables()
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         for measure in of_task[0].measures[:measures]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from featcache.console import tables
 from pipelines.reproduce.claims import Claim
 from pipelines.reproduce.table import Result, Row, budget_line
 
@@ -29,7 +29,7 @@ def as_json(result: Result, claims: list[Claim]) -> dict[str, Any]:
 
 def print_table(result: Result, claims: list[Claim]) -> None:
     """Quality and size, then cost, then the claims, on standard output."""
-    console = Console()
+    console = tables()
     console.print(budget_line(result.scale, result.recipe), highlight=False)
     console.print(_quality(result.rows))
     console.print(_cost(result.rows))

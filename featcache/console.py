@@ -1,0 +1,14 @@
+"""Where tables are printed."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+WIDTH = 140
+
+
+def tables() -> Console:
+    """Standard output; wide where it is no terminal, since tables in files need not be wrapped."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
