@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 
 # What the demo uses; each may be given on the command line, as in `make extract PROFILE=fp16`.
 MODEL    ?= package:whisper-base
-PROFILE  ?= int8
+PROFILE  ?= residual:1.0
 MANIFEST ?= data/demo/manifest.jsonl
 CACHE    ?= caches/demo
 RECIPE   ?= pipelines/recipes/asr.toml

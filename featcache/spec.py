@@ -23,7 +23,7 @@ class Layout(BaseModel):
 
     # 64 frames (1.3 s) a chunk: measured against 256 in docs/decisions/0002-layout.md.
     chunk_frames: int = 64
-    shard_frames: int = 40_960
+    shard_frames: int = 61_440
     shard_bytes: int = 256 * 1024 * 1024
     # Audio of one forward pass, padding included.
     batch_seconds: float = 60.0
