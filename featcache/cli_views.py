@@ -55,7 +55,7 @@ def print_info(cache: Cache, as_json: bool) -> None:
         "utterances": f"{card['utterances']:,} ({card['quarantined']} left out)",
         "speech": f"{card['hours']:.2f} h, {frames:,} frames at {card['frame_rate']:g} per second",
         "taps x channels": f"{len(card['taps'])} x {card['channels']} ({', '.join(card['taps'])})",
-        "profile": card["profile"],
+        "profile": cache.spec.profile_text,
         "size": size_text(card["bytes"])
         + bits
         + (f", {card['bytes'] / pcm:.1f} times the 16-bit audio" if pcm else ""),
