@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.geometry import PCM_RATE
 from featcache.inspect import info
 from featcache.progress import size_text, time_text
@@ -39,7 +39,7 @@ def _pairs(rows: dict[str, str], title: str) -> None:
     table = Table(show_header=False, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(name, value)
-    tables().print(table)
+    table_console().print(table)
 
 
 def print_info(cache: Cache, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def _print_profiles(view: Outlook, seconds: float) -> None:
             f"{found.bytes / (PCM_RATE * seconds):.1f}" if seconds else "",
             f"{10 * math.log10(found.nmse):.1f} dB" if found.nmse else "",
         )
-    tables().print(table)
+    table_console().print(table)
 
 
 def _print_views(outlook: Outlook) -> None:
@@ -128,7 +128,7 @@ def _print_views(outlook: Outlook) -> None:
             size_text(cost.bytes),
             time_text(cost.seconds) if cost.seconds is not None else "not measured",
         )
-    tables().print(table)
+    table_console().print(table)
 
 
 def print_utterances(rows: Iterator[dict[str, Any]], limit: int | None, as_json: bool) -> None:
@@ -147,7 +147,7 @@ def print_utterances(rows: Iterator[dict[str, Any]], limit: int | None, as_json:
             table = Table(*row, box=None, header_style="bold", padding=(0, 2, 0, 0))
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     if table is not None:
-        tables().print(table)
+        table_console().print(table)
     note(f"{shown} utterances" + (f", {left} more" if left else ""))
 
 
@@ -168,7 +168,7 @@ def print_utterance(view: dict[str, Any], as_json: bool) -> None:
     for tap in view["taps"]:
         numbers = [f"{tap[name]:.3g}" for name in ("mean", "deviation", "minimum", "maximum")]
         table.add_row(tap["tap"], *numbers, str(tap["loudest_channel"]), tap["spark"])
-    tables().print(table)
+    table_console().print(table)
     return None
 
 
@@ -182,7 +182,7 @@ def print_statistics(found: Statistics, taps: Sequence[str], as_json: bool) -> N
         outliers = ", ".join(str(channel) for channel in tap.outlier_channels[:8])
         more = len(tap.outlier_channels) - 8
         table.add_row(tap.tap, *numbers, outliers + (f" and {more} more" if more > 0 else ""))
-    console = tables()
+    console = table_console()
     console.print(f"{found.utterances:,} utterances, {found.frames:,} frames")
     console.print(table)
     matrix = Table("CKA", *taps, box=None)
@@ -206,7 +206,7 @@ def print_status(view: dict[str, Any], as_json: bool) -> None:
             str(segment["in_work"]),
             str(segment["saturated_values"]),
         )
-    console = tables()
+    console = table_console()
     console.print(table)
     console.print(f"left out: {len(view['quarantined'])}")
     for left_out in view["quarantined"]:

@@ -9,6 +9,6 @@ from rich.console import Console
 WIDTH = 140
 
 
-def tables() -> Console:
+def table_console() -> Console:
     """Standard output; wide where it is no terminal, since tables in files need not be wrapped."""
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)

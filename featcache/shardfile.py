@@ -35,14 +35,16 @@ class ShardFiles:
         shard_frames: int,
         frame_shape: tuple[int, ...],
         dtype: np.dtype,
-        order: tuple[int, ...] = (),
+        order: tuple[int, ...],
     ) -> None:
-        """`order` is that of a chunk's axes as they are stored; none if that is theirs."""
+        """`order` is that of a chunk's axes as they are stored."""
         self.chunk_frames = chunk_frames
         self.shard_frames = shard_frames
         self.frame_shape = frame_shape
         self.dtype = dtype
-        self.order = order or tuple(range(1 + len(frame_shape)))
+        shape = (chunk_frames, *frame_shape)
+        self._stored = tuple(shape[axis] for axis in order)
+        self._axes = tuple(np.argsort(order).tolist())
         self._zstd = Zstd()
 
     @classmethod
@@ -106,10 +108,9 @@ class ShardFiles:
 
     def _unpack(self, data: bytes, chunk: int) -> np.ndarray:
         """A chunk `(chunk_frames, *frame_shape)`."""
-        shape = (self.chunk_frames, *self.frame_shape)
-        block = np.empty([shape[axis] for axis in self.order], self.dtype)
+        block = np.empty(self._stored, self.dtype)
         self._zstd.decode(_checked(data, f"chunk {chunk}"), out=block.view(np.uint8))
-        return block.transpose(np.argsort(self.order))
+        return block.transpose(self._axes)
 
 
 @lru_cache(_KEPT)

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.store import Cache
 from fusion import checkpoint, labels
@@ -135,7 +135,7 @@ def nested(seconds: np.ndarray, groups: Sequence[str | None], seed: int) -> np.n
 
 def print_table(sizes: Sequence[Size]) -> None:
     """One table a task: a line a subset."""
-    console = tables()
+    console = table_console()
     for task in dict.fromkeys(size.task for size in sizes):
         of_task = [size for size in sizes if size.task == task]
         table = Table(box=box.SIMPLE_HEAD, title=task, title_justify="left")

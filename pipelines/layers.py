@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.store import Cache
 from fusion import labels
@@ -273,7 +273,7 @@ def print_tables(found: Layers) -> None:
     for i, tap in enumerate(found.taps):
         cells = [f"{curve.scores[i].value:.3f}" for curve in found.curves]
         table.add_row(tap, *cells, f"{found.similarity[i][i - 1]:.3f}" if i else "")
-    console = tables()
+    console = table_console()
     console.print(table)
     for one in found.attention:
         heads = Table(box=box.SIMPLE_HEAD, title=f"{one.run} ({one.fuser}, loss {one.loss:.3f})", title_justify="left")

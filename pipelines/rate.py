@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featcache import inspect
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import JobError, UsageError
 from featcache.geometry import PCM_RATE
 from featcache.progress import AudioProgress
@@ -159,7 +159,7 @@ def print_table(points: Sequence[Point]) -> None:
             loss = "" if cell.loss is None else "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * x for x in cell.loss))
             cells += [f"{cell.value:.4f}", loss]
         table.add_row(*cells)
-    console = tables()
+    console = table_console()
     console.print(table)
     console.print(
         f"Values are means over seeds. loss: paired difference from {points[0].profile} as a share of its value, "

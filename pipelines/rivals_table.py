@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from pipelines.rivals import Row
 
 
@@ -18,7 +18,7 @@ def print_tables(rows: Sequence[Row], claims: Sequence[dict[str, Any]] = (), mea
     Args:
         measures: how many of each task's measures to show; all by default.
     """
-    console = tables()
+    console = table_console()
     for task in dict.fromkeys(row.task for row in rows):
         of_task = [row for row in rows if row.task == task]
         for measure in of_task[0].measures[:measures]:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from fusion.tasks import Measure
 from pipelines import studies
@@ -88,7 +88,7 @@ def compare(
 
 def print_table(arms: Sequence[Arm]) -> None:
     """One table a measure: each arm, and its difference from masking alone."""
-    console = tables()
+    console = table_console()
     for measure in arms[0].measures:
         table = Table("training with", measure.title, "95 %", f"- {REFERENCE}", "95 %", box=box.SIMPLE_HEAD)
         for arm in arms:

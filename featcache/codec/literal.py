@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import zstandard
 
 PIECE = 128
 # Pieces are made of these: other implementations of Zarr put a chunk's axes in order one element at a time.
 WORD = "<i8"
+WORDS = PIECE // np.dtype(WORD).itemsize
 # The axes of a chunk `(frame, piece, word)` in the order in which they are stored.
 ORDER = (1, 0, 2)
 

@@ -21,7 +21,7 @@ from functools import cache
 
 import numpy as np
 
-from featcache.codec.literal import PIECE, WORD
+from featcache.codec.literal import PIECE, WORD, WORDS
 
 DIGITS = {3: 5, 5: 3, 15: 2, 255: 1}
 HEADER = 1
@@ -91,7 +91,7 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.
     body = packed_bytes(codes.shape[1], radix)
     out = np.zeros((len(codes), HEADER + body + tail), np.uint8)
     kernels_pack.assemble(codes, order, radix, DIGITS[radix], HEADER, body, out)
-    return out.view(WORD).reshape(len(codes), out.shape[1] // PIECE, PIECE // np.dtype(WORD).itemsize)
+    return out.view(WORD).reshape(len(codes), out.shape[1] // PIECE, WORDS)
 
 
 def tail_quarters(codes: np.ndarray, radix: int) -> np.ndarray:

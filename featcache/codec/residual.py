@@ -10,7 +10,6 @@ which is read only where a frame's flags ask for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -70,9 +69,9 @@ class Residual(Codec):
     @cached_property
     def planes(self) -> tuple[Plane, ...]:
         width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
-        words = (width // literal.PIECE, literal.PIECE // np.dtype(literal.WORD).itemsize)
+        shape = (width // literal.PIECE, literal.WORDS)
         return (
-            Plane("codes", literal.WORD, words, coder="literal", order=literal.ORDER, axes=("piece", "word")),
+            Plane("codes", literal.WORD, shape, coder="literal", order=literal.ORDER, axes=("piece", "word")),
             Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
         )
 
@@ -195,11 +194,10 @@ class Residual(Codec):
         from featcache.codec import kernels_pack
 
         values = self.taps * self.channels
-        words = math.prod(block.shape[1:])
         flat = np.empty(len(block) * values + 1, np.int16)
         body = packing.packed_bytes(values, self.radix)
         wrong = kernels_pack.disassemble(
-            block.reshape(len(block), words).view(np.uint8),
+            block.reshape(len(block), -1).view(np.uint8),
             packing.table(self.radix),
             *packing.at_limit(self.radix),
             self._order,

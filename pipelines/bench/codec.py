@@ -23,7 +23,7 @@ from rich.table import Table
 
 from featcache import layout
 from featcache.audio import load
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.index import id_hash
 from featcache.manifest import Row, read, resolve
@@ -205,7 +205,7 @@ def print_table(result: dict[str, Any]) -> None:
             str(row["decode_mb_s"]),
             str(read_speed),
         )
-    tables().print(table)
+    table_console().print(table)
     taps = Table(title="SNR of each tap, dB", title_justify="left", box=box.SIMPLE_HEAD)
     taps.add_column("codec", overflow="fold")
     found = [row for row in result["rows"] if "nmse_per_tap" in row]
@@ -214,4 +214,4 @@ def print_table(result: dict[str, Any]) -> None:
     for row in found:
         decibels = (-10 * np.log10(max(nmse, 1e-12)) for nmse in row["nmse_per_tap"])
         taps.add_row(row["name"], *(f"{decibel:.1f}" for decibel in decibels))
-    tables().print(taps)
+    table_console().print(taps)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import JobError, UsageError
 from featcache.job import Job, Request
 from featcache.manifest import Row, absolute, read, write
@@ -187,6 +187,6 @@ def print_table(found: dict[str, Any]) -> None:
             kind, f"{row['utterances']:,}", f"{row['audio_seconds'] / 3600:.2f}", f"{row['peak_mb']:.0f}",
             f"{row['after_warm_up_mb']:.0f}", f"{row['slope_mb_per_minute']:+.2f}", f"{row['grown_mb']:+.1f}",
         )  # fmt: skip
-    tables().print(table)
+    table_console().print(table)
     for failure in found["failures"]:
         print(failure)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.index import id_hash
 from featcache.push import push
@@ -159,4 +159,4 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if column == "store" else "right", overflow="fold")
     for row in result["rows"]:
         table.add_row(*(f"{value:,}" if not isinstance(value, str) else value for value in row.values()))
-    tables().print(table)
+    table_console().print(table)

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from featcache import layout
 from featcache.codec import Codec
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.job import Job, Request
 from featcache.ledger import FileProof, ShardRecord, from_bytes, to_bytes
 from featcache.manifest import Row, write
@@ -250,4 +250,4 @@ def print_table(result: dict[str, Any]) -> None:
         table.add_column(column, justify="right")
     for row in result["rows"]:
         table.add_row(*(f"{value:,}" for value in row.values()))
-    tables().print(table)
+    table_console().print(table)

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.store import Cache
 from fusion import recipe as recipes
@@ -98,4 +98,4 @@ def print_table(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         times = (f"{row[key]:.1f} s" for key in ("alone_s", "together_s"))
         table.add_row(row["name"], str(row["heads"]), *times, f"{row['speedup']:.2f}")
-    tables().print(table)
+    table_console().print(table)

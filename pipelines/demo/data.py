@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from featcache import manifest
-from featcache.console import tables
+from featcache.console import table_console
 from featcache.errors import UsageError
 from pipelines.demo import fillets, prompts
 from pipelines.demo.fetch import FILLETS, PROMPTS, fetch
@@ -74,5 +74,5 @@ def print_summary(found: dict[str, Any]) -> None:
     for lang, by_split in found["languages"].items():
         cells = [by_split.get(split, {"utterances": 0, "minutes": 0.0}) for split in splits]
         table.add_row(lang, *(f"{cell['utterances']:.0f} ({cell['minutes']:.1f} min)" for cell in cells))
-    tables().print(table)
+    table_console().print(table)
     print(found["manifest"])

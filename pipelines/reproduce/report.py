@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from featcache.console import tables
+from featcache.console import table_console
 from pipelines.reproduce.claims import Claim
 from pipelines.reproduce.table import Result, Row, budget_line
 
@@ -29,7 +29,7 @@ def as_json(result: Result, claims: list[Claim]) -> dict[str, Any]:
 
 def print_table(result: Result, claims: list[Claim]) -> None:
     """Quality and size, then cost, then the claims, on standard output."""
-    console = tables()
+    console = table_console()
     console.print(budget_line(result.scale, result.recipe), highlight=False)
     console.print(_quality(result.rows))
     console.print(_cost(result.rows))
