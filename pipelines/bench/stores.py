@@ -58,23 +58,28 @@ class Featcache(Reader):
 
 
 class _Codes(Reader):
-    """Codes from elsewhere, decoded by the cache's codec. For profiles of one plane."""
+    """Codes from elsewhere, decoded by the cache's codec."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.cache = Cache.open(folder)
         self.codec = self.cache.codec
         [segment] = self.cache.segments
-        [self.plane] = self.codec.planes
         self.ranges = [segment.ranges(i)[0] for i in range(len(segment))]
         self.segment = segment
 
     def read(self, number: int) -> np.ndarray:
         first, end = self.ranges[number]
-        return self.codec.decode_row({self.plane.name: self.fetch(first, end)}, end - first)
+        found: dict[str, np.ndarray] = {}
+        for plane in self.codec.planes:
+            needed = self.codec.needed(plane.name, found, end - first)
+            if needed:
+                found[plane.name] = self.fetch(plane.name, first + needed.start, first + needed.stop)
+        return self.codec.decode_row(found, end - first)
 
     @abstractmethod
-    def fetch(self, first: int, end: int) -> np.ndarray: ...
+    def fetch(self, plane: str, first: int, end: int) -> np.ndarray:
+        """Frames of a plane of the segment."""
 
 
 class TensorStore(_Codes):
@@ -84,16 +89,18 @@ class TensorStore(_Codes):
         import tensorstore
 
         super().__init__(folder)
-        path = str(folder / self.segment.name / self.plane.name)
-        spec = {
-            "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": path},
-            "context": {"data_copy_concurrency": {"limit": 1}},
-        }
-        self._array = tensorstore.open(spec, open=True, read=True).result()
+        self._arrays = {}
+        for plane in self.codec.planes:
+            path = str(folder / self.segment.name / plane.name)
+            spec = {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": path},
+                "context": {"data_copy_concurrency": {"limit": 1}},
+            }
+            self._arrays[plane.name] = tensorstore.open(spec, open=True, read=True).result()
 
-    def fetch(self, first: int, end: int) -> np.ndarray:
-        return np.asarray(self._array[first:end].read().result())
+    def fetch(self, plane: str, first: int, end: int) -> np.ndarray:
+        return np.asarray(self._arrays[plane][first:end].read().result())
 
 
 class MemoryMap(_Codes):
@@ -104,15 +111,26 @@ class MemoryMap(_Codes):
     def __init__(self, folder: Path, source: Path) -> None:
         super().__init__(source)
         self.folder = folder
-        shape = (self.ranges[-1][1], *self.plane.frame_shape)
-        codes = np.memmap(folder / "codes", self.plane.dtype, "w+", shape=shape)
+        dense, *sparse = self.codec.planes
+        shape = (self.ranges[-1][1], *dense.frame_shape)
+        codes = np.memmap(folder / "codes", dense.dtype, "w+", shape=shape)
         for number, (first, end) in enumerate(self.ranges):
-            codes[first:end] = self.segment.read(number)[self.plane.name]
+            row = self.segment.read(number)
+            codes[first:end] = row[dense.name]
+            # Planes that are almost empty would be mostly holes: what there is of them is kept by itself.
+            for plane in sparse:
+                needed = self.codec.needed(plane.name, row, end - first)
+                if needed:
+                    np.save(self._sparse(plane.name, first + needed.start), row[plane.name])
         codes.flush()
-        self._codes = np.memmap(folder / "codes", self.plane.dtype, "r", shape=shape)
+        self._dense = dense.name
+        self._codes = np.memmap(folder / "codes", dense.dtype, "r", shape=shape)
 
-    def fetch(self, first: int, end: int) -> np.ndarray:
-        return np.array(self._codes[first:end])
+    def _sparse(self, plane: str, first: int) -> Path:
+        return self.folder / f"{plane}-{first}.npy"
+
+    def fetch(self, plane: str, first: int, end: int) -> np.ndarray:
+        return np.array(self._codes[first:end]) if plane == self._dense else np.load(self._sparse(plane, first))
 
 
 class Lhotse(Reader):
