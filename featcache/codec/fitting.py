@@ -306,7 +306,7 @@ def _search(
     good: float | None = None
     step = 1.0 if direction > 0 else math.sqrt(12 * goal)
     # Both are close to straight lines: bits, and the logarithm of errors.
-    height = (lambda value: value) if direction > 0 else math.log2
+    height = (lambda value: value) if direction > 0 else (lambda error: math.log2(max(error, 1e-30)))
     usual = -0.9 if direction > 0 else 1.7
     aim = height(goal * (1 - TOLERANCE / 2))
     before: tuple[float, float] | None = None

@@ -85,6 +85,12 @@ def test_a_constant_calibration(value: float) -> None:
     assert error_in_steps(codec, other, decode(codec, [other])).max() <= BOUND
 
 
+def test_an_error_that_is_asked_for_of_a_constant_calibration() -> None:
+    silence = np.zeros((50, TAPS, CHANNELS), np.float32)
+    codec = build({"nmse": 0.1}, [silence, silence])
+    np.testing.assert_array_equal(decode(codec, [silence]), silence)
+
+
 def test_a_channel_that_wakes_up_after_calibration_is_coded_with_the_typical_step() -> None:
     rows = [speech_like(200, seed) for seed in range(2)]
     silent = [row.copy() for row in rows]
