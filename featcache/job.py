@@ -212,7 +212,10 @@ class Job:
             text = codecs.format_profile(asked.profile, asked.parameters or {})
             differences.append(f"profile {text!r} is asked for, the cache has {self.spec.profile_text!r}")
         if differences:
-            raise MismatchError(f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path")
+            raise MismatchError(
+                f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path, or ask for "
+                "what it has"
+            )
 
     def check_values(self) -> None:
         """Compare what the model says decides its values with the cache's.
