@@ -8,7 +8,9 @@ UNIT = 1 << UNIT_BITS
 # The largest reconstruction: 511.98 steps; and the largest code.
 RANGE = 32767
 LARGEST = 511
+# Weights of a channel's own frame before, below 4, and of the tap below, below 16.
 WEIGHT_BITS = 12
+BELOW_BITS = 10
 WEIGHT_LIMIT = (1 << 14) - 1
 # The smoother: five neighbours, weights below 4. Its sum keeps 24 bits, which float32 holds exactly.
 SMOOTH_BITS = 11

@@ -1,7 +1,7 @@
 """The inverse of profile `residual` with torch, on any device; the same integers as `featcache.codec.kernels`.
 
-Products across channels are matrix products, one for each group of a tap's channels; what is left is a recursion over
-frames (`featcache.codec.scan`).
+Products across channels are two matrix products a tap; what is left is a recursion over frames
+(`featcache.codec.scan`).
 """
 
 from __future__ import annotations
@@ -68,9 +68,12 @@ class Decoder(Neighbours):
         lengths = torch.diff(starts, append=torch.tensor([frames], device=starts.device))
         out = torch.zeros_like(codes)
         for tap in range(depth):
-            moved = (codes[:, tap] << UNIT_BITS) - torch.sign(codes[:, tap]) * self.centroid[tap]
-            for group, added in self.predictions(out, first, tap):
-                out[:, tap, group] = scan(moved[:, group] + added, self.own[tap, group], starts, lengths)
+            code = codes[:, tap]
+            moved = (code << UNIT_BITS) - torch.sign(code) * self.centroid[tap]
+            added, summary = self.from_below(out, first, tap)
+            # Codes of all groups are known, and none says anything of those that were coded before it.
+            added = added + self.mixed(self.inputs(summary, code, tap), tap)
+            out[:, tap] = scan(moved + added, self.near[tap, 0], starts, lengths)
         return out
 
     def smooth(self, rec: torch.Tensor, first: torch.Tensor, taps: Sequence[int]) -> torch.Tensor:

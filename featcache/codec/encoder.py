@@ -77,7 +77,7 @@ class Encoder(Neighbours):
         self.deviation = self.put(calibration["deviation"])
         self.limits = limits
         rounding = self.put(calibration["rounding"].astype(np.int32))
-        self.rules = Rules(self.own, rounding, self.centroid)
+        self.rules = Rules(self.near[:, 0], rounding, self.centroid)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Coded | np.ndarray]]:
@@ -138,9 +138,14 @@ class _Batch:
         encoder = self._encoder
         value = (self._values(tap) - encoder.mean[tap]) * encoder.inverse[tap]
         target = torch.where(value.abs() <= RANGE, value.round(), RANGE + 1).int()
-        for group, added in encoder.predictions(rec, first, tap):
-            rules = encoder.rules.of(tap, group)
-            quantise(target[:, group], added, rules, starts, lengths, self._codes[:, tap, group], rec[:, tap, group])
+        below, summary = encoder.from_below(rec, first, tap)
+        codes = self._codes[:, tap]
+        for group in encoder.groups[tap]:
+            here = slice(group.low, group.high)
+            inputs = encoder.inputs(summary, codes[:, : group.low], tap)
+            added = below[:, here] + encoder.mixed(inputs, tap, group)
+            rules = encoder.rules.of(tap, here)
+            quantise(target[:, here], added, rules, starts, lengths, codes[:, here], rec[:, tap, here])
 
     def _error(self, tap: int, first: torch.Tensor, rec: torch.Tensor) -> torch.Tensor:
         """float32 `(frames, channels)`: how far from the truth decoding will end."""

@@ -1,9 +1,8 @@
-"""The predictor of the `residual` profile: every channel from all channels of the tap below, from those of its own tap
-that are coded before it, and from its own past.
+"""The predictor of the `residual` profile: what a channel owes to its past, to the tap below, and to its own tap.
 
-Its normal equations are sums of products of small integers, exact in any order, so that the same speech gives
-the same predictor whatever the number of threads. They are of the values as they are, once; what a decoder
-predicts from are reconstructions, and their noise, which depends on the step, is added to the diagonal.
+It is fitted tap after tap, on what a decoder will have: reconstructions of the tap below as the taps before them left
+them, and codes of the tap itself. Its normal equations are sums of products of small integers, exact in any order, so
+that the same speech gives the same predictor whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -15,135 +14,29 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from featcache.codec.arithmetic import UNIT, WEIGHT_BITS, WEIGHT_LIMIT
+from featcache.codec import kernels
+from featcache.codec.arithmetic import BELOW_BITS, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
 from featcache.codec.base import Arrays
 from featcache.codec.mixing import product
 
-# Values are counted in this part of a deviation, up to 127 of them.
-GRAIN = 16
 # Frames of one product: below 2^31 / 127^2.
 FRAMES = 1 << 17
 # Mean squared error of a reconstruction, in squared steps: uniform noise, and the dead zone's.
 NOISE = 0.04
-# More is added where there are few frames for each weight.
-PRIOR = 0.1
-# Reconstructions are handed to the product in units of which 127 are at least so many deviations.
+# Added to the squares of regressors: of each frame, and where there are few frames for each weight; squared deviations.
+RIDGE, PRIOR = 1e-3, 0.1
+# Values are handed to products in units of which 127 are at least so many deviations.
 REACH = 7.0
-# Frames of the tap below: this one and the one before. The one after would add 0.15 dB (decision 16).
-OFFSETS = (0, -1)
+# Numbers that sum up a tap for the one above it, for each of its channels
+# (docs/decisions/0018-a-summary-of-the-tap-below.md).
+RANK = 0.25
 # Where a tap's channels are divided into groups, each predicted from those before it too
 # (docs/decisions/0016-prediction-within-a-tap.md).
 DIVIDED = (0, 0.25, 0.5, 0.75, 1)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Sums over frames of products of values, in squared deviations.
-
-    `gram` is float64 `(taps - 1, 2 * channels, 2 * channels)`, of the tap below at `OFFSETS`; `now` and `past` are
-    `(taps - 1, 2 * channels, channels)`, of those with a tap's values and with its values a frame before. `own` and
-    `lag` are `(taps, channels, channels)`: a tap's values with themselves, and with those a frame before. `power` is
-    `(taps, channels)`, the squares of those before.
-    """
-
-    frames: int
-    gram: np.ndarray
-    now: np.ndarray
-    past: np.ndarray
-    own: np.ndarray
-    lag: np.ndarray
-    power: np.ndarray
-
-
-def statistics(rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray) -> Statistics:
-    """Of float32 rows `(frames, taps, channels)`."""
-    taps, channels = mean.shape
-    scale = GRAIN / deviation
-    frames = sum(map(len, rows))
-    gram = np.zeros((taps - 1, 2 * channels, 2 * channels))
-    now, past = (np.zeros((taps - 1, 2 * channels, channels)) for _ in range(2))
-    own, lag = (np.zeros((taps, channels, channels)) for _ in range(2))
-    power = np.zeros((taps, channels))
-    for batch in _batches(rows):
-        # Frames of zeros around the rows stand for what does not exist.
-        whole = np.zeros((sum(len(row) + 1 for row in batch) + 1, taps, channels), np.int8)
-        places = []
-        at = 1
-        for row in batch:
-            whole[at : at + len(row)] = np.clip(np.rint((row - mean) * scale), -127, 127)
-            places.append(np.arange(at, at + len(row)))
-            at += len(row) + 1
-        here = np.concatenate(places)
-        below: torch.Tensor | None = None
-        for tap in range(taps):
-            around = [torch.from_numpy(whole[here + offset, tap]) for offset in OFFSETS]
-            columns = around[0].T.contiguous()
-            own[tap] += product(columns, around[0]).double().numpy()
-            lag[tap] += product(columns, around[1]).double().numpy()
-            power[tap] += (around[1].int() ** 2).sum(0).double().numpy()
-            if below is not None:
-                columns = below.T.contiguous()
-                for sums, with_what in ((gram, below), (now, around[0]), (past, around[1])):
-                    sums[tap - 1] += product(columns, with_what).double().numpy()
-            below = torch.cat(around, dim=1)
-    for sums in (gram, now, past, own, lag, power):
-        sums /= GRAIN**2
-    return Statistics(frames, gram, now, past, own, lag, power)
-
-
-def _batches(rows: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    """Pieces of rows, of at most `FRAMES` frames together."""
-    out: list[list[np.ndarray]] = [[]]
-    room = FRAMES
-    for row in rows:
-        for at in range(0, len(row), FRAMES):
-            piece = row[at : at + FRAMES]
-            if len(piece) > room:
-                out.append([])
-                room = FRAMES
-            out[-1].append(piece)
-            room -= len(piece)
-    return [batch for batch in out if batch]
-
-
-def predictor(stats: Statistics, steps: np.ndarray) -> Arrays:
-    """Weights for reconstructions in steps of so many deviations, `(taps,)`, as the calibration holds them.
-
-    `own` int16 `(taps, channels)` in `2 ** -WEIGHT_BITS`; `mixing` int8 `(taps, 2 * channels, channels)`, of the tap
-    below, of tap 0 all zero; `beside` int8 `(taps, channels, channels)`, of the groups of channels that are coded
-    before, zero for all others; `groups` int32, where they begin and end; `mixing_shift` int8 `(taps, channels)`, by
-    which the sum of both products is shifted to units; `input_shift` int8 `(taps,)`, of `kernels.narrow`.
-    """
-    taps, channels, _ = stats.own.shape
-    noise = stats.frames * (NOISE * steps**2 + 1e-3) + PRIOR * 2 * channels
-    groups = group_edges(channels)
-    own = np.zeros((taps, channels))
-    mixing = np.zeros((taps, 2 * channels, channels))
-    beside = np.zeros((taps, channels, channels))
-    # Each tap is handed to products in units of which 127 are at least REACH deviations.
-    input_shift = np.clip(np.ceil(-np.log2(127.0 * steps / (REACH * UNIT))), 0, 8)
-    for tap in range(taps):
-        rest = _Rest(stats, tap, noise)
-        own[tap], beside[tap] = rest.weights(groups, noise[tap])
-        if tap:
-            # From steps of the tap below to steps of this one.
-            mixing[tap] = rest.below(own[tap], beside[tap]) * (steps[tap - 1] / steps[tap])
-            beside[tap] *= 2.0 ** (input_shift[tap] - input_shift[tap - 1])
-    source_shift = np.concatenate([input_shift[:1], input_shift[:-1]])[:, None]
-    largest = np.maximum(np.maximum(np.abs(mixing).max(axis=1), np.abs(beside).max(axis=1)), 2.0**-14)
-    power = np.clip(np.floor(np.log2(127 / largest)), source_shift, 14)
-
-    def whole(weights: np.ndarray) -> np.ndarray:
-        return np.clip(np.rint(weights * 2.0 ** power[:, None]), -127, 127).astype(np.int8)
-
-    return {
-        "own": fixed(own, WEIGHT_BITS, WEIGHT_LIMIT),
-        "mixing": whole(mixing),
-        "beside": whole(beside),
-        "groups": groups,
-        "mixing_shift": (power - source_shift).astype(np.int8),
-        "input_shift": input_shift.astype(np.int8),
-    }
+# Weights of a channel itself and of the summary are fitted in turns.
+TURNS = 2
+# Codes other than 0 of a channel that count against its evidence for where they lie in their steps.
+FEW_CODES = 20
 
 
 def group_edges(channels: int) -> np.ndarray:
@@ -151,46 +44,306 @@ def group_edges(channels: int) -> np.ndarray:
     return np.unique((np.array(DIVIDED) * channels).astype(np.int32))
 
 
-class _Rest:
-    """What the tap below leaves of a tap's values, and of those a frame before: their products, summed over frames."""
+def rank_of(channels: int) -> int:
+    return max(1, round(RANK * channels))
 
-    def __init__(self, stats: Statistics, tap: int, noise: np.ndarray) -> None:
-        # Covariances with all of the own tap's channels, now and a frame before.
-        self.now, self.past = stats.own[tap], stats.lag[tap]
-        self.power = stats.power[tap] + noise[tap]
-        self._by_now = self._by_past = np.zeros((0, len(self.now)))
+
+def predictor(rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarray, given: Arrays) -> Arrays:
+    """The weights for `given` steps and rounding, fitted to float32 rows `(frames, taps, channels)`.
+
+    `near` int16 `(taps, 3, channels)`: of the frame before, in `2 ** -WEIGHT_BITS`, and of the tap below in this frame
+    and the one before, in `2 ** -BELOW_BITS`. `summary` int8 `(taps, 2 * channels, rank)`: what sums up the tap below,
+    in this frame and the one before; of tap 0 all zero. `mixing` int8 `(taps, rank + channels, channels)`: of the
+    summary, and of codes of the groups before, zero for all others. `groups` int32: where they begin and end.
+    `summary_shift` int8 `(taps, rank)` and `mixing_shift` int8 `(taps, channels)`: by which the sums of products are
+    shifted. `input_shift` and `code_shift` int8 `(taps,)`: of `kernels.narrow` and `kernels.narrow_codes`.
+    `centroid` int16 `(taps, channels)`: by how many units values whose code is not 0 lie nearer to 0 than the middle of
+    their step.
+    """
+    taps, channels = mean.shape
+    rank, groups = rank_of(channels), group_edges(channels)
+    steps = (given["step"].astype(np.float64) / deviation).mean(axis=1)
+    out: Arrays = {
+        "near": np.zeros((taps, 3, channels), np.int16),
+        "summary": np.zeros((taps, 2 * channels, rank), np.int8),
+        "summary_shift": np.zeros((taps, rank), np.int8),
+        "mixing": np.zeros((taps, rank + channels, channels), np.int8),
+        "mixing_shift": np.zeros((taps, channels), np.int8),
+        "input_shift": np.clip(np.ceil(-np.log2(127.0 * steps / (REACH * UNIT))), 0, 8).astype(np.int8),
+        # A residual is hardly ever more than a value's deviation.
+        "code_shift": np.clip(np.floor(np.log2(127.0 / (1 + REACH / steps))), 0, 4).astype(np.int8),
+        "groups": groups,
+        "centroid": np.zeros((taps, channels), np.int16),
+    }
+    speech = _Speech(rows, channels)
+    inverse = (np.float32(UNIT) / given["step"]).astype(np.float32)
+    for tap in range(taps):
+        targets = speech.targets(tap, mean, inverse)
+        fit = _Tap(speech, tap, steps, targets, out)
         if tap:
-            gram = stats.gram[tap - 1].copy()
-            gram.flat[:: len(gram) + 1] += noise[tap - 1]
-            now, past = stats.now[tap - 1], stats.past[tap - 1]
-            solved = np.linalg.solve(gram, np.concatenate([now, past], axis=1))
-            self._by_now, self._by_past = np.split(solved, 2, axis=1)
-            self.now = self.now - now.T @ self._by_now
-            self.past = self.past - now.T @ self._by_past
-            self.power = np.maximum(self.power - (past * self._by_past).sum(axis=0), noise[tap])
-
-    def weights(self, groups: np.ndarray, noise: float) -> tuple[np.ndarray, np.ndarray]:
-        """Of the frame before `(channels,)`, and of the groups before `(channels, channels)`, one group at a time."""
-        channels = len(self.now)
-        own, beside = np.zeros(channels), np.zeros((channels, channels))
+            fit.near_and_summary(rank)
+        else:
+            fit.near_alone()
         for low, high in pairwise(groups.tolist()):
-            now, past = self.now[:low, low:high], self.past[:low, low:high]
-            gram = self.now[:low, :low] + noise * np.eye(low)
-            by_now, by_past = np.split(np.linalg.solve(gram, np.concatenate([now, past], axis=1)), 2, axis=1)
-            # What is left of a channel and of its past when both are predicted from all that is known of this frame.
-            power = self.power[low:high] - (past * by_past).sum(axis=0)
-            lag = np.diagonal(self.past)[low:high] - (past * by_now).sum(axis=0)
-            own[low:high] = lag / np.maximum(power, noise)
-            beside[:low, low:high] = by_now - by_past * own[low:high]
-        return own, beside
+            fit.beside(low, high)
+            fit.code(low, high, given["rounding"][tap])
+        fit.settle(given["rounding"][tap])
+        speech.climb()
+    return out
 
-    def below(self, own: np.ndarray, beside: np.ndarray) -> np.ndarray:
-        """Of the tap below, `(2 * channels, channels)`, beside those weights of the tap itself."""
-        weights: np.ndarray = self._by_now - self._by_past * own - self._by_now @ beside
-        return weights
+
+class _Speech:
+    """Rows laid end to end, a frame of zeros before each; one tap in work, and the one below it.
+
+    Attributes:
+        rec: int16 `(frames and those zeros, 3, channels)`, framed reconstructions of the tap below and of the tap in
+            work, and zeros above them.
+        places: where the rows' frames are in it.
+    """
+
+    def __init__(self, rows: Sequence[np.ndarray], channels: int) -> None:
+        self.rows = rows
+        self.lengths = [len(row) for row in rows]
+        starts = np.cumsum([0] + [n + 1 for n in self.lengths])
+        self.framed = [slice(int(a), int(b)) for a, b in pairwise(starts)]
+        ends = np.cumsum(self.lengths)
+        self.plain = [slice(int(end) - n, int(end)) for end, n in zip(ends, self.lengths, strict=True)]
+        self.places = np.concatenate([np.arange(s.start + 1, s.stop) for s in self.framed])
+        self.rec = np.zeros((int(starts[-1]), 3, channels), np.int16)
+
+    def targets(self, tap: int, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+        """int32 `(frames, 1, channels)`."""
+        values = np.concatenate([row[:, tap : tap + 1] for row in self.rows])
+        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1])
+
+    def before(self, values: np.ndarray) -> np.ndarray:
+        """The same a frame before, zeros before the first of a row."""
+        out = np.zeros_like(values)
+        out[1:] = values[:-1]
+        out[[s.start for s in self.plain if s.start < s.stop]] = 0
+        return out
+
+    def climb(self) -> None:
+        """On to the next tap."""
+        self.rec[:, 0] = self.rec[:, 1]
+        self.rec[:, 1] = 0
+
+
+class _Tap:
+    """One tap, whose weights are written into `out`.
+
+    Sums over frames are of values in deviations; `unit` is what 1 of a narrowed value is, of the tap and of that below.
+    """
+
+    def __init__(self, speech: _Speech, tap: int, steps: np.ndarray, targets: np.ndarray, out: Arrays) -> None:
+        self._speech, self._tap, self._out = speech, tap, out
+        self._steps, self._targets = steps, targets
+        self._frames, _, self._channels = targets.shape
+        shift = out["input_shift"].astype(np.float64)
+        self._unit = 2.0 ** shift[tap] / UNIT * steps[tap]
+        self._unit_below = 2.0 ** shift[tap - 1] / UNIT * steps[tap - 1] if tap else 0.0
+        self._past = np.clip(speech.before(targets[:, 0]), -RANGE, RANGE)
+        rank = out["summary"].shape[2]
+        self._inputs = np.zeros((self._frames, rank + self._channels), np.int8)
+        self._codes = np.zeros(targets.shape, np.int16)
+        self._weights = np.zeros((rank + self._channels, self._channels))
+        self._ridge = RIDGE * self._frames + PRIOR
+
+    def near_alone(self) -> None:
+        values, past = (_narrowed(v, self._out["input_shift"][self._tap]) for v in (self._targets[:, 0], self._past))
+        own = _dots(past, values) / np.maximum(_dots(past, past) + self._noise() / self._unit**2, 1e-30)
+        self._out["near"][self._tap, 0] = fixed(own, WEIGHT_BITS, WEIGHT_LIMIT)
+
+    def near_and_summary(self, rank: int) -> None:
+        out, tap, channels = self._out, self._tap, self._channels
+        values, past = (_narrowed(v, out["input_shift"][tap]) for v in (self._targets[:, 0], self._past))
+        here = _narrowed(self._speech.rec[self._speech.places, 0], out["input_shift"][tap - 1])
+        below = np.concatenate([here, self._speech.before(here)], axis=1)
+        sums = _Sums(
+            gram=_sums(below, below) * self._unit_below**2,
+            now=_sums(below, values) * (self._unit_below * self._unit),
+            past=_sums(below, past) * (self._unit_below * self._unit),
+            lag=_dots(past, values) * self._unit**2,
+            power=_dots(past, past) * self._unit**2 + self._noise(),
+        )
+        near, inner, outer, spread = sums.solve(rank, self._ridge, PRIOR * 2 * channels)
+        out["near"][tap, 0] = fixed(near[0], WEIGHT_BITS, WEIGHT_LIMIT)
+        ratio = self._steps[tap - 1] / self._steps[tap]
+        out["near"][tap, 1:] = fixed(near[1:] * ratio, BELOW_BITS, WEIGHT_LIMIT)
+        # Every number of the summary in units of which 127 are at least REACH of its deviations.
+        gain = 127 / np.maximum(np.abs(inner).max(axis=0), 1e-30)
+        spread = spread / np.sqrt(self._frames)
+        shift = np.clip(np.ceil(np.log2(np.maximum(gain * spread / self._unit_below * REACH / 127, 1.0))), 0, 24)
+        out["summary"][tap] = np.rint(inner * gain)
+        out["summary_shift"][tap] = shift
+        sums_ = product(torch.from_numpy(below), torch.from_numpy(out["summary"][tap])).numpy()
+        whole = shift.astype(np.int32)
+        kernels.narrow_sums(sums_, whole, (1 << whole) >> 1, self._inputs)
+        unit = 2.0**shift / gain * self._unit_below
+        self._weights[:rank] = outer * unit[:, None] * (UNIT / self._steps[tap])
+        self._set(0, channels)
+
+    def beside(self, low: int, high: int) -> None:
+        """Weights of the codes of channels before `low`, for those from there up to `high`."""
+        if not low:
+            return
+        out, tap = self._out, self._tap
+        rank = len(self._weights) - self._channels
+        code_shift = int(out["code_shift"][tap])
+        own, below = self._near(low, high)
+        mixed = self._shifted_product(low, high)
+        rest = self._targets[:, 0, low:high] - own - below - mixed
+        left = _narrowed(rest, UNIT_BITS - code_shift)
+        known = self._inputs[:, rank : rank + low]
+        # A deviation in units of narrowed codes.
+        deviation = 2.0**code_shift / self._steps[tap]
+        gram = _sums(known, known)
+        gram.flat[:: low + 1] += (self._ridge + PRIOR * self._channels) * deviation**2
+        found = np.linalg.solve(gram, _sums(known, left))
+        self._weights[rank : rank + low, low:high] = found * 2.0 ** (UNIT_BITS - code_shift)
+        self._set(low, high)
+
+    def code(self, low: int, high: int, rounding: np.ndarray) -> None:
+        """Codes and reconstructions of channels with the weights that they have."""
+        out, tap, speech = self._out, self._tap, self._speech
+        rank = len(self._weights) - self._channels
+        known = torch.from_numpy(self._inputs[:, : rank + low])
+        mixed = product(known, torch.from_numpy(np.ascontiguousarray(out["mixing"][tap, : rank + low, low:high])))
+        shift = out["mixing_shift"][tap].astype(np.int32)
+        spent = np.zeros(self._frames, np.int32)
+        for plain, framed in zip(speech.plain, speech.framed, strict=True):
+            kernels.encode_channels(
+                self._targets[plain], 0, low, high, mixed.numpy()[plain], out["near"][tap], shift, (1 << shift) >> 1,
+                rounding, out["centroid"][tap], LARGEST + 1, 0, spent[plain], self._codes[plain], speech.rec[framed],
+            )  # fmt: skip
+        kernels.narrow_codes(self._codes, 0, low, high, int(out["code_shift"][tap]), self._inputs)
+
+    def settle(self, rounding: np.ndarray) -> None:
+        """Centroids of the tap's codes, and with them what it ends in."""
+        targets, codes = self._targets[:, 0], self._codes[:, 0]
+        used = (codes != 0) & (np.abs(targets) <= RANGE)
+        nearer = np.where(used, np.sign(codes) * (self._speech.rec[self._speech.places, 1] - targets), 0)
+        # Channels with few such codes keep to the middle.
+        centroid = np.rint(nearer.sum(axis=0) / (used.sum(axis=0) + FEW_CODES))
+        self._out["centroid"][self._tap] = np.clip(centroid, -UNIT // 2, UNIT // 2)
+        for low, high in pairwise(self._out["groups"].tolist()):
+            self.code(low, high, rounding)
+
+    def _noise(self) -> float:
+        """Of reconstructions, squared deviations of all frames: values stand for them where they are not there yet."""
+        return self._frames * (NOISE * float(self._steps[self._tap]) ** 2 + RIDGE) + PRIOR
+
+    def _near(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """What a channel's own past and the same channel of the tap below predict, int32 `(frames, channels)`."""
+        near = self._out["near"][self._tap, :, low:high].astype(np.int32)
+        here = self._speech.rec[self._speech.places, 0, low:high].astype(np.int32)
+        past = _shift(near[0] * self._past[:, low:high], WEIGHT_BITS)
+        return past, _shift(near[1] * here + near[2] * self._speech.before(here), BELOW_BITS)
+
+    def _shifted_product(self, low: int, high: int) -> np.ndarray:
+        """What the summary predicts, int32 `(frames, channels)`."""
+        rank = len(self._weights) - self._channels
+        matrix = np.ascontiguousarray(self._out["mixing"][self._tap, :rank, low:high])
+        sums = product(torch.from_numpy(self._inputs[:, :rank]), torch.from_numpy(matrix)).numpy()
+        return _shift(sums, self._out["mixing_shift"][self._tap, low:high].astype(np.int32))
+
+    def _set(self, low: int, high: int) -> None:
+        """Weights of channels as the whole numbers that they become."""
+        weights = self._weights[:, low:high]
+        largest = np.maximum(np.abs(weights).max(axis=0), 2.0**-14)
+        power = np.clip(np.floor(np.log2(127 / largest)), 0, 14)
+        self._out["mixing"][self._tap, :, low:high] = np.clip(np.rint(weights * 2.0**power), -127, 127)
+        self._out["mixing_shift"][self._tap, low:high] = power
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over frames of products of values.
+
+    Attributes:
+        gram: float64 `(2 * channels, 2 * channels)`, of the tap below in this frame and the one before.
+        now, past: `(2 * channels, channels)`, of those with the tap's values, and with its values a frame before.
+        lag, power: `(channels,)`, of a channel's value before with its value, and with itself.
+    """
+
+    gram: np.ndarray
+    now: np.ndarray
+    past: np.ndarray
+    lag: np.ndarray
+    power: np.ndarray
+
+    def solve(self, rank: int, ridge: float, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Weights of a channel's own neighbours `(3, channels)`: the frame before, the tap below now and before;
+        what sums up the tap below `(2 * channels, rank)`, and what that says of each channel `(rank, channels)`;
+        the square roots of the summary's own sums of squares `(rank,)`.
+        """
+        channels = len(self.lag)
+        system = self.gram.copy()
+        system.flat[:: len(system) + 1] += ridge + prior
+        by_now, by_past = np.split(np.linalg.solve(system, np.concatenate([self.now, self.past], axis=1)), 2, axis=1)
+        whole = np.zeros_like(self.now)
+        inner = outer = np.zeros((0, 0))
+        for _ in range(TURNS):
+            near = self._near(whole, ridge)
+            # What is left for all channels together when each has had its own neighbours.
+            rest = by_now - by_past * near[0]
+            rest[np.arange(channels), np.arange(channels)] -= near[1]
+            rest[channels + np.arange(channels), np.arange(channels)] -= near[2]
+            _, vectors = np.linalg.eigh(rest.T @ self.gram @ rest)
+            outer = np.ascontiguousarray(vectors[:, ::-1][:, :rank].T)
+            inner = rest @ outer.T
+            whole = inner @ outer
+        spread = np.sqrt(np.maximum(np.einsum("ir,ir->r", inner, self.gram @ inner), 0))
+        return self._near(whole, ridge), inner, outer, spread
+
+    def _near(self, whole: np.ndarray, ridge: float) -> np.ndarray:
+        """Of a channel's own neighbours, beside what `whole` `(2 * channels, channels)` makes of the tap below."""
+        at = np.arange(len(self.lag))
+        here, before = at, at + len(at)
+        gram = np.empty((len(at), 3, 3))
+        gram[:, 0, 0] = self.power
+        gram[:, 0, 1] = gram[:, 1, 0] = self.past[here, at]
+        gram[:, 0, 2] = gram[:, 2, 0] = self.past[before, at]
+        gram[:, 1, 2] = gram[:, 2, 1] = self.gram[here, before]
+        gram[:, 1, 1] = self.gram[here, here] + ridge
+        gram[:, 2, 2] = self.gram[before, before] + ridge
+        right = np.stack(
+            [
+                self.lag - np.einsum("ic,ic->c", self.past, whole),
+                self.now[here, at] - np.einsum("ic,ic->c", self.gram[:, here], whole),
+                self.now[before, at] - np.einsum("ic,ic->c", self.gram[:, before], whole),
+            ],
+            axis=1,
+        )
+        return np.linalg.solve(gram, right[..., None])[..., 0].T
 
 
 def fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
     """Weights as int16 whole numbers of `2 ** -bits`, cut at the limit."""
     # Kernels are fast on contiguous arrays only.
     return np.ascontiguousarray(np.clip(np.rint(weights * (1 << bits)), -limit, limit), np.int16)
+
+
+def _shift(values: np.ndarray, bits: int | np.ndarray) -> np.ndarray:
+    out: np.ndarray = (values + ((1 << bits) >> 1)) >> bits
+    return out
+
+
+def _narrowed(values: np.ndarray, shift: int) -> np.ndarray:
+    """int8 of whole numbers, in `2 ** shift` of them."""
+    return np.clip(_shift(values.astype(np.int32), int(shift)), -127, 127).astype(np.int8)
+
+
+def _sums(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64 `(a, b)`, sums over frames of products of int8 `(frames, a)` and `(frames, b)`."""
+    total = np.zeros((left.shape[1], right.shape[1]))
+    for at in range(0, len(left), FRAMES):
+        columns = torch.from_numpy(left[at : at + FRAMES]).T.contiguous()
+        total += product(columns, torch.from_numpy(np.ascontiguousarray(right[at : at + FRAMES]))).double().numpy()
+    return total
+
+
+def _dots(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64 `(a,)`, sums over frames of products of int8 `(frames, a)` with their like."""
+    out: np.ndarray = np.einsum("ta,ta->a", left.astype(np.int32), right.astype(np.int32), dtype=np.int64)
+    return out.astype(np.float64)

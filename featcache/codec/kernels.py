@@ -3,13 +3,16 @@
 All of them run over channels in the inner loop, which compilers turn into vector code, and release the
 interpreter lock. `featcache.codec.device` computes the same integers with torch.
 
-Reconstructions are int16 in units of `step / UNIT`. A prediction is
+Reconstructions are int16 in units of `step / UNIT`. A prediction is, in int32,
 
-    ((own * before + 2^(WEIGHT_BITS - 1)) >> WEIGHT_BITS) + ((mixed + 2^(shift - 1)) >> shift)
+    ((own * before + 2^(WEIGHT_BITS - 1)) >> WEIGHT_BITS)
+        + ((w0 * below + w1 * below_before + 2^(BELOW_BITS - 1)) >> BELOW_BITS)
+        + ((mixed + 2^(shift - 1)) >> shift)
 
-in int32, where `before` is the frame before and `mixed` is the sum of two products with matrices
-(`featcache.codec.mixing`): of all channels of the tap below, in this frame and the one before, and of those
-channels of the tap itself, in this frame, that are coded before (`prediction`). What does not exist is zero.
+where `before` is the frame before, `below` the same channel of the tap below, in this frame and the one before, and
+`mixed` a product with a matrix (`featcache.codec.mixing`) of a tap's inputs: the few numbers that sum up all channels
+of the tap below, in both frames, and the codes of those channels of the tap itself, in this frame, that are coded
+before (`prediction`). What does not exist is zero.
 
 Framed reconstructions are `(1 + frames, 1 + taps + 1, channels)`: a frame of zeros before the first, a tap of
 zeros below and above.
@@ -20,7 +23,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from featcache.codec.arithmetic import LARGEST, RANGE, SMOOTH_SHIFT, UNIT, UNIT_BITS, WEIGHT_BITS
+from featcache.codec.arithmetic import BELOW_BITS, LARGEST, RANGE, SMOOTH_SHIFT, UNIT, UNIT_BITS, WEIGHT_BITS
 
 
 @numba.njit(nogil=True, cache=True)
@@ -50,12 +53,20 @@ def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.n
 
 
 @numba.njit(nogil=True, cache=True)
+def _from_below(here: np.ndarray, before: np.ndarray, w0: np.ndarray, w1: np.ndarray, out: np.ndarray) -> None:
+    for c in range(len(out)):
+        total = np.int32(w0[c]) * np.int32(here[c]) + np.int32(w1[c]) * np.int32(before[c])
+        out[c] = (total + np.int32(1 << (BELOW_BITS - 1))) >> np.int32(BELOW_BITS)
+
+
+@numba.njit(nogil=True, cache=True)
 def _predict(
     before: np.ndarray, own: np.ndarray, mixed: np.ndarray, shift: np.ndarray, half: np.ndarray, out: np.ndarray
 ) -> None:
+    """Added to what is in `out`."""
     for c in range(len(out)):
         past = (np.int32(own[c]) * np.int32(before[c]) + np.int32(1 << (WEIGHT_BITS - 1))) >> np.int32(WEIGHT_BITS)
-        out[c] = past + ((mixed[c] + half[c]) >> shift[c])
+        out[c] += past + ((mixed[c] + half[c]) >> shift[c])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -78,20 +89,51 @@ def _quantise(target: np.ndarray, predicted: np.ndarray, rounding: np.ndarray, l
 
 
 @numba.njit(nogil=True, cache=True)
-def narrow(rec: np.ndarray, tap: int, low: int, high: int, shift: int, out: np.ndarray) -> None:
-    """Channels `low` to `high` of a tap as they are handed to products, int8.
+def narrow(rec: np.ndarray, tap: int, shift: int, out: np.ndarray) -> None:
+    """A tap as it is handed to products: int8 `(frames, 2 * channels)`, beside each frame the one before.
 
     Args:
         rec: framed reconstructions of one row.
         shift: reconstructions are counted in `2 ** shift` units, and cut at 127 of them.
-        out: int8 `(frames, channels or more)`; only these channels are written.
     """
     half = np.int32((1 << shift) >> 1)
+    channels = rec.shape[2]
     for t in range(len(rec) - 1):
-        source, here = rec[t + 1, tap + 1, low:high], out[t, low:high]
-        for c in range(high - low):
+        source, here = rec[t + 1, tap + 1], out[t, :channels]
+        for c in range(channels):
             q = (np.int32(source[c]) + half) >> np.int32(shift)
             here[c] = np.int8(min(max(q, np.int32(-127)), np.int32(127)))
+        if t:
+            out[t, channels:] = out[t - 1, :channels]
+        else:
+            out[t, channels:] = 0
+
+
+@numba.njit(nogil=True, cache=True)
+def narrow_sums(sums: np.ndarray, shift: np.ndarray, half: np.ndarray, out: np.ndarray) -> None:
+    """The summary of a tap as it is handed to products, int8, into the first columns of `out`; `sums` is int32."""
+    for t in range(len(sums)):
+        source, here = sums[t], out[t, : sums.shape[1]]
+        for i in range(len(source)):
+            q = (source[i] + half[i]) >> shift[i]
+            here[i] = np.int8(min(max(q, np.int32(-127)), np.int32(127)))
+
+
+@numba.njit(nogil=True, cache=True)
+def narrow_codes(codes: np.ndarray, tap: int, low: int, high: int, shift: int, out: np.ndarray) -> None:
+    """Codes of channels of a tap as they are handed to products, int8, into the columns of `out` that are theirs.
+
+    Args:
+        codes: int16 `(frames, taps, channels)`.
+        shift: codes are counted in `2 ** -shift`, and cut at 127 of them.
+        out: `(frames, anything + channels)`.
+    """
+    rank = out.shape[1] - codes.shape[2]
+    for t in range(len(codes)):
+        source, here = codes[t, tap, low:high], out[t, rank + low : rank + high]
+        for c in range(high - low):
+            k = np.int32(source[c]) << np.int32(shift)
+            here[c] = np.int8(min(max(k, np.int32(-127)), np.int32(127)))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -115,7 +157,7 @@ def encode_channels(
     low: int,
     high: int,
     mixed: np.ndarray,
-    own: np.ndarray,
+    near: np.ndarray,
     shift: np.ndarray,
     half: np.ndarray,
     rounding: np.ndarray,
@@ -130,9 +172,10 @@ def encode_channels(
 
     Args:
         target: int32 `(frames, taps, channels)`, from `targets`.
-        mixed: int32 `(frames, channels)`, what other channels say of these.
-        own, shift, half: of this tap, `(channels,)`: weight of the frame before; by how many bits `mixed` is
-            shifted to units, and what is added to round it.
+        mixed: int32 `(frames, high - low)`, the product.
+        near: int16 `(3, channels)`: weights of the frame before, and of the tap below in this frame and the one before.
+        shift, half: of this tap, `(channels,)`: by how many bits `mixed` is shifted to units, and what is added to
+            round it.
         rounding: int16 `(channels,)`, what is added to a residual's size before it is cut to whole steps;
             UNIT / 2 rounds to the nearest, less makes a dead zone.
         centroid: int16 `(channels,)`, by how much a code other than 0 is moved towards 0.
@@ -140,12 +183,13 @@ def encode_channels(
         budget: the room for that, a frame, in quarters of a byte. `spent` int32 `(frames,)` is what those before used.
         codes: int16 `(frames, taps, channels)`. rec: framed reconstructions.
     """
-    own, shift, half = own[low:high], shift[low:high], half[low:high]
-    rounding, centroid = rounding[low:high], centroid[low:high]
+    own, w0, w1 = near[0, low:high], near[1, low:high], near[2, low:high]
+    shift, half, rounding, centroid = shift[low:high], half[low:high], rounding[low:high], centroid[low:high]
     predicted = np.zeros(high - low, np.int32)
     for t in range(len(target)):
         code = codes[t, tap, low:high]
-        _predict(rec[t, tap + 1, low:high], own, mixed[t, low:high], shift, half, predicted)
+        _from_below(rec[t + 1, tap, low:high], rec[t, tap, low:high], w0, w1, predicted)
+        _predict(rec[t, tap + 1, low:high], own, mixed[t], shift, half, predicted)
         _quantise(target[t, tap, low:high], predicted, rounding, LARGEST, code)
         ordinary, large = 0, 0
         for c in range(high - low):
@@ -166,17 +210,19 @@ def decode_channels(
     low: int,
     high: int,
     mixed: np.ndarray,
-    own: np.ndarray,
+    near: np.ndarray,
     shift: np.ndarray,
     half: np.ndarray,
     centroid: np.ndarray,
     rec: np.ndarray,
 ) -> None:
     """The inverse of `encode_channels`, with its arguments; `codes` may have any number of taps."""
-    own, shift, half, centroid = own[low:high], shift[low:high], half[low:high], centroid[low:high]
+    own, w0, w1 = near[0, low:high], near[1, low:high], near[2, low:high]
+    shift, half, centroid = shift[low:high], half[low:high], centroid[low:high]
     predicted = np.zeros(high - low, np.int32)
     for t in range(len(codes)):
-        _predict(rec[t, tap + 1, low:high], own, mixed[t, low:high], shift, half, predicted)
+        _from_below(rec[t + 1, tap, low:high], rec[t, tap, low:high], w0, w1, predicted)
+        _predict(rec[t, tap + 1, low:high], own, mixed[t], shift, half, predicted)
         _update(predicted, codes[t, tap, low:high], centroid, rec[t + 1, tap + 1, low:high])
 
 

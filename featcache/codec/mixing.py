@@ -7,6 +7,7 @@ counts exactly in any order, so that every matrix product of blocks of so many g
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
@@ -24,18 +25,42 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _by_blocks(left, right)
 
 
-def channel_groups(
-    calibration: Mapping[str, np.ndarray], device: str | torch.device = "cpu"
-) -> list[list[tuple[int, int, torch.Tensor]]]:
-    """By tap, the groups of channels in their order: where it begins and ends, and the matrix of those before it.
+@dataclass(frozen=True)
+class Group:
+    """Channels `low` to `high` of a tap, which are coded together.
 
-    The matrix is int8 `(channels of the groups before, channels of this one)`.
+    Attributes:
+        first: which of a frame's inputs is the first that says something of them.
+        matrix: int8 `(last - first, high - low)`, what inputs from `first` up to those of the channels before say.
     """
+
+    low: int
+    high: int
+    first: int
+    matrix: torch.Tensor
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """int32 `(frames, high - low)` of a tap's inputs int8 `(frames, rank + channels)`."""
+        if not len(self.matrix):
+            return torch.zeros((len(inputs), self.high - self.low), dtype=torch.int32, device=inputs.device)
+        return product(inputs[:, self.first : self.first + len(self.matrix)], self.matrix)
+
+
+def channel_groups(calibration: Mapping[str, np.ndarray], device: str | torch.device = "cpu") -> list[list[Group]]:
+    """By tap, its groups in the order in which they are coded. Nothing sums up what is below the first tap."""
     edges = list(pairwise(calibration["groups"].tolist()))
-    return [
-        [(low, high, torch.from_numpy(np.ascontiguousarray(matrix[:low, low:high])).to(device)) for low, high in edges]
-        for matrix in calibration["beside"]
-    ]
+    rank = calibration["summary"].shape[2]
+    found = []
+    for tap, matrix in enumerate(calibration["mixing"]):
+        first = 0 if tap else rank
+        parts = [np.ascontiguousarray(matrix[first : rank + low, low:high]) for low, high in edges]
+        found.append(
+            [
+                Group(low, high, first, torch.from_numpy(part).to(device))
+                for (low, high), part in zip(edges, parts, strict=True)
+            ]
+        )
+    return found
 
 
 def _by_blocks(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

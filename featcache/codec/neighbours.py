@@ -7,14 +7,14 @@ Rows lie end to end; `first` is bool `(frames,)`, true where one begins. The int
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from featcache.codec.arithmetic import SMOOTH_SHIFT
-from featcache.codec.mixing import channel_groups, product
+from featcache.codec.arithmetic import BELOW_BITS, SMOOTH_SHIFT
+from featcache.codec.mixing import Group, channel_groups, product
 
 
 class Neighbours:
@@ -28,10 +28,13 @@ class Neighbours:
     def __init__(self, calibration: Mapping[str, np.ndarray], scale: np.ndarray, device: torch.device) -> None:
         self.device = device
         self.taps, self.channels = calibration["mean"].shape
-        self.own = self.put(calibration["own"].astype(np.int32))
+        self.near = self.put(calibration["near"].astype(np.int32))
+        self.summary = self.put(calibration["summary"])
+        self.summary_shift = self.put(calibration["summary_shift"].astype(np.int32))
         self.mixing = self.put(calibration["mixing"])
         self.shift = self.put(calibration["mixing_shift"].astype(np.int32))
         self.input_shift = calibration["input_shift"].tolist()
+        self.code_shift = calibration["code_shift"].tolist()
         self.groups = channel_groups(calibration, device)
         self.centroid = self.put(calibration["centroid"].astype(np.int32))
         self.smoother = self.put(calibration["smoother"].astype(np.int32))
@@ -41,32 +44,34 @@ class Neighbours:
     def put(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def predictions(self, rec: torch.Tensor, first: torch.Tensor, tap: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """One group of a tap's channels after the other, and what others add to their prediction.
+    def from_below(self, rec: torch.Tensor, first: torch.Tensor, tap: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the tap below says of a tap: int32 `(frames, channels)` that the same channel there adds to a
+        prediction, and the summary of all, int8 `(frames, rank)`.
 
         Args:
-            rec: `(frames, taps, channels)`, reconstructions of the taps below. Those of a group that was given must
-                be in it when the next one is asked for.
-
-        Yields:
-            the group's channels, and int32 `(frames, channels of the group)`.
+            rec: `(frames, taps, channels)`, reconstructions.
         """
-        if tap:
-            here = self._narrow(rec[:, tap - 1], tap - 1)
-            mixed = product(torch.cat([here, before(here, first)], dim=1), self.mixing[tap])
-        else:
-            mixed = torch.zeros((len(rec), self.channels), dtype=torch.int32, device=rec.device)
-        for low, high, matrix in self.groups[tap]:
-            total = mixed[:, low:high]
-            if low:
-                total = total + product(self._narrow(rec[:, tap, :low], tap), matrix)
-            shift = self.shift[tap, low:high]
-            yield slice(low, high), (total + ((1 << shift) >> 1)) >> shift
+        if not tap:
+            nothing = torch.zeros((len(rec), self.channels), dtype=torch.int32, device=rec.device)
+            return nothing, nothing[:, : self.summary.shape[2]].to(torch.int8)
+        here = rec[:, tap - 1].int()
+        total = self.near[tap, 1] * here + self.near[tap, 2] * before(here, first)
+        narrow = _narrow(here, self.input_shift[tap - 1])
+        sums = product(torch.cat([narrow, before(narrow, first)], dim=1), self.summary[tap])
+        return (total + (1 << (BELOW_BITS - 1))) >> BELOW_BITS, _narrow(sums, self.summary_shift[tap])
 
-    def _narrow(self, rec: torch.Tensor, tap: int) -> torch.Tensor:
-        """Reconstructions of a tap as they are handed to products, int8."""
-        shift = self.input_shift[tap]
-        return ((rec.int() + ((1 << shift) >> 1)) >> shift).clamp_(-127, 127).to(torch.int8)
+    def inputs(self, summary: torch.Tensor, codes: torch.Tensor, tap: int) -> torch.Tensor:
+        """int8 `(frames, rank + channels)`: the summary, and codes `(frames, channels)` of the tap itself."""
+        return torch.cat([summary, (codes.int() << self.code_shift[tap]).clamp_(-127, 127).to(torch.int8)], dim=1)
+
+    def mixed(self, inputs: torch.Tensor, tap: int, group: Group | None = None) -> torch.Tensor:
+        """int32 `(frames, channels)` that inputs add to the prediction of a group, or of all channels.
+
+        Of a group, codes of its own channels and of those after it say nothing.
+        """
+        if group is None:
+            return _shifted(product(inputs, self.mixing[tap]), self.shift[tap])
+        return _shifted(group.product(inputs), self.shift[tap, group.low : group.high])
 
     def estimate(
         self, here: torch.Tensor, first: torch.Tensor, below: torch.Tensor, above: torch.Tensor, taps: Any
@@ -82,6 +87,16 @@ class Neighbours:
         total = functools.reduce(torch.add, (weight * value for weight, value in neighbours))
         y = (total + (1 << (SMOOTH_SHIFT - 1))) >> SMOOTH_SHIFT
         return y.float() * self.scale[taps] + self.mean[taps]
+
+
+def _shifted(values: torch.Tensor, shift: Any) -> torch.Tensor:
+    """Whole numbers divided by powers of two, rounded."""
+    return (values + ((1 << shift) >> 1)) >> shift
+
+
+def _narrow(values: torch.Tensor, shift: Any) -> torch.Tensor:
+    """int32 values as they are handed to products, int8."""
+    return _shifted(values, shift).clamp_(-127, 127).to(torch.int8)
 
 
 def around(values: torch.Tensor, first: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

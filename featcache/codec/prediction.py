@@ -1,12 +1,11 @@
 """One row of the `residual` profile between targets, codes and reconstructions, on one core.
 
-Tap after tap, and of each tap one group of channels after the other: a group is predicted from the whole tap below,
-in this frame and the one before, and from the groups of its own tap that are known by then, in this frame.
+Tap after tap, and of each tap one group of channels after the other. A channel is predicted from itself, in the frame
+before and in the tap below; from the numbers that sum up the whole tap below, in this frame and the one before; and
+from the codes of the groups of its own tap that are known by then, in this frame.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,10 +27,10 @@ class Coding:
     def __init__(self, arrays: Arrays, limit: int = LARGEST + 1, budget: int = 0) -> None:
         self._arrays = arrays
         self._limit, self._budget = limit, budget
-        self._shift = arrays["mixing_shift"].astype(np.int32)
-        self._half = (1 << self._shift) >> 1
-        self._input_shift = arrays["input_shift"].tolist()
-        self._mixing = [torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in arrays["mixing"]]
+        self._shift, self._half = rounded_shift(arrays["mixing_shift"])
+        self._summary = [torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in arrays["summary"]]
+        self._summary_shift, self._summary_half = rounded_shift(arrays["summary_shift"])
+        self._input_shift, self._code_shift = arrays["input_shift"].tolist(), arrays["code_shift"].tolist()
         self._groups = channel_groups(arrays)
 
     def encode(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -41,14 +40,16 @@ class Coding:
         codes = np.zeros(target.shape, np.int16)
         rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
         spent = np.zeros(frames, np.int32)
-
-        def step(tap: int, low: int, high: int, mixed: np.ndarray) -> None:
-            kernels.encode_channels(
-                target, tap, low, high, mixed, arrays["own"][tap], self._shift[tap], self._half[tap],
-                arrays["rounding"][tap], arrays["centroid"][tap], self._limit, self._budget, spent, codes, rec,
-            )  # fmt: skip
-
-        self._run(rec, taps, step)
+        inputs = _Inputs(self, frames, channels)
+        for tap in range(taps if frames else 0):
+            inputs.sum_up(rec, tap)
+            for group in self._groups[tap]:
+                kernels.encode_channels(
+                    target, tap, group.low, group.high, group.product(inputs.tensor).numpy(), arrays["near"][tap],
+                    self._shift[tap], self._half[tap], arrays["rounding"][tap], arrays["centroid"][tap],
+                    self._limit, self._budget, spent, codes, rec,
+                )  # fmt: skip
+                inputs.add(codes, tap, group.low, group.high)
         return codes, rec
 
     def decode(self, codes: np.ndarray, depth: int) -> np.ndarray:
@@ -56,33 +57,41 @@ class Coding:
         arrays = self._arrays
         frames, taps, channels = codes.shape
         rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
-
-        def step(tap: int, low: int, high: int, mixed: np.ndarray) -> None:
-            kernels.decode_channels(
-                codes, tap, low, high, mixed, arrays["own"][tap], self._shift[tap], self._half[tap],
-                arrays["centroid"][tap], rec,
-            )  # fmt: skip
-
-        self._run(rec, depth, step)
+        inputs = _Inputs(self, frames, channels)
+        for tap in range(depth if frames else 0):
+            inputs.sum_up(rec, tap)
+            inputs.add(codes, tap, 0, channels)
+            for group in self._groups[tap]:
+                kernels.decode_channels(
+                    codes, tap, group.low, group.high, group.product(inputs.tensor).numpy(), arrays["near"][tap],
+                    self._shift[tap], self._half[tap], arrays["centroid"][tap], rec,
+                )  # fmt: skip
         return rec
 
-    def _run(self, rec: np.ndarray, depth: int, step: Callable[[int, int, int, np.ndarray], None]) -> None:
-        """Call `step` for each group of the first taps, with what is said of it by all that is in `rec` by then."""
-        frames, channels = len(rec) - 1, rec.shape[2]
-        if not frames:
-            return
-        below = np.zeros((frames, 2 * channels), np.int8)
-        products, known = torch.from_numpy(below), torch.from_numpy(below)[:, :channels]
-        for tap in range(depth):
-            if tap:
-                # Beside each frame the one before; nothing is before the first.
-                below[1:, channels:] = below[:-1, :channels]
-                mixed = product(products, self._mixing[tap])
-            else:
-                mixed = torch.zeros((frames, channels), dtype=torch.int32)
-            for low, high, matrix in self._groups[tap]:
-                if low:
-                    mixed[:, low:high] += product(known[:, :low], matrix)
-                step(tap, low, high, mixed.numpy())
-                # For the groups after it, and then for the tap above.
-                kernels.narrow(rec, tap, low, high, self._input_shift[tap], below)
+
+class _Inputs:
+    """What products are made of, one tap after the other: int8 `(frames, rank + channels)`."""
+
+    def __init__(self, coding: Coding, frames: int, channels: int) -> None:
+        self._coding = coding
+        self._below = np.empty((frames, 2 * channels), np.int8)
+        self._array = np.empty((frames, coding._summary[0].shape[1] + channels), np.int8)
+        self.tensor = torch.from_numpy(self._array)
+
+    def sum_up(self, rec: np.ndarray, tap: int) -> None:
+        """The summary of the tap below, as it stands in `rec`."""
+        if tap:
+            coding = self._coding
+            kernels.narrow(rec, tap - 1, coding._input_shift[tap - 1], self._below)
+            sums = product(torch.from_numpy(self._below), coding._summary[tap]).numpy()
+            kernels.narrow_sums(sums, coding._summary_shift[tap], coding._summary_half[tap], self._array)
+
+    def add(self, codes: np.ndarray, tap: int, low: int, high: int) -> None:
+        """Codes of channels of the tap itself."""
+        kernels.narrow_codes(codes, tap, low, high, self._coding._code_shift[tap], self._array)
+
+
+def rounded_shift(shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A shift to the right and what is added before it, so that it rounds: int32 both."""
+    whole = shift.astype(np.int32)
+    return whole, (1 << whole) >> 1

@@ -38,7 +38,7 @@ class Residual(Codec):
     """
 
     profile = "residual"
-    version = 4
+    version = 5
 
     def __init__(self, taps: int, channels: int, parameters: Mapping[str, Any], calibration: Arrays) -> None:
         # Kernels are fast on contiguous arrays only.
