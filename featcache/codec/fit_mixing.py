@@ -96,25 +96,23 @@ class _Speech:
     """Rows laid end to end, a frame of zeros before each; one tap in work, and the one below it.
 
     Attributes:
-        rec: int16 `(frames and those zeros, 3, channels)`, framed reconstructions of the tap below and of the tap in
-            work, and zeros above them.
-        places: where the rows' frames are in it.
+        below, here: int16 `(frames and those zeros, channels)`, framed reconstructions of both taps.
+        places: where the rows' frames are in them.
     """
 
     def __init__(self, rows: Sequence[np.ndarray], channels: int) -> None:
         self.rows = rows
-        self.lengths = [len(row) for row in rows]
-        starts = np.cumsum([0] + [n + 1 for n in self.lengths])
-        self.framed = [slice(int(a), int(b)) for a, b in pairwise(starts)]
-        ends = np.cumsum(self.lengths)
-        self.plain = [slice(int(end) - n, int(end)) for end, n in zip(ends, self.lengths, strict=True)]
+        lengths = np.array([len(row) for row in rows])
+        ends = np.cumsum(lengths)
+        self.plain = [slice(int(end - n), int(end)) for end, n in zip(ends, lengths, strict=True)]
+        self.framed = [slice(s.start + number, s.stop + number + 1) for number, s in enumerate(self.plain)]
         self.places = np.concatenate([np.arange(s.start + 1, s.stop) for s in self.framed])
-        self.rec = np.zeros((int(starts[-1]), 3, channels), np.int16)
+        self.below, self.here = (np.zeros((int(ends[-1]) + len(rows), channels), np.int16) for _ in range(2))
 
     def targets(self, tap: int, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        """int32 `(frames, 1, channels)`."""
+        """int32 `(frames, channels)`."""
         values = np.concatenate([row[:, tap : tap + 1] for row in self.rows])
-        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1])
+        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1])[0]
 
     def before(self, values: np.ndarray) -> np.ndarray:
         """The same a frame before, zeros before the first of a row."""
@@ -125,8 +123,8 @@ class _Speech:
 
     def climb(self) -> None:
         """On to the next tap."""
-        self.rec[:, 0] = self.rec[:, 1]
-        self.rec[:, 1] = 0
+        self.below = self.here
+        self.here = np.zeros_like(self.below)
 
 
 class _Tap:
@@ -138,11 +136,11 @@ class _Tap:
     def __init__(self, speech: _Speech, tap: int, steps: np.ndarray, targets: np.ndarray, out: Arrays) -> None:
         self._speech, self._tap, self._out = speech, tap, out
         self._steps, self._targets = steps, targets
-        self._frames, _, self._channels = targets.shape
+        self._frames, self._channels = targets.shape
         shift = out["input_shift"].astype(np.float64)
         self._unit = 2.0 ** shift[tap] / UNIT * steps[tap]
         self._unit_below = 2.0 ** shift[tap - 1] / UNIT * steps[tap - 1] if tap else 0.0
-        self._past = np.clip(speech.before(targets[:, 0]), -RANGE, RANGE)
+        self._past = np.clip(speech.before(targets), -RANGE, RANGE)
         rank = out["summary"].shape[2]
         self._inputs = np.zeros((self._frames, rank + self._channels), np.int8)
         self._codes = np.zeros(targets.shape, np.int16)
@@ -150,14 +148,14 @@ class _Tap:
         self._ridge = RIDGE * self._frames + PRIOR
 
     def near_alone(self) -> None:
-        values, past = (_narrowed(v, self._out["input_shift"][self._tap]) for v in (self._targets[:, 0], self._past))
+        values, past = (_narrowed(v, self._out["input_shift"][self._tap]) for v in (self._targets, self._past))
         own = _dots(past, values) / np.maximum(_dots(past, past) + self._noise() / self._unit**2, 1e-30)
         self._out["near"][self._tap, 0] = fixed(own, WEIGHT_BITS, WEIGHT_LIMIT)
 
     def near_and_summary(self, rank: int) -> None:
         out, tap, channels = self._out, self._tap, self._channels
-        values, past = (_narrowed(v, out["input_shift"][tap]) for v in (self._targets[:, 0], self._past))
-        here = _narrowed(self._speech.rec[self._speech.places, 0], out["input_shift"][tap - 1])
+        values, past = (_narrowed(v, out["input_shift"][tap]) for v in (self._targets, self._past))
+        here = _narrowed(self._speech.below[self._speech.places], out["input_shift"][tap - 1])
         below = np.concatenate([here, self._speech.before(here)], axis=1)
         sums = _Sums(
             gram=_sums(below, below) * self._unit_below**2,
@@ -190,9 +188,8 @@ class _Tap:
         out, tap = self._out, self._tap
         rank = len(self._weights) - self._channels
         code_shift = int(out["code_shift"][tap])
-        own, below = self._near(low, high)
-        mixed = self._shifted_product(low, high)
-        rest = self._targets[:, 0, low:high] - own - below - mixed
+        own = _shift(out["near"][tap, 0, low:high].astype(np.int32) * self._past[:, low:high], WEIGHT_BITS)
+        rest = self._targets[:, low:high] - own - self._below(low, high) - self._mixed(low, high)
         left = _narrowed(rest, UNIT_BITS - code_shift)
         known = self._inputs[:, rank : rank + low]
         # A deviation in units of narrowed codes.
@@ -206,23 +203,21 @@ class _Tap:
     def code(self, low: int, high: int, rounding: np.ndarray) -> None:
         """Codes and reconstructions of channels with the weights that they have."""
         out, tap, speech = self._out, self._tap, self._speech
-        rank = len(self._weights) - self._channels
-        known = torch.from_numpy(self._inputs[:, : rank + low])
-        mixed = product(known, torch.from_numpy(np.ascontiguousarray(out["mixing"][tap, : rank + low, low:high])))
-        shift = out["mixing_shift"][tap].astype(np.int32)
         spent = np.zeros(self._frames, np.int32)
+        added = np.zeros((self._frames, self._channels), np.int32)
+        added[:, low:high] = self._below(low, high) + self._mixed(low, high, low)
         for plain, framed in zip(speech.plain, speech.framed, strict=True):
             kernels.encode_channels(
-                self._targets[plain], 0, low, high, mixed.numpy()[plain], out["near"][tap], shift, (1 << shift) >> 1,
-                rounding, out["centroid"][tap], LARGEST + 1, 0, spent[plain], self._codes[plain], speech.rec[framed],
+                self._targets[plain], added[plain], low, high, out["near"][tap, 0], rounding, out["centroid"][tap],
+                LARGEST + 1, 0, spent[plain], self._codes[plain], speech.here[framed],
             )  # fmt: skip
-        kernels.narrow_codes(self._codes, 0, low, high, int(out["code_shift"][tap]), self._inputs)
+        kernels.narrow_codes(self._codes, low, high, int(out["code_shift"][tap]), self._inputs)
 
     def settle(self, rounding: np.ndarray) -> None:
         """Centroids of the tap's codes, and with them what it ends in."""
-        targets, codes = self._targets[:, 0], self._codes[:, 0]
+        targets, codes = self._targets, self._codes
         used = (codes != 0) & (np.abs(targets) <= RANGE)
-        nearer = np.where(used, np.sign(codes) * (self._speech.rec[self._speech.places, 1] - targets), 0)
+        nearer = np.where(used, np.sign(codes) * (self._speech.here[self._speech.places] - targets), 0)
         # Channels with few such codes keep to the middle.
         centroid = np.rint(nearer.sum(axis=0) / (used.sum(axis=0) + FEW_CODES))
         self._out["centroid"][self._tap] = np.clip(centroid, -UNIT // 2, UNIT // 2)
@@ -233,18 +228,17 @@ class _Tap:
         """Of reconstructions, squared deviations of all frames: values stand for them where they are not there yet."""
         return self._frames * (NOISE * float(self._steps[self._tap]) ** 2 + RIDGE) + PRIOR
 
-    def _near(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """What a channel's own past and the same channel of the tap below predict, int32 `(frames, channels)`."""
-        near = self._out["near"][self._tap, :, low:high].astype(np.int32)
-        here = self._speech.rec[self._speech.places, 0, low:high].astype(np.int32)
-        past = _shift(near[0] * self._past[:, low:high], WEIGHT_BITS)
-        return past, _shift(near[1] * here + near[2] * self._speech.before(here), BELOW_BITS)
+    def _below(self, low: int, high: int) -> np.ndarray:
+        """What the same channel of the tap below predicts, int32 `(frames, channels)`."""
+        near = self._out["near"][self._tap, 1:, low:high].astype(np.int32)
+        here = self._speech.below[self._speech.places, low:high].astype(np.int32)
+        return _shift(near[0] * here + near[1] * self._speech.before(here), BELOW_BITS)
 
-    def _shifted_product(self, low: int, high: int) -> np.ndarray:
-        """What the summary predicts, int32 `(frames, channels)`."""
-        rank = len(self._weights) - self._channels
-        matrix = np.ascontiguousarray(self._out["mixing"][self._tap, :rank, low:high])
-        sums = product(torch.from_numpy(self._inputs[:, :rank]), torch.from_numpy(matrix)).numpy()
+    def _mixed(self, low: int, high: int, known: int = 0) -> np.ndarray:
+        """What the summary and the first channels' codes predict of channels, int32 `(frames, channels)`."""
+        inputs = len(self._weights) - self._channels + known
+        matrix = np.ascontiguousarray(self._out["mixing"][self._tap, :inputs, low:high])
+        sums = product(torch.from_numpy(self._inputs[:, :inputs]), torch.from_numpy(matrix)).numpy()
         return _shift(sums, self._out["mixing_shift"][self._tap, low:high].astype(np.int32))
 
     def _set(self, low: int, high: int) -> None:

@@ -162,12 +162,12 @@ def fit_step(
     free = Coding(arrays)
     coded = [free.encode(row) for row in target]
     codes, framed = [c for c, _ in coded], [r for _, r in coded]
-    source = [np.ascontiguousarray(r[1:, 1:-1]) for r in framed]
+    source = [np.ascontiguousarray(r[1:-1, 1:]) for r in framed]
     smoother = _solve(target, source, SMOOTHER)
     arrays["smoother"] = fit_mixing.fixed(smoother, arithmetic.SMOOTH_BITS, arithmetic.SMOOTH_LIMIT)
-    flat = np.concatenate(codes).reshape(-1, taps * channels)
-    arrays["order"] = np.argsort(_entropy(flat), kind="stable").astype(np.int32)
-    arrays["coding"], bits = _choose(flat, arrays["order"])
+    together = np.concatenate(codes, axis=1)
+    arrays["order"] = np.argsort(_entropy(together).reshape(-1), kind="stable").astype(np.int32)
+    arrays["coding"], bits = _choose(together, arrays["order"])
     return Fitted(arrays, bits, _nmse(rows, framed, arrays))
 
 
@@ -191,7 +191,7 @@ def _solve(
     """Least squares of the target from neighbours in the source, float64 `(taps, neighbours, channels)`."""
     from featcache.codec.kernels_fit import accumulate
 
-    taps, channels = target[0].shape[1:]
+    taps, _, channels = target[0].shape
     count = len(neighbours)
     gram, cross = np.zeros((taps, count, count, channels)), np.zeros((taps, count, channels))
     frames_off, taps_off = np.array(neighbours, np.int64).T.copy()
@@ -214,34 +214,36 @@ def _symmetric(lower: np.ndarray) -> np.ndarray:
 
 
 def _entropy(codes: np.ndarray) -> np.ndarray:
-    """Bits per code of every column, float64 `(values,)`."""
+    """Bits per code of every channel of a tap, float64 `(taps, channels)`, of codes `(taps, frames, channels)`."""
     limit = 15
-    total = np.zeros(codes.shape[1])
+    total = np.zeros((len(codes), codes.shape[2]))
     clipped = np.clip(codes, -limit, limit)
     for k in range(-limit, limit + 1):
-        share = (clipped == k).mean(axis=0)
+        share = (clipped == k).mean(axis=1)
         total -= share * np.log2(np.where(share > 0, share, 1))
     return np.round(total, 9)
 
 
 def _choose(codes: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, float]:
     """int32 `(radix, bytes of a frame's tail)` of the smallest packing, and its bits per value."""
+    values = codes.shape[0] * codes.shape[2]
     quarters = {radix: packing.tail_quarters(codes, radix) for radix in packing.DIGITS}
     finest = max(packing.DIGITS)
-    usable = [r for r in packing.DIGITS if r == finest or quarters[r].mean() <= codes.shape[1]]
+    usable = [r for r in packing.DIGITS if r == finest or quarters[r].mean() <= values]
     # Room for frames half as large again as the largest here: zeros cost next to nothing.
-    tails = {r: packing.tail_bytes(codes.shape[1], r, 1.5 * quarters[r].max(initial=0)) for r in usable}
+    tails = {r: packing.tail_bytes(values, r, 1.5 * quarters[r].max(initial=0)) for r in usable}
 
     def size(radix: int, frames: int) -> float:
         padded = packing.padded_order(order, radix)
-        return _size_zstd(packing.assemble(codes[:frames], padded, radix, tails[radix]))
+        some = np.ascontiguousarray(codes[:, :frames])
+        return _size_zstd(packing.assemble(some, padded, radix, tails[radix]))
 
     # Two are left after a look at a part.
     likely = sorted(usable, key=lambda radix: size(radix, LOOK_FRAMES))[:2]
-    sizes = {radix: size(radix, len(codes)) for radix in sorted(likely)}
+    sizes = {radix: size(radix, codes.shape[1]) for radix in sorted(likely)}
     radix = min(sizes, key=lambda r: sizes[r])
-    overhead = _chunk_overhead(codes.shape[1]) / min(CHUNK_FRAMES, len(codes))
-    return np.array([radix, tails[radix]], np.int32), 8 * (sizes[radix] + overhead) / codes.shape[1]
+    overhead = _chunk_overhead(values) / min(CHUNK_FRAMES, codes.shape[1])
+    return np.array([radix, tails[radix]], np.int32), 8 * (sizes[radix] + overhead) / values
 
 
 def _size_zstd(frames: np.ndarray) -> float:
@@ -274,7 +276,7 @@ def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
 
     scale = (arrays["step"] * np.float32(arithmetic.SMOOTHED_UNIT)).astype(np.float32)
     taps, channels = scale.shape
-    out = np.empty((len(rec) - 1, taps, channels), np.float32)
+    out = np.empty((rec.shape[1] - 1, taps, channels), np.float32)
     kernels.smooth(rec, arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)
     return out
 

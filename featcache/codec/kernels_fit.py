@@ -22,27 +22,27 @@ def accumulate(
     Neighbour k of `(t, tap)` is `(t + frames_off[k], tap + taps_off[k])`, zero where there is none.
 
     Args:
-        target: int32 `(frames, taps, channels)`; values beyond RANGE are left out.
+        target: int32 `(taps, frames, channels)`; values beyond RANGE are left out.
         source: int32 or int16, of the same shape.
         gram: float64 `(taps, k, k, channels)`, lower triangle. cross: float64 `(taps, k, channels)`.
     """
-    frames, taps, channels = target.shape
+    taps, frames, channels = target.shape
     count = len(frames_off)
     near = np.zeros((count, channels), np.float32)
     weight = np.zeros(channels, np.float32)
     x = np.zeros(channels, np.float32)
-    for t in range(frames):
-        for tap in range(taps):
+    for tap in range(taps):
+        for t in range(frames):
             for k in range(count):
                 tt, ll = t + frames_off[k], tap + taps_off[k]
                 if 0 <= tt < frames and 0 <= ll < taps:
                     for c in range(channels):
-                        near[k, c] = np.float32(source[tt, ll, c])
+                        near[k, c] = np.float32(source[ll, tt, c])
                 else:
                     near[k, :] = 0
             for c in range(channels):
-                weight[c] = np.float32(0) if target[t, tap, c] > RANGE else np.float32(1)
-                x[c] = np.float32(target[t, tap, c]) * weight[c]
+                weight[c] = np.float32(0) if target[tap, t, c] > RANGE else np.float32(1)
+                x[c] = np.float32(target[tap, t, c]) * weight[c]
             for k in range(count):
                 for c in range(channels):
                     cross[tap, k, c] += near[k, c] * x[c]

@@ -65,16 +65,20 @@ def assemble(
     """Whole frames into `out` uint8 `(frames, bytes)`, as `featcache.codec.packing` describes them.
 
     Args:
-        codes: int8 or int16 `(frames, values)`.
-        order: uint32, position of each packed value, padded to whole bytes with `values`.
+        codes: int8 or int16 `(taps, frames, channels)`.
+        order: uint32, position of each packed value among those of a frame, padded to whole bytes with their number.
     """
     limit = np.int32((radix - 1) // 2)
+    taps, frames, channels = codes.shape
     # The last ones stay as they are: they are what padding packs.
-    symbols = np.zeros(codes.shape[1] + 1, np.uint8)
-    beyond = np.full(codes.shape[1] + 1, -1, np.int16)
+    symbols = np.zeros(taps * channels + 1, np.uint8)
+    beyond = np.full(taps * channels + 1, -1, np.int16)
     sizes = np.empty(len(order) + 1, np.int16)
-    for t in range(len(codes)):
-        reached = _symbols(codes[t], limit, symbols, beyond)
+    for t in range(frames):
+        reached = 0
+        for tap in range(taps):
+            at = tap * channels
+            reached += _symbols(codes[tap, t], limit, symbols[at:], beyond[at:])
         _group(symbols, order, radix, digits, out[t, header : header + body])
         if reached:
             _tail(beyond, order, reached, sizes, out[t, header + body :])
@@ -130,23 +134,26 @@ def disassemble(
     order: np.ndarray,
     header: int,
     body: int,
+    values: int,
     out: np.ndarray,
 ) -> int:
     """The codes of whole frames, the inverse of `assemble`.
 
     Args:
         table, counts, places: of `packing.table` and `packing.at_limit`.
-        out: int16 `(frames * values + 1,)`. Padding is written just behind a frame, where the next one begins.
+        values: codes of a frame.
+        out: int16 `(taps, frames, channels)`, of the lowest taps.
 
     Returns:
         the first frame whose tail says what no encoder writes, or -1.
     """
     digits = table.shape[1]
-    values = (len(out) - 1) // max(len(frames), 1)
+    channels = out.shape[2]
     reached = np.zeros(len(order) + digits, np.uint32)
+    # Padding is written just behind a frame.
+    codes = np.empty(values + 1, np.int16)
     for t in range(len(frames)):
         packed, tail = frames[t, header : header + body], frames[t, header + body :]
-        codes = out[t * values : (t + 1) * values + 1]
         _spread(packed, table, digits, order, codes)
         found = _reached(packed, counts, places, digits, order, reached)
         large = (found + 3) // 4
@@ -166,6 +173,8 @@ def disassemble(
                         large += 2
                     code = np.int32(codes[reached[4 * b + i]])
                     codes[reached[4 * b + i]] = np.int16(code + size if code > 0 else code - size)
+        for tap in range(len(out)):
+            out[tap, t] = codes[tap * channels : (tap + 1) * channels]
     return -1
 
 

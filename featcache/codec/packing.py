@@ -82,20 +82,21 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.
     """int64 `(frames, piece, word)`: whole frames, flags still zero.
 
     Args:
-        codes: int8 or int16 `(frames, taps * channels)`; what they need of the tail fits into `tail` bytes.
+        codes: int8 or int16 `(taps, frames, channels)`; what they need of the tail fits into `tail` bytes.
         order: the position of each packed code, padded to whole bytes.
         tail: as `tail_bytes` gives it.
     """
     from featcache.codec import kernels_pack
 
-    body = packed_bytes(codes.shape[1], radix)
-    out = np.zeros((len(codes), HEADER + body + tail), np.uint8)
+    taps, frames, channels = codes.shape
+    body = packed_bytes(taps * channels, radix)
+    out = np.zeros((frames, HEADER + body + tail), np.uint8)
     kernels_pack.assemble(codes, order, radix, DIGITS[radix], HEADER, body, out)
-    return out.view(WORD).reshape(len(codes), out.shape[1] // PIECE, WORDS)
+    return out.view(WORD).reshape(frames, out.shape[1] // PIECE, WORDS)
 
 
 def tail_quarters(codes: np.ndarray, radix: int) -> np.ndarray:
-    """What each frame needs of a tail, in quarters of a byte, int64 `(frames,)`."""
+    """What each frame of codes `(taps, frames, channels)` needs of a tail, in quarters of a byte, int64 `(frames,)`."""
     size = np.abs(codes) - limit_of(radix)
-    quarters: np.ndarray = (size >= 0).sum(axis=1) + 8 * (size >= 3).sum(axis=1)
+    quarters: np.ndarray = (size >= 0).sum(axis=(0, 2)) + 8 * (size >= 3).sum(axis=(0, 2))
     return quarters

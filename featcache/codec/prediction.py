@@ -13,7 +13,7 @@ import torch
 from featcache.codec import kernels
 from featcache.codec.arithmetic import LARGEST
 from featcache.codec.base import Arrays
-from featcache.codec.mixing import channel_groups, product
+from featcache.codec.mixing import Group, channel_groups, product
 
 
 class Coding:
@@ -34,61 +34,75 @@ class Coding:
         self._groups = channel_groups(arrays)
 
     def encode(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int16 `(frames, taps, channels)` and framed reconstructions of one row's `kernels.targets`."""
+        """Codes int16 `(taps, frames, channels)` and framed reconstructions of one row's `kernels.targets`."""
         arrays = self._arrays
-        frames, taps, channels = target.shape
-        codes = np.zeros(target.shape, np.int16)
-        rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
+        taps, frames, channels = target.shape
+        codes = np.empty(target.shape, np.int16)
+        rec = np.zeros((taps + 2, frames + 1, channels), np.int16)
         spent = np.zeros(frames, np.int32)
         inputs = _Inputs(self, frames, channels)
         for tap in range(taps if frames else 0):
-            inputs.sum_up(rec, tap)
+            added = inputs.sum_up(rec[tap], tap)
             for group in self._groups[tap]:
+                inputs.say(group, tap)
                 kernels.encode_channels(
-                    target, tap, group.low, group.high, group.product(inputs.tensor).numpy(), arrays["near"][tap],
-                    self._shift[tap], self._half[tap], arrays["rounding"][tap], arrays["centroid"][tap],
-                    self._limit, self._budget, spent, codes, rec,
+                    target[tap], added, group.low, group.high, arrays["near"][tap, 0], arrays["rounding"][tap],
+                    arrays["centroid"][tap], self._limit, self._budget, spent, codes[tap], rec[tap + 1],
                 )  # fmt: skip
-                inputs.add(codes, tap, group.low, group.high)
+                inputs.add(codes[tap], tap, group.low, group.high)
         return codes, rec
 
-    def decode(self, codes: np.ndarray, depth: int) -> np.ndarray:
-        """Framed reconstructions of one row's first `depth` taps; those above are zero."""
+    def decode(self, codes: np.ndarray, taps: int) -> np.ndarray:
+        """Framed reconstructions of one row from the codes of its lowest taps; of `taps`, those above are zero."""
         arrays = self._arrays
-        frames, taps, channels = codes.shape
-        rec = np.zeros((frames + 1, taps + 2, channels), np.int16)
+        depth, frames, channels = codes.shape
+        rec = np.zeros((taps + 2, frames + 1, channels), np.int16)
         inputs = _Inputs(self, frames, channels)
         for tap in range(depth if frames else 0):
-            inputs.sum_up(rec, tap)
-            inputs.add(codes, tap, 0, channels)
+            added = inputs.sum_up(rec[tap], tap)
+            inputs.add(codes[tap], tap, 0, channels)
             for group in self._groups[tap]:
-                kernels.decode_channels(
-                    codes, tap, group.low, group.high, group.product(inputs.tensor).numpy(), arrays["near"][tap],
-                    self._shift[tap], self._half[tap], arrays["centroid"][tap], rec,
-                )  # fmt: skip
+                inputs.say(group, tap)
+            kernels.decode_channels(
+                codes[tap], added, arrays["near"][tap, 0], arrays["centroid"][tap], rec[tap + 1]
+            )
         return rec
 
 
 class _Inputs:
-    """What products are made of, one tap after the other: int8 `(frames, rank + channels)`."""
+    """What products are made of, and what they add to predictions, one tap after the other."""
 
     def __init__(self, coding: Coding, frames: int, channels: int) -> None:
         self._coding = coding
         self._below = np.empty((frames, 2 * channels), np.int8)
         self._array = np.empty((frames, coding._summary[0].shape[1] + channels), np.int8)
-        self.tensor = torch.from_numpy(self._array)
+        self._tensor = torch.from_numpy(self._array)
+        self._added = np.zeros((frames, channels), np.int32)
 
-    def sum_up(self, rec: np.ndarray, tap: int) -> None:
-        """The summary of the tap below, as it stands in `rec`."""
+    def sum_up(self, below: np.ndarray, tap: int) -> np.ndarray:
+        """Begin a tap with framed reconstructions of the one below it.
+
+        Returns:
+            int32 `(frames, channels)`: what the same channel there adds to predictions.
+        """
         if tap:
             coding = self._coding
-            kernels.narrow(rec, tap - 1, coding._input_shift[tap - 1], self._below)
+            kernels.from_below(below, coding._arrays["near"][tap], self._added)
+            kernels.narrow(below, coding._input_shift[tap - 1], self._below)
             sums = product(torch.from_numpy(self._below), coding._summary[tap]).numpy()
             kernels.narrow_sums(sums, coding._summary_shift[tap], coding._summary_half[tap], self._array)
+        return self._added
 
     def add(self, codes: np.ndarray, tap: int, low: int, high: int) -> None:
-        """Codes of channels of the tap itself."""
-        kernels.narrow_codes(codes, tap, low, high, self._coding._code_shift[tap], self._array)
+        """Codes `(frames, channels)` of the tap itself."""
+        kernels.narrow_codes(codes, low, high, self._coding._code_shift[tap], self._array)
+
+    def say(self, group: Group, tap: int) -> None:
+        """Add what the inputs say of a group of channels."""
+        if len(group.matrix):
+            coding = self._coding
+            mixed = group.product(self._tensor).numpy()
+            kernels.add_mixed(mixed, group.low, coding._shift[tap], coding._half[tap], self._added)
 
 
 def rounded_shift(shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

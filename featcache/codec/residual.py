@@ -94,15 +94,18 @@ class Residual(Codec):
         features = np.ascontiguousarray(features, np.float32)
         target = kernels.targets(features, arrays["mean"], self._inverse)
         codes, rec = self._coding.encode(target)
-        exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
         block = self._block(codes)
+        if "nmse" not in self.parameters and kernels.all_within(
+            rec, arrays["smoother"], self._scale, arrays["mean"], features, self._bound
+        ):
+            return EncodedRow({"codes": block}, 0)
+        exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
         block[marked, 0, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
 
     def _block(self, codes: np.ndarray) -> np.ndarray:
-        """A row's plane `codes` from int8 or int16 `(frames, taps, channels)`, without the flags `EXACT`."""
-        flat = codes.reshape(len(codes), self.taps * self.channels)
-        block = packing.assemble(flat, self._order, self.radix, self.tail)
+        """A row's plane `codes` from int8 or int16 `(taps, frames, channels)`, without the flags `EXACT`."""
+        block = packing.assemble(codes, self._order, self.radix, self.tail)
         block[:1, 0, 0] |= FIRST
         return block
 
@@ -128,7 +131,7 @@ class Residual(Codec):
 
     def _encoded(self, coded: Coded) -> EncodedRow:
         """What a device has coded, as it is stored."""
-        block = self._block(coded.codes)
+        block = self._block(np.ascontiguousarray(coded.codes.swapaxes(0, 1)))
         if not len(coded.at):
             return EncodedRow({"codes": block}, 0)
         exact = np.zeros(coded.codes.shape, np.float32)
@@ -185,16 +188,16 @@ class Residual(Codec):
             raise CorruptCacheError("codes do not begin with a row: run `featcache verify CACHE`")
         # Row by row, so that what is in work stays near the core.
         for begin, end in zip(starts, [*starts[1:], len(block)], strict=False):
-            rec = self._coding.decode(self._codes(block[begin:end]), depth)
+            rec = self._coding.decode(self._codes(block[begin:end], depth), self.taps)
             kernels.smooth(rec, arrays["smoother"], self._scale, arrays["mean"], wanted, out[begin:end])
         return torch.from_numpy(out)
 
-    def _codes(self, block: np.ndarray) -> np.ndarray:
-        """int16 `(frames, taps, channels)` of whole frames."""
+    def _codes(self, block: np.ndarray, depth: int) -> np.ndarray:
+        """int16 `(depth, frames, channels)` of whole frames, the lowest taps."""
         from featcache.codec import kernels_pack
 
         values = self.taps * self.channels
-        flat = np.empty(len(block) * values + 1, np.int16)
+        out = np.empty((depth, len(block), self.channels), np.int16)
         body = packing.packed_bytes(values, self.radix)
         wrong = kernels_pack.disassemble(
             block.reshape(len(block), -1).view(np.uint8),
@@ -203,11 +206,12 @@ class Residual(Codec):
             self._order,
             packing.HEADER,
             body,
-            flat,
+            values,
+            out,
         )
         if wrong >= 0:
             raise CorruptCacheError("a frame's codes are none that were ever written: run `featcache verify CACHE`")
-        return flat[:-1].reshape(len(block), self.taps, self.channels)
+        return out
 
     def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
         from featcache.codec.device import Decoder
