@@ -28,6 +28,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from featcache import shardfile
 from featcache.errors import UsageError
 from featcache.spec import CacheSpec, Layout
 
@@ -91,6 +92,20 @@ def render_segment(segment: str, codec: Codec, layout: Layout, shards: int, shar
 
 def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`."""
+    if not plane.sparse:
+        return _render(plane, layout, block)
+    # Most chunks are zeros and alike: one is rendered for all of them.
+    length = layout.chunk_frames
+    starts = range(0, len(block), length)
+    filled = [at for at in starts if block[at : at + length].view(np.uint8).any()]
+    zeros = np.zeros((length, *block.shape[1:]), block.dtype)
+    some = np.concatenate([zeros, *(block[at : at + length] for at in filled)])
+    zero, *others = shardfile.split(_render(plane, layout, some), len(filled) + 1)
+    rendered = dict(zip(filled, others, strict=True))
+    return shardfile.join([rendered.get(at, zero) for at in starts])
+
+
+def _render(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     store: dict[str, Any] = {}
     array = _create_plane(store, plane, layout, 1, len(block))
     array[:] = block

@@ -1,4 +1,4 @@
-"""Frames of a plane straight from the file of its shard.
+"""Frames of a plane straight from the file of its shard; shards taken apart and put together.
 
 A shard is Zarr v3's `sharding_indexed`: inner chunks end to end, then where each begins and how long it is, then a
 CRC-32C of that. zarr-python reads this index anew for every row and takes each chunk through an event loop, which
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,16 +114,40 @@ class ShardFiles:
         return block.transpose(self._axes)
 
 
+def split(shard: bytes, chunks: int) -> list[bytes]:
+    """The inner chunks of a shard.
+
+    Raises:
+        ValueError: its index is not as it was written.
+    """
+    index = _parse_index(shard[-_index_bytes(chunks) :], chunks)
+    return [shard[int(offset) : int(offset + size)] for offset, size in index]
+
+
+def join(chunks: Sequence[bytes]) -> bytes:
+    """The shard of these inner chunks, as zarr-python writes it."""
+    sizes = np.array([len(chunk) for chunk in chunks], "<u8")
+    index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1).astype("<u8").tobytes()
+    return b"".join([*chunks, index, google_crc32c.value(index).to_bytes(_CRC_BYTES, "little")])
+
+
+def _index_bytes(chunks: int) -> int:
+    return 16 * chunks + _CRC_BYTES
+
+
+def _parse_index(data: bytes, chunks: int) -> np.ndarray:
+    if len(data) != _index_bytes(chunks):
+        raise ValueError("the shard is shorter than its index")
+    return np.frombuffer(_checked(data, "the index"), "<u8").reshape(chunks, 2)
+
+
 @lru_cache(_KEPT)
 def _read_index(path: str, inode: int, changed: int, size: int, chunks: int) -> np.ndarray:
     """`(chunks, 2)` uint64: where each inner chunk begins, and its bytes."""
-    length = 16 * chunks + _CRC_BYTES
+    length = _index_bytes(chunks)
     with open(path, "rb") as file:
         file.seek(max(size - length, 0))
-        data = file.read(length)
-    if len(data) != length:
-        raise ValueError("the shard is shorter than its index")
-    return np.frombuffer(_checked(data, "the index"), "<u8").reshape(chunks, 2)
+        return _parse_index(file.read(length), chunks)
 
 
 def _checked(data: bytes, what: str) -> bytes:

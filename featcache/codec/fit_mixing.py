@@ -112,7 +112,8 @@ class _Speech:
     def targets(self, tap: int, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
         """int32 `(frames, channels)`."""
         values = np.concatenate([row[:, tap : tap + 1] for row in self.rows])
-        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1])[0]
+        out = np.empty((1, len(values), values.shape[2]), np.int32)
+        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1], out)[0]
 
     def before(self, values: np.ndarray) -> np.ndarray:
         """The same a frame before, zeros before the first of a row."""

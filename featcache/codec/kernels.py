@@ -28,15 +28,15 @@ from featcache.codec.arithmetic import BELOW_BITS, LARGEST, RANGE, SMOOTH_SHIFT,
 
 
 @numba.njit(nogil=True, cache=True)
-def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """What to code, int32 in units `(taps, frames, channels)`; `RANGE + 1` stands for all that lies beyond the range.
+def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """What to code, in units; `RANGE + 1` stands for all that lies beyond the range.
 
     Args:
         features: float32 `(frames, taps, channels)`.
         mean, inverse: float32 `(taps, channels)`; `inverse` is UNIT / step.
+        out: int32 `(taps, frames, channels)`, which is returned.
     """
     frames, taps, channels = features.shape
-    out = np.empty((taps, frames, channels), np.int32)
     limit = np.float32(RANGE)
     for t in range(frames):
         for tap in range(taps):

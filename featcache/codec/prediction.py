@@ -14,6 +14,7 @@ from featcache.codec import kernels
 from featcache.codec.arithmetic import LARGEST
 from featcache.codec.base import Arrays
 from featcache.codec.mixing import Group, channel_groups, product
+from featcache.codec.room import Take, fresh
 
 
 class Coding:
@@ -22,10 +23,12 @@ class Coding:
     Args:
         limit: codes from this one on need the tail of their frame.
         budget: the room there, in quarters of a byte; without one any code will do.
+        take: where results are.
     """
 
-    def __init__(self, arrays: Arrays, limit: int = LARGEST + 1, budget: int = 0) -> None:
+    def __init__(self, arrays: Arrays, limit: int = LARGEST + 1, budget: int = 0, take: Take = fresh) -> None:
         self._arrays = arrays
+        self._take = take
         self._limit, self._budget = limit, budget
         self._shift, self._half = rounded_shift(arrays["mixing_shift"])
         self._summary = [torch.from_numpy(np.ascontiguousarray(matrix)) for matrix in arrays["summary"]]
@@ -37,8 +40,8 @@ class Coding:
         """Codes int16 `(taps, frames, channels)` and framed reconstructions of one row's `kernels.targets`."""
         arrays = self._arrays
         taps, frames, channels = target.shape
-        codes = np.empty(target.shape, np.int16)
-        rec = np.zeros((taps + 2, frames + 1, channels), np.int16)
+        codes = self._take("codes", target.shape, np.int16)
+        rec = self._framed(taps, frames, channels)
         spent = np.zeros(frames, np.int32)
         inputs = _Inputs(self, frames, channels)
         for tap in range(taps if frames else 0):
@@ -56,16 +59,21 @@ class Coding:
         """Framed reconstructions of one row from the codes of its lowest taps; of `taps`, those above are zero."""
         arrays = self._arrays
         depth, frames, channels = codes.shape
-        rec = np.zeros((taps + 2, frames + 1, channels), np.int16)
+        rec = self._framed(taps, frames, channels)
+        rec[depth + 1 :] = 0
         inputs = _Inputs(self, frames, channels)
         for tap in range(depth if frames else 0):
             added = inputs.sum_up(rec[tap], tap)
             inputs.add(codes[tap], tap, 0, channels)
             for group in self._groups[tap]:
                 inputs.say(group, tap)
-            kernels.decode_channels(
-                codes[tap], added, arrays["near"][tap, 0], arrays["centroid"][tap], rec[tap + 1]
-            )
+            kernels.decode_channels(codes[tap], added, arrays["near"][tap, 0], arrays["centroid"][tap], rec[tap + 1])
+        return rec
+
+    def _framed(self, taps: int, frames: int, channels: int) -> np.ndarray:
+        """Framed reconstructions of which the frame is there."""
+        rec = self._take("rec", (taps + 2, frames + 1, channels), np.int16)
+        rec[0] = rec[-1] = rec[:, 0] = 0
         return rec
 
 
@@ -74,10 +82,10 @@ class _Inputs:
 
     def __init__(self, coding: Coding, frames: int, channels: int) -> None:
         self._coding = coding
-        self._below = np.empty((frames, 2 * channels), np.int8)
-        self._array = np.empty((frames, coding._summary[0].shape[1] + channels), np.int8)
+        self._below = coding._take("below", (frames, 2 * channels), np.int8)
+        self._array = coding._take("inputs", (frames, coding._summary[0].shape[1] + channels), np.int8)
         self._tensor = torch.from_numpy(self._array)
-        self._added = np.zeros((frames, channels), np.int32)
+        self._added = coding._take("added", (frames, channels), np.int32)
 
     def sum_up(self, below: np.ndarray, tap: int) -> np.ndarray:
         """Begin a tap with framed reconstructions of the one below it.
@@ -85,7 +93,9 @@ class _Inputs:
         Returns:
             int32 `(frames, channels)`: what the same channel there adds to predictions.
         """
-        if tap:
+        if not tap:
+            self._added[:] = 0
+        else:
             coding = self._coding
             kernels.from_below(below, coding._arrays["near"][tap], self._added)
             kernels.narrow(below, coding._input_shift[tap - 1], self._below)

@@ -22,6 +22,7 @@ from featcache.codec.arithmetic import SMOOTHED_UNIT
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane, Rest
 from featcache.codec.packing import EXACT, FIRST
 from featcache.codec.parameters import DEFAULT_LEVEL, check, parse
+from featcache.codec.room import Room
 from featcache.errors import CorruptCacheError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Residual(Codec):
         self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
         self._bound = (step * np.float32(BOUND)).astype(np.float32)
         self._order = packing.padded_order(calibration["order"], self.radix)
+        self._room = Room()
         self._decoders: dict[torch.device, Any] = {}
         self._encoders: dict[torch.device, Any] = {}
 
@@ -79,7 +81,7 @@ class Residual(Codec):
     def _coding(self) -> Any:
         from featcache.codec.prediction import Coding
 
-        return Coding(self.calibration, packing.limit_of(self.radix), packing.budget_of(self.tail))
+        return Coding(self.calibration, packing.limit_of(self.radix), packing.budget_of(self.tail), self._room)
 
     def needed(self, plane: str, found: Arrays, frames: int) -> range:
         if plane != "exact":
@@ -92,7 +94,8 @@ class Residual(Codec):
 
         arrays = self.calibration
         features = np.ascontiguousarray(features, np.float32)
-        target = kernels.targets(features, arrays["mean"], self._inverse)
+        shape = (self.taps, len(features), self.channels)
+        target = kernels.targets(features, arrays["mean"], self._inverse, self._room("target", shape, np.int32))
         codes, rec = self._coding.encode(target)
         block = self._block(codes)
         if "nmse" not in self.parameters and kernels.all_within(
@@ -197,7 +200,7 @@ class Residual(Codec):
         from featcache.codec import kernels_pack
 
         values = self.taps * self.channels
-        out = np.empty((depth, len(block), self.channels), np.int16)
+        out = self._room("codes", (depth, len(block), self.channels), np.int16)
         body = packing.packed_bytes(values, self.radix)
         wrong = kernels_pack.disassemble(
             block.reshape(len(block), -1).view(np.uint8),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from featcache import Cache
+from featcache import Cache, layout, shardfile
+from featcache.codec import Plane
 from featcache.errors import CorruptCacheError
 from featcache.shardfile import ShardFiles
+from featcache.spec import Layout
 from tests.helpers import make_cache
 
 PROFILES = ["fp16", "int8", "residual"]
@@ -95,3 +98,16 @@ def test_what_is_laid_out_otherwise_is_left_to_zarr(place: Path, path: tuple[str
     assert part[path[-1]] != value
     part[path[-1]] = value
     assert ShardFiles.of(json.dumps(document).encode()) is None
+
+
+@pytest.mark.parametrize("filled", [[], [0], [3], [0, 1, 2, 3, 4], [1, 4]])
+def test_a_sparse_shard_has_the_bytes_that_zarr_writes(filled: list[int]) -> None:
+    sparse = Plane("exact", "<f4", (2, 3), level=1, sparse=True)
+    block = np.zeros((5 * Layout().chunk_frames, 2, 3), np.float32)
+    for chunk in filled:
+        # Zero with its sign is a value.
+        block[chunk * Layout().chunk_frames + 7, 1, 2] = -0.0 if chunk == 3 else chunk + 0.5
+    expected = layout.render_shard(replace(sparse, sparse=False), Layout(), block)
+    found = layout.render_shard(sparse, Layout(), block)
+    assert found == expected
+    assert shardfile.join(shardfile.split(found, 5)) == found
