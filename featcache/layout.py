@@ -24,8 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
-from zarr.core.array_spec import ArraySpec
-from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from featcache import shardfile
@@ -92,6 +90,8 @@ def render_segment(segment: str, codec: Codec, layout: Layout, shards: int, shar
 
 def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`."""
+    if plane.coder == "literal":
+        return _render_literal(plane, layout, block)
     if not plane.sparse:
         return _render(plane, layout, block)
     # Most chunks are zeros and alike: one is rendered for all of them.
@@ -103,6 +103,15 @@ def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     zero, *others = shardfile.split(_render(plane, layout, some), len(filled) + 1)
     rendered = dict(zip(filled, others, strict=True))
     return shardfile.join([rendered.get(at, zero) for at in starts])
+
+
+def _render_literal(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
+    """The chunks as zarr would write them, with a zstd of our own setting that any other reads."""
+    from featcache.codec import literal
+
+    starts = range(0, len(block), layout.chunk_frames)
+    chunks = (np.ascontiguousarray(block[at : at + layout.chunk_frames].transpose(plane.order)) for at in starts)
+    return shardfile.join([shardfile.checked(literal.compress(chunk)) for chunk in chunks])
 
 
 def _render(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
@@ -175,19 +184,7 @@ def _plane_compressors(plane: Plane, layout: Layout) -> tuple[Any, ...]:
         return (Crc32cCodec(),)
     if plane.coder == "blosc":
         return (BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle"), Crc32cCodec())
-    if plane.coder == "literal":
-        return (LiteralZstd(level=1, checksum=True), Crc32cCodec())
     return _compressors(layout.zstd_level if plane.level is None else plane.level)
-
-
-class LiteralZstd(ZstdCodec):
-    """Zarr's own codec `zstd`, but for how it compresses."""
-
-    async def _encode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> Buffer | None:
-        from featcache.codec import literal
-
-        data = literal.compress(chunk_bytes.as_numpy_array())
-        return chunk_spec.prototype.buffer.from_bytes(data)
 
 
 def _dimension_names(plane: Plane) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class ShardFiles:
     def _unpack(self, data: bytes, chunk: int) -> np.ndarray:
         """A chunk `(chunk_frames, *frame_shape)`."""
         block = np.empty(self._stored, self.dtype)
-        self._zstd.decode(_checked(data, f"chunk {chunk}"), out=block.view(np.uint8))
+        self._zstd.decode(_content(data, f"chunk {chunk}"), out=block.view(np.uint8))
         return block.transpose(self._axes)
 
 
@@ -128,7 +128,12 @@ def join(chunks: Sequence[bytes]) -> bytes:
     """The shard of these inner chunks, as zarr-python writes it."""
     sizes = np.array([len(chunk) for chunk in chunks], "<u8")
     index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1).astype("<u8").tobytes()
-    return b"".join([*chunks, index, google_crc32c.value(index).to_bytes(_CRC_BYTES, "little")])
+    return b"".join([*chunks, checked(index)])
+
+
+def checked(content: bytes) -> bytes:
+    """Bytes with their CRC-32C behind them."""
+    return content + google_crc32c.value(content).to_bytes(_CRC_BYTES, "little")
 
 
 def _index_bytes(chunks: int) -> int:
@@ -138,7 +143,7 @@ def _index_bytes(chunks: int) -> int:
 def _parse_index(data: bytes, chunks: int) -> np.ndarray:
     if len(data) != _index_bytes(chunks):
         raise ValueError("the shard is shorter than its index")
-    return np.frombuffer(_checked(data, "the index"), "<u8").reshape(chunks, 2)
+    return np.frombuffer(_content(data, "the index"), "<u8").reshape(chunks, 2)
 
 
 @lru_cache(_KEPT)
@@ -150,8 +155,8 @@ def _read_index(path: str, inode: int, changed: int, size: int, chunks: int) -> 
         return _parse_index(file.read(length), chunks)
 
 
-def _checked(data: bytes, what: str) -> bytes:
-    """The bytes before their CRC-32C."""
+def _content(data: bytes, what: str) -> bytes:
+    """The bytes before their CRC-32C, which is theirs."""
     content = data[:-_CRC_BYTES]
     if google_crc32c.value(content) != int.from_bytes(data[-_CRC_BYTES:], "little"):
         raise ValueError(f"{what} does not match its checksum")

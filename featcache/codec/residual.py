@@ -73,7 +73,15 @@ class Residual(Codec):
         width = packing.HEADER + packing.packed_bytes(self.taps * self.channels, self.radix) + self.tail
         shape = (width // literal.PIECE, literal.WORDS)
         return (
-            Plane("codes", literal.WORD, shape, coder="literal", order=literal.ORDER, axes=("piece", "word")),
+            Plane(
+                "codes",
+                literal.WORD,
+                shape,
+                level=DEFAULT_LEVEL,
+                coder="literal",
+                order=literal.ORDER,
+                axes=("piece", "word"),
+            ),
             Plane("exact", "<f4", (self.taps, self.channels), level=DEFAULT_LEVEL, sparse=True),
         )
 
