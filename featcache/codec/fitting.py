@@ -278,7 +278,7 @@ def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
     scale = (arrays["step"] * np.float32(arithmetic.SMOOTHED_UNIT)).astype(np.float32)
     taps, channels = scale.shape
     out = np.empty((rec.shape[1] - 1, taps, channels), np.float32)
-    kernels.smooth(rec, arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)
+    kernels.smooth(rec, np.arange(len(out)), arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)
     return out
 
 

@@ -229,14 +229,21 @@ def encode_channels(
 
 @numba.njit(nogil=True, cache=True)
 def decode_channels(
-    codes: np.ndarray, added: np.ndarray, own: np.ndarray, centroid: np.ndarray, rec: np.ndarray
+    codes: np.ndarray, added: np.ndarray, gaps: np.ndarray, own: np.ndarray, centroid: np.ndarray, rec: np.ndarray
 ) -> None:
-    """The inverse of `encode_channels` for all channels of a tap, with its arguments."""
+    """The inverse of `encode_channels` for all channels of a tap, with its arguments.
+
+    Rows may be laid end to end with a frame between them: bool `(frames,)` `gaps`, which come out as zeros.
+    """
     predicted = np.zeros(codes.shape[1], np.int32)
     now = np.zeros(codes.shape[1], np.int32)
     for t in range(len(codes)):
-        _predict(now, own, added[t], predicted)
-        _update(predicted, codes[t], centroid, now, rec[t + 1])
+        if gaps[t]:
+            now[:] = 0
+            rec[t + 1] = 0
+        else:
+            _predict(now, own, added[t], predicted)
+            _update(predicted, codes[t], centroid, now, rec[t + 1])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -269,11 +276,18 @@ def _smooth(
 
 @numba.njit(nogil=True, cache=True)
 def smooth(
-    rec: np.ndarray, smoother: np.ndarray, scale: np.ndarray, mean: np.ndarray, taps: np.ndarray, out: np.ndarray
+    rec: np.ndarray,
+    places: np.ndarray,
+    smoother: np.ndarray,
+    scale: np.ndarray,
+    mean: np.ndarray,
+    taps: np.ndarray,
+    out: np.ndarray,
 ) -> None:
-    """Estimates of the features of one row from its framed reconstructions.
+    """Estimates of the features of rows from their framed reconstructions.
 
     Args:
+        places: int64 `(frames,)`, which frames of `rec`, but for the first, they are.
         smoother: int16 `(taps, 5, channels)`: weights of here, before, after, below, above.
         scale: float32 `(taps, channels)`, SMOOTHED_UNIT * step.
         mean: float32 `(taps, channels)`.
@@ -284,7 +298,7 @@ def smooth(
     for i in range(len(taps)):
         tap = taps[i]
         for t in range(len(out)):
-            _smooth(rec, tap, t, smoother[tap], scale[tap], mean[tap], total, out[t, i])
+            _smooth(rec, tap, places[t], smoother[tap], scale[tap], mean[tap], total, out[t, i])
 
 
 @numba.njit(nogil=True, cache=True)

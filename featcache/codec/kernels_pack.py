@@ -135,6 +135,7 @@ def disassemble(
     header: int,
     body: int,
     values: int,
+    at: np.ndarray,
     out: np.ndarray,
 ) -> int:
     """The codes of whole frames, the inverse of `assemble`.
@@ -142,7 +143,8 @@ def disassemble(
     Args:
         table, counts, places: of `packing.table` and `packing.at_limit`.
         values: codes of a frame.
-        out: int16 `(taps, frames, channels)`, of the lowest taps.
+        at: int64 `(frames,)`, which frames of `out` they are.
+        out: int16 `(taps, frames or more, channels)`, of the lowest taps.
 
     Returns:
         the first frame whose tail says what no encoder writes, or -1.
@@ -174,7 +176,7 @@ def disassemble(
                     code = np.int32(codes[reached[4 * b + i]])
                     codes[reached[4 * b + i]] = np.int16(code + size if code > 0 else code - size)
         for tap in range(len(out)):
-            out[tap, t] = codes[tap * channels : (tap + 1) * channels]
+            out[tap, at[t]] = codes[tap * channels : (tap + 1) * channels]
     return -1
 
 

@@ -30,37 +30,32 @@ class Group:
     """Channels `low` to `high` of a tap, which are coded together.
 
     Attributes:
-        first: which of a frame's inputs is the first that says something of them.
-        matrix: int8 `(last - first, high - low)`, what inputs from `first` up to those of the channels before say.
+        inputs: which of a frame's inputs say something of them: the summary, and the channels before.
+        matrix: int8 `(inputs, high - low)`, what they say.
     """
 
     low: int
     high: int
-    first: int
+    inputs: slice
     matrix: torch.Tensor
 
-    def product(self, inputs: torch.Tensor) -> torch.Tensor:
-        """int32 `(frames, high - low)` of a tap's inputs int8 `(frames, rank + channels)`."""
-        if not len(self.matrix):
-            return torch.zeros((len(inputs), self.high - self.low), dtype=torch.int32, device=inputs.device)
-        return product(inputs[:, self.first : self.first + len(self.matrix)], self.matrix)
+    @property
+    def alone(self) -> bool:
+        """Whether nothing says anything of them."""
+        return self.inputs.start == self.inputs.stop
 
 
 def channel_groups(calibration: Mapping[str, np.ndarray], device: str | torch.device = "cpu") -> list[list[Group]]:
     """By tap, its groups in the order in which they are coded. Nothing sums up what is below the first tap."""
     edges = list(pairwise(calibration["groups"].tolist()))
     rank = calibration["summary"].shape[2]
-    found = []
-    for tap, matrix in enumerate(calibration["mixing"]):
-        first = 0 if tap else rank
-        parts = [np.ascontiguousarray(matrix[first : rank + low, low:high]) for low, high in edges]
-        found.append(
-            [
-                Group(low, high, first, torch.from_numpy(part).to(device))
-                for (low, high), part in zip(edges, parts, strict=True)
-            ]
-        )
-    return found
+
+    def group(tap: int, low: int, high: int) -> Group:
+        inputs = slice(0 if tap else rank, rank + low)
+        matrix = np.ascontiguousarray(calibration["mixing"][tap, inputs, low:high])
+        return Group(low, high, inputs, torch.from_numpy(matrix).to(device))
+
+    return [[group(tap, *edge) for edge in edges] for tap in range(len(calibration["mixing"]))]
 
 
 def _by_blocks(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

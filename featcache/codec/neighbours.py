@@ -65,13 +65,12 @@ class Neighbours:
         return torch.cat([summary, (codes.int() << self.code_shift[tap]).clamp_(-127, 127).to(torch.int8)], dim=1)
 
     def mixed(self, inputs: torch.Tensor, tap: int, group: Group | None = None) -> torch.Tensor:
-        """int32 `(frames, channels)` that inputs add to the prediction of a group, or of all channels.
-
-        Of a group, codes of its own channels and of those after it say nothing.
-        """
+        """int32 `(frames, channels)` that inputs add to the prediction of a group, or of all channels."""
         if group is None:
             return _shifted(product(inputs, self.mixing[tap]), self.shift[tap])
-        return _shifted(group.product(inputs), self.shift[tap, group.low : group.high])
+        if group.alone:
+            return inputs.new_zeros((len(inputs), group.high - group.low), dtype=torch.int32)
+        return _shifted(product(inputs[:, group.inputs], group.matrix), self.shift[tap, group.low : group.high])
 
     def estimate(
         self, here: torch.Tensor, first: torch.Tensor, below: torch.Tensor, above: torch.Tensor, taps: Any

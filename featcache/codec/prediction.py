@@ -55,8 +55,13 @@ class Coding:
                 inputs.add(codes[tap], tap, group.low, group.high)
         return codes, rec
 
-    def decode(self, codes: np.ndarray, taps: int) -> np.ndarray:
-        """Framed reconstructions of one row from the codes of its lowest taps; of `taps`, those above are zero."""
+    def decode(self, codes: np.ndarray, gaps: np.ndarray, taps: int) -> np.ndarray:
+        """Framed reconstructions of rows from the codes of their lowest taps; of `taps`, those above are zero.
+
+        Args:
+            codes: int16 `(depth, frames, channels)`, rows end to end, with a frame between them that is none.
+            gaps: bool `(frames,)`, where those are. They come out as zeros, as what is around a row has to be.
+        """
         arrays = self._arrays
         depth, frames, channels = codes.shape
         rec = self._framed(taps, frames, channels)
@@ -67,7 +72,9 @@ class Coding:
             inputs.add(codes[tap], tap, 0, channels)
             for group in self._groups[tap]:
                 inputs.say(group, tap)
-            kernels.decode_channels(codes[tap], added, arrays["near"][tap, 0], arrays["centroid"][tap], rec[tap + 1])
+            kernels.decode_channels(
+                codes[tap], added, gaps, arrays["near"][tap, 0], arrays["centroid"][tap], rec[tap + 1]
+            )
         return rec
 
     def _framed(self, taps: int, frames: int, channels: int) -> np.ndarray:
@@ -83,8 +90,9 @@ class _Inputs:
     def __init__(self, coding: Coding, frames: int, channels: int) -> None:
         self._coding = coding
         self._below = coding._take("below", (frames, 2 * channels), np.int8)
+        self._below_view = torch.from_numpy(self._below)
         self._array = coding._take("inputs", (frames, coding._summary[0].shape[1] + channels), np.int8)
-        self._tensor = torch.from_numpy(self._array)
+        self._views: dict[tuple[int, int], torch.Tensor] = {}
         self._added = coding._take("added", (frames, channels), np.int32)
 
     def sum_up(self, below: np.ndarray, tap: int) -> np.ndarray:
@@ -99,7 +107,7 @@ class _Inputs:
             coding = self._coding
             kernels.from_below(below, coding._arrays["near"][tap], self._added)
             kernels.narrow(below, coding._input_shift[tap - 1], self._below)
-            sums = product(torch.from_numpy(self._below), coding._summary[tap]).numpy()
+            sums = product(self._below_view, coding._summary[tap]).numpy()
             kernels.narrow_sums(sums, coding._summary_shift[tap], coding._summary_half[tap], self._array)
         return self._added
 
@@ -109,10 +117,16 @@ class _Inputs:
 
     def say(self, group: Group, tap: int) -> None:
         """Add what the inputs say of a group of channels."""
-        if len(group.matrix):
+        if not group.alone:
             coding = self._coding
-            mixed = group.product(self._tensor).numpy()
+            mixed = product(self._view(group.inputs), group.matrix).numpy()
             kernels.add_mixed(mixed, group.low, coding._shift[tap], coding._half[tap], self._added)
+
+    def _view(self, columns: slice) -> torch.Tensor:
+        key = (columns.start, columns.stop)
+        if key not in self._views:
+            self._views[key] = torch.from_numpy(self._array[:, columns])
+        return self._views[key]
 
 
 def rounded_shift(shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

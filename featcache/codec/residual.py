@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from featcache.codec.encoder import Coded
 
 BOUND = 4.0
+# Frames that are decoded at a time, where rows are not longer.
+TOGETHER = 512
 
 
 class Residual(Codec):
@@ -197,18 +199,24 @@ class Residual(Codec):
         starts = np.flatnonzero((self._flags(block) & FIRST) != 0)
         if len(block) and (not len(starts) or starts[0]):
             raise CorruptCacheError("codes do not begin with a row: run `featcache verify CACHE`")
-        # Row by row, so that what is in work stays near the core.
-        for begin, end in zip(starts, [*starts[1:], len(block)], strict=False):
-            rec = self._coding.decode(self._codes(block[begin:end], depth), self.taps)
-            kernels.smooth(rec, arrays["smoother"], self._scale, arrays["mean"], wanted, out[begin:end])
+        # Few rows at a time, so that what is in work stays near the core; but each time costs something too.
+        lengths = np.diff(starts, append=len(block))
+        for rows in _batches(lengths):
+            begin, frames = starts[rows.start], int(lengths[rows].sum())
+            gaps = np.zeros(frames + rows.stop - rows.start - 1, np.bool_)
+            gaps[np.cumsum(lengths[rows] + 1)[:-1] - 1] = True
+            places = np.flatnonzero(~gaps)
+            span = slice(begin, begin + frames)
+            rec = self._coding.decode(self._codes(block[span], places, len(gaps), depth), gaps, self.taps)
+            kernels.smooth(rec, places, arrays["smoother"], self._scale, arrays["mean"], wanted, out[span])
         return torch.from_numpy(out)
 
-    def _codes(self, block: np.ndarray, depth: int) -> np.ndarray:
-        """int16 `(depth, frames, channels)` of whole frames, the lowest taps."""
+    def _codes(self, block: np.ndarray, places: np.ndarray, frames: int, depth: int) -> np.ndarray:
+        """int16 `(depth, frames, channels)`, the lowest taps of whole frames, which go to these places."""
         from featcache.codec import kernels_pack
 
         values = self.taps * self.channels
-        out = self._room("codes", (depth, len(block), self.channels), np.int16)
+        out = self._room("codes", (depth, frames, self.channels), np.int16)
         body = packing.packed_bytes(values, self.radix)
         wrong = kernels_pack.disassemble(
             block.reshape(len(block), -1).view(np.uint8),
@@ -218,6 +226,7 @@ class Residual(Codec):
             packing.HEADER,
             body,
             values,
+            places,
             out,
         )
         if wrong >= 0:
@@ -252,3 +261,16 @@ class Residual(Codec):
     def _flags(self, codes: Any) -> Any:
         """The first word of each frame: its lowest byte is what was marked."""
         return codes[:, 0, 0]
+
+
+def _batches(lengths: np.ndarray) -> list[slice]:
+    """Rows that are decoded together: as many as have about `TOGETHER` frames."""
+    found: list[slice] = []
+    frames = TOGETHER
+    for row, length in enumerate(lengths.tolist()):
+        if frames + length > TOGETHER:
+            found.append(slice(row, row))
+            frames = 0
+        found[-1] = slice(found[-1].start, row + 1)
+        frames += length
+    return found

@@ -332,7 +332,7 @@ def test_packing_round_trip(radix: int, values: int) -> None:
     back = np.empty_like(codes)
     body = packing.packed_bytes(values, radix)
     wrong = kernels_pack.disassemble(
-        block, packing.table(radix), *packing.at_limit(radix), order, packing.HEADER, body, values, back
+        block, packing.table(radix), *packing.at_limit(radix), order, packing.HEADER, body, values, np.arange(50), back
     )
     assert wrong == -1
     np.testing.assert_array_equal(back, codes)
@@ -364,7 +364,7 @@ def test_channels_of_the_tap_below_predict_a_tap() -> None:
 
     rows = [mixed(500) for _ in range(8)]
     codec = build({"step": 0.5}, rows)
-    codes = codec._codes(codec.encode(mixed(500)).planes["codes"], 2)
+    codes = codec._codes(codec.encode(mixed(500)).planes["codes"], np.arange(500), 500, 2)
     own, other = (np.abs(codes[tap]).mean() for tap in range(2))
     assert other < own / 3
 
