@@ -7,6 +7,8 @@ UNIT_BITS = 6
 UNIT = 1 << UNIT_BITS
 # The largest reconstruction: 511.98 steps; and the largest code.
 RANGE = 32767
+# Stands for what lies beyond it.
+BEYOND = -32768
 LARGEST = 511
 # Weights of a channel's own frame before, below 4, and of the tap below, below 16.
 WEIGHT_BITS = 12

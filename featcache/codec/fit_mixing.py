@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from featcache.codec import kernels
-from featcache.codec.arithmetic import BELOW_BITS, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
+from featcache.codec.arithmetic import BELOW_BITS, BEYOND, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
 from featcache.codec.base import Arrays
 from featcache.codec.mixing import product
 
@@ -110,9 +110,9 @@ class _Speech:
         self.below, self.here = (np.zeros((int(ends[-1]) + len(rows), channels), np.int16) for _ in range(2))
 
     def targets(self, tap: int, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        """int32 `(frames, channels)`."""
+        """int16 `(frames, channels)`, of `kernels.targets`."""
         values = np.concatenate([row[:, tap : tap + 1] for row in self.rows])
-        out = np.empty((1, len(values), values.shape[2]), np.int32)
+        out = np.empty((1, len(values), values.shape[2]), np.int16)
         return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1], out)[0]
 
     def before(self, values: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ class _Tap:
         shift = out["input_shift"].astype(np.float64)
         self._unit = 2.0 ** shift[tap] / UNIT * steps[tap]
         self._unit_below = 2.0 ** shift[tap - 1] / UNIT * steps[tap - 1] if tap else 0.0
-        self._past = np.clip(speech.before(targets), -RANGE, RANGE)
+        self._past = np.clip(speech.before(targets), -RANGE, RANGE).astype(np.int32)
         rank = out["summary"].shape[2]
         self._inputs = np.zeros((self._frames, rank + self._channels), np.int8)
         self._codes = np.zeros(targets.shape, np.int16)
@@ -190,7 +190,7 @@ class _Tap:
         rank = len(self._weights) - self._channels
         code_shift = int(out["code_shift"][tap])
         own = _shift(out["near"][tap, 0, low:high].astype(np.int32) * self._past[:, low:high], WEIGHT_BITS)
-        rest = self._targets[:, low:high] - own - self._below(low, high) - self._mixed(low, high)
+        rest = self._targets[:, low:high].astype(np.int32) - own - self._below(low, high) - self._mixed(low, high)
         left = _narrowed(rest, UNIT_BITS - code_shift)
         known = self._inputs[:, rank : rank + low]
         # A deviation in units of narrowed codes.
@@ -217,8 +217,9 @@ class _Tap:
     def settle(self, rounding: np.ndarray) -> None:
         """Centroids of the tap's codes, and with them what it ends in."""
         targets, codes = self._targets, self._codes
-        used = (codes != 0) & (np.abs(targets) <= RANGE)
-        nearer = np.where(used, np.sign(codes) * (self._speech.here[self._speech.places] - targets), 0)
+        used = (codes != 0) & (targets != BEYOND)
+        gap = self._speech.here[self._speech.places].astype(np.int32) - targets
+        nearer = np.where(used, np.sign(codes) * gap, 0)
         # Channels with few such codes keep to the middle.
         centroid = np.rint(nearer.sum(axis=0) / (used.sum(axis=0) + FEW_CODES))
         self._out["centroid"][self._tap] = np.clip(centroid, -UNIT // 2, UNIT // 2)

@@ -158,7 +158,7 @@ def fit_step(
         **predictor,
     }
     inverse = inverse_of(arrays["step"])
-    empty = [np.empty((taps, len(row), channels), np.int32) for row in rows]
+    empty = [np.empty((taps, len(row), channels), np.int16) for row in rows]
     target = [kernels.targets(row, arrays["mean"], inverse, out) for row, out in zip(rows, empty, strict=True)]
     free = Coding(arrays)
     coded = [free.encode(row) for row in target]

@@ -24,17 +24,17 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from featcache.codec.arithmetic import BELOW_BITS, LARGEST, RANGE, SMOOTH_SHIFT, UNIT, UNIT_BITS, WEIGHT_BITS
+from featcache.codec.arithmetic import BELOW_BITS, BEYOND, LARGEST, RANGE, SMOOTH_SHIFT, UNIT, UNIT_BITS, WEIGHT_BITS
 
 
 @numba.njit(nogil=True, cache=True)
 def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """What to code, in units; `RANGE + 1` stands for all that lies beyond the range.
+    """What to code, in units; `BEYOND` stands for all that lies beyond the range.
 
     Args:
         features: float32 `(frames, taps, channels)`.
         mean, inverse: float32 `(taps, channels)`; `inverse` is UNIT / step.
-        out: int32 `(taps, frames, channels)`, which is returned.
+        out: int16 `(taps, frames, channels)`, which is returned.
     """
     frames, taps, channels = features.shape
     limit = np.float32(RANGE)
@@ -44,9 +44,9 @@ def targets(features: np.ndarray, mean: np.ndarray, inverse: np.ndarray, out: np
             for c in range(channels):
                 v = (source[c] - m[c]) * scale[c]
                 if abs(v) <= limit:
-                    here[c] = np.int32(np.rint(v))
+                    here[c] = np.int16(np.rint(v))
                 else:
-                    here[c] = RANGE + 1
+                    here[c] = BEYOND
     return out
 
 
@@ -149,10 +149,10 @@ def _predict(now: np.ndarray, own: np.ndarray, added: np.ndarray, out: np.ndarra
 @numba.njit(nogil=True, cache=True)
 def _quantise(target: np.ndarray, predicted: np.ndarray, rounding: np.ndarray, largest: int, out: np.ndarray) -> None:
     for c in range(len(out)):
-        e = target[c] - predicted[c]
+        e = np.int32(target[c]) - predicted[c]
         m = min((abs(e) + np.int32(rounding[c])) >> np.int32(UNIT_BITS), np.int32(largest))
         # What lies beyond the range is kept elsewhere, and does not disturb the prediction.
-        m = np.int32(0) if target[c] > np.int32(RANGE) else m
+        m = np.int32(0) if target[c] == np.int16(BEYOND) else m
         out[c] = np.int16(-m if e < 0 else m)
 
 
@@ -198,7 +198,7 @@ def encode_channels(
     """Codes and reconstructions of channels `low` to `high` of a tap of a row, into `codes` and `rec`.
 
     Args:
-        target: int32 `(frames, channels)`, of `targets`.
+        target: int16 `(frames, channels)`, of `targets`.
         added: int32 `(frames, channels)`, what all but the frame before adds to predictions.
         own: int16 `(channels,)`, weight of the frame before.
         rounding: int16 `(channels,)`, what is added to a residual's size before it is cut to whole steps;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from featcache.codec.arithmetic import RANGE
+from featcache.codec.arithmetic import BEYOND
 
 
 @numba.njit(nogil=True, cache=True)
@@ -22,7 +22,7 @@ def accumulate(
     Neighbour k of `(t, tap)` is `(t + frames_off[k], tap + taps_off[k])`, zero where there is none.
 
     Args:
-        target: int32 `(taps, frames, channels)`; values beyond RANGE are left out.
+        target: int16 `(taps, frames, channels)`; those that are BEYOND are left out.
         source: int32 or int16, of the same shape.
         gram: float64 `(taps, k, k, channels)`, lower triangle. cross: float64 `(taps, k, channels)`.
     """
@@ -41,7 +41,7 @@ def accumulate(
                 else:
                     near[k, :] = 0
             for c in range(channels):
-                weight[c] = np.float32(0) if target[tap, t, c] > RANGE else np.float32(1)
+                weight[c] = np.float32(0) if target[tap, t, c] == BEYOND else np.float32(1)
                 x[c] = np.float32(target[tap, t, c]) * weight[c]
             for k in range(count):
                 for c in range(channels):

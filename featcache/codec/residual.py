@@ -105,7 +105,7 @@ class Residual(Codec):
         arrays = self.calibration
         features = np.ascontiguousarray(features, np.float32)
         shape = (self.taps, len(features), self.channels)
-        target = kernels.targets(features, arrays["mean"], self._inverse, self._room("target", shape, np.int32))
+        target = kernels.targets(features, arrays["mean"], self._inverse, self._room("target", shape, np.int16))
         codes, rec = self._coding.encode(target)
         block = self._block(codes)
         if "nmse" not in self.parameters and kernels.all_within(
