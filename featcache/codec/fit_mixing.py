@@ -24,7 +24,7 @@ FRAMES = 1 << 17
 # Mean squared error of a reconstruction, in squared steps: uniform noise, and the dead zone's.
 NOISE = 0.04
 # Added to the squares of regressors: of each frame, and where there are few frames for each weight; squared deviations.
-RIDGE, PRIOR = 1e-3, 0.1
+RIDGE, PRIOR = 1e-3, 0.3
 # Values are handed to products in units of which 127 are at least so many deviations.
 REACH = 7.0
 # Numbers that sum up a tap for the one above it, for each of its channels
