@@ -173,7 +173,7 @@ def test_counts_of_saturated_values_follow_their_rows(tmp_path: Path) -> None:
     assert saturated(tmp_path / "a") == {row: count for row, count in expected.items() if row in half}
     merge(tmp_path / "a", tmp_path / "b", tmp_path / "both")
     assert saturated(tmp_path / "both") == expected
-    recode(tmp_path / "whole", tmp_path / "small", "residual:step=0.5")
+    recode(tmp_path / "whole", tmp_path / "small", "residual:step=4")
     assert all(saturated(tmp_path / "small")[row] >= count for row, count in expected.items())
     forget(tmp_path / "whole", {"id": {"u2"}})
     del expected["u2"]
