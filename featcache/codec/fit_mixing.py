@@ -8,7 +8,6 @@ that the same speech gives the same predictor whatever the number of threads.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from featcache.codec import kernels
 from featcache.codec.arithmetic import BELOW_BITS, BEYOND, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
 from featcache.codec.base import Arrays
+from featcache.codec.fit_summary import Moments
 from featcache.codec.mixing import product
 
 # Frames of one product: below 2^31 / 127^2.
@@ -33,8 +33,6 @@ RANK = 0.25
 # Where a tap's channels are divided into groups, each predicted from those before it too
 # (docs/decisions/0016-prediction-within-a-tap.md).
 DIVIDED = (0, 0.25, 0.5, 0.75, 1)
-# Weights of a channel itself and of the summary are fitted in turns.
-TURNS = 2
 # Codes other than 0 of a channel that count against its evidence for where they lie in their steps.
 FEW_CODES = 20
 
@@ -149,23 +147,25 @@ class _Tap:
         self._ridge = RIDGE * self._frames + PRIOR
 
     def near_alone(self) -> None:
+        """Weights of the frame before, of a tap with nothing below it."""
         values, past = (_narrowed(v, self._out["input_shift"][self._tap]) for v in (self._targets, self._past))
         own = _dots(past, values) / np.maximum(_dots(past, past) + self._noise() / self._unit**2, 1e-30)
         self._out["near"][self._tap, 0] = fixed(own, WEIGHT_BITS, WEIGHT_LIMIT)
 
     def near_and_summary(self, rank: int) -> None:
+        """Weights of a channel's own neighbours; the summary of the tap below, and its weights."""
         out, tap, channels = self._out, self._tap, self._channels
         values, past = (_narrowed(v, out["input_shift"][tap]) for v in (self._targets, self._past))
         here = _narrowed(self._speech.below[self._speech.places], out["input_shift"][tap - 1])
         below = np.concatenate([here, self._speech.before(here)], axis=1)
-        sums = _Sums(
+        moments = Moments(
             gram=_sums(below, below) * self._unit_below**2,
             now=_sums(below, values) * (self._unit_below * self._unit),
             past=_sums(below, past) * (self._unit_below * self._unit),
             lag=_dots(past, values) * self._unit**2,
             power=_dots(past, past) * self._unit**2 + self._noise(),
         )
-        near, inner, outer, spread = sums.solve(rank, self._ridge, PRIOR * 2 * channels)
+        near, inner, outer, spread = moments.solve(rank, self._ridge, PRIOR * 2 * channels)
         out["near"][tap, 0] = fixed(near[0], WEIGHT_BITS, WEIGHT_LIMIT)
         ratio = self._steps[tap - 1] / self._steps[tap]
         out["near"][tap, 1:] = fixed(near[1:] * ratio, BELOW_BITS, WEIGHT_LIMIT)
@@ -175,9 +175,9 @@ class _Tap:
         shift = np.clip(np.ceil(np.log2(np.maximum(gain * spread / self._unit_below * REACH / 127, 1.0))), 0, 24)
         out["summary"][tap] = np.rint(inner * gain)
         out["summary_shift"][tap] = shift
-        sums_ = product(torch.from_numpy(below), torch.from_numpy(out["summary"][tap])).numpy()
+        sums = product(torch.from_numpy(below), torch.from_numpy(out["summary"][tap])).numpy()
         whole = shift.astype(np.int32)
-        kernels.narrow_sums(sums_, whole, (1 << whole) >> 1, self._inputs)
+        kernels.narrow_sums(sums, whole, (1 << whole) >> 1, self._inputs)
         unit = 2.0**shift / gain * self._unit_below
         self._weights[:rank] = outer * unit[:, None] * (UNIT / self._steps[tap])
         self._set(0, channels)
@@ -250,68 +250,6 @@ class _Tap:
         power = np.clip(np.floor(np.log2(127 / largest)), 0, 14)
         self._out["mixing"][self._tap, :, low:high] = np.clip(np.rint(weights * 2.0**power), -127, 127)
         self._out["mixing_shift"][self._tap, low:high] = power
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over frames of products of values.
-
-    Attributes:
-        gram: float64 `(2 * channels, 2 * channels)`, of the tap below in this frame and the one before.
-        now, past: `(2 * channels, channels)`, of those with the tap's values, and with its values a frame before.
-        lag, power: `(channels,)`, of a channel's value before with its value, and with itself.
-    """
-
-    gram: np.ndarray
-    now: np.ndarray
-    past: np.ndarray
-    lag: np.ndarray
-    power: np.ndarray
-
-    def solve(self, rank: int, ridge: float, prior: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Weights of a channel's own neighbours `(3, channels)`: the frame before, the tap below now and before;
-        what sums up the tap below `(2 * channels, rank)`, and what that says of each channel `(rank, channels)`;
-        the square roots of the summary's own sums of squares `(rank,)`.
-        """
-        channels = len(self.lag)
-        system = self.gram.copy()
-        system.flat[:: len(system) + 1] += ridge + prior
-        by_now, by_past = np.split(np.linalg.solve(system, np.concatenate([self.now, self.past], axis=1)), 2, axis=1)
-        whole = np.zeros_like(self.now)
-        inner = outer = np.zeros((0, 0))
-        for _ in range(TURNS):
-            near = self._near(whole, ridge)
-            # What is left for all channels together when each has had its own neighbours.
-            rest = by_now - by_past * near[0]
-            rest[np.arange(channels), np.arange(channels)] -= near[1]
-            rest[channels + np.arange(channels), np.arange(channels)] -= near[2]
-            _, vectors = np.linalg.eigh(rest.T @ self.gram @ rest)
-            outer = np.ascontiguousarray(vectors[:, ::-1][:, :rank].T)
-            inner = rest @ outer.T
-            whole = inner @ outer
-        spread = np.sqrt(np.maximum(np.einsum("ir,ir->r", inner, self.gram @ inner), 0))
-        return self._near(whole, ridge), inner, outer, spread
-
-    def _near(self, whole: np.ndarray, ridge: float) -> np.ndarray:
-        """Of a channel's own neighbours, beside what `whole` `(2 * channels, channels)` makes of the tap below."""
-        at = np.arange(len(self.lag))
-        here, before = at, at + len(at)
-        gram = np.empty((len(at), 3, 3))
-        gram[:, 0, 0] = self.power
-        gram[:, 0, 1] = gram[:, 1, 0] = self.past[here, at]
-        gram[:, 0, 2] = gram[:, 2, 0] = self.past[before, at]
-        gram[:, 1, 2] = gram[:, 2, 1] = self.gram[here, before]
-        gram[:, 1, 1] = self.gram[here, here] + ridge
-        gram[:, 2, 2] = self.gram[before, before] + ridge
-        right = np.stack(
-            [
-                self.lag - np.einsum("ic,ic->c", self.past, whole),
-                self.now[here, at] - np.einsum("ic,ic->c", self.gram[:, here], whole),
-                self.now[before, at] - np.einsum("ic,ic->c", self.gram[:, before], whole),
-            ],
-            axis=1,
-        )
-        return np.linalg.solve(gram, right[..., None])[..., 0].T
 
 
 def fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
