@@ -24,6 +24,8 @@ Scalar = str | int | float | bool
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 EXTENDS = "extends"
+# Sections whose parameters depend on their `kind`.
+_KINDS = ("fuser", "decoder")
 
 
 class _Section(BaseModel):
@@ -186,12 +188,28 @@ def parse(text: str, overrides: Iterable[str] = (), source: str = "recipe") -> R
 
 
 def _validated(values: dict[str, Any], overrides: Iterable[str], source: str) -> Recipe:
-    for override in overrides:
-        _apply(values, override)
+    written = {section: dict(values[section]) for section in _KINDS if isinstance(values.get(section), dict)}
+    asked = {_apply(values, override) for override in overrides}
+    for section, before in written.items():
+        if f"{section}.kind" in asked and values[section]["kind"] != before.get("kind"):
+            own = {key for key in before if f"{section}.{key}" not in asked}
+            values[section] = _without_foreign(section, values[section], own)
     try:
         return Recipe.model_validate(values)
     except pydantic.ValidationError as error:
         raise UsageError(f"{source}: {_explain(error)}") from error
+
+
+def _without_foreign(section: str, values: dict[str, Any], written: set[str]) -> dict[str, Any]:
+    """Parameters of a fuser or decoder without those that were `written` for another kind, and this one has not."""
+    from fusion import modules
+
+    registry: Mapping[str, type] = modules.FUSERS if section == "fuser" else modules.DECODERS
+    kind = registry.get(values["kind"])
+    if kind is None:
+        return values
+    known = ("kind", "taps", *modules.parameters_of(kind))
+    return {key: value for key, value in values.items() if key in known or key not in written}
 
 
 def _load(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -245,7 +263,8 @@ def as_text(value: Scalar) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Set one key, which is returned."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -260,6 +279,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise UsageError(f"--set {key}: {part} is a value, not a section")
     target[parts[-1]] = value
+    return ".".join(parts)
 
 
 def _explain(error: pydantic.ValidationError) -> str:

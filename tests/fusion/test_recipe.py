@@ -148,3 +148,14 @@ SCALARS = st.one_of(
 )
 def test_any_values_survive_toml(values: dict[str, object]) -> None:
     assert tomllib.loads(recipe.dump_toml(values)) == values
+
+
+def test_another_kind_drops_what_the_file_says_of_its_own() -> None:
+    text = 'cache = "c"\n[fuser]\nkind = "hff"\nwidth = 64\ngate_start = 0\n[decoder]\nkind = "linear"\nstack = 4'
+    made = recipe.parse(text, ["fuser.kind=weighted_sum", "decoder.kind=blstm"])
+    assert (made.fuser.kind, made.fuser.parameters) == ("weighted_sum", {"width": 64})
+    assert made.decoder.parameters == {"stack": 4}
+    assert recipe.parse(text, ["fuser.kind=hff"]).fuser.parameters == {"width": 64, "gate_start": 0}
+    # What is asked for by name stays, so that it is an error.
+    with pytest.raises(UsageError, match="gate_start"):
+        head.resolve(recipe.parse(text, ["fuser.kind=last", "fuser.gate_start=0"]))
