@@ -33,11 +33,11 @@ def verify_command(
     from featcache.cli_views import print_report
     from featcache.cluster import connect
     from featcache.progress import ByteProgress
-    from featcache.verify import shard_bytes, verify
+    from featcache.verify import bytes_to_verify, verify
 
     if (recompute is None) != (manifest is None):
         raise UsageError("--recompute N needs --manifest MANIFEST for the recordings, and the other way round")
-    with connect(workers, scheduler) as client, ByteProgress("verifying", shard_bytes(cache)) as progress:
+    with connect(workers, scheduler) as client, ByteProgress("verifying", bytes_to_verify(cache)) as progress:
         report = verify(cache, progress.advance, client)
     if report.whole and recompute is not None and manifest is not None:
         from featcache.recompute import recompute as compare
