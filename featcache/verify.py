@@ -80,7 +80,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     for number in storage.folders(layout.SEGMENTS):
         checks |= segment_proofs(storage, f"{layout.SEGMENTS}/{number}", report)
     report.unknown = [
-        key for key in storage.list_keys() if key not in checks and key != layout.ROOT and not _is_beside(key)
+        key for key in storage.list_keys() if key not in checks and key != layout.ROOT and not is_beside(key)
     ]
     if read_origin(storage) is not None:
         report.not_pulled = [key for key in checks if layout.is_shard(key) and not storage.exists(key)]
@@ -99,10 +99,10 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
 def bytes_to_verify(place: str | Path) -> int:
     """What `verify` will read, for its progress; no more than that, as the log and leases are no part of a cache."""
     storage = open_storage(place)
-    return sum(storage.size(key) or 0 for key in storage.list_keys() if not _is_beside(key))
+    return sum(storage.size(key) or 0 for key in storage.list_keys() if not is_beside(key))
 
 
-def _is_beside(key: str) -> bool:
+def is_beside(key: str) -> bool:
     """Whether a file lies in a cache's folder and is no part of it."""
     return key.startswith(f"{layout.LOG}/") or "/leases/" in key
 

@@ -22,6 +22,7 @@ from featcache.job import Job, Request
 from featcache.ledger import ShardRecord
 from featcache.storage import LocalStorage
 from featcache.upstreams import Upstream
+from featcache.verify import is_beside
 from featcache.writer import SegmentWriter
 
 # One kill in so many strikes right between two steps of the writer, the others at a uniform time.
@@ -89,8 +90,12 @@ def kill_and_resume(
 
 
 def contents(place: Path) -> dict[str, bytes]:
-    """Every file of a cache but its log, and what half-written files there are."""
-    files = {key: (place / key).read_bytes() for key in LocalStorage(place).list_keys() if not key.startswith("log/")}
+    """Every file of a cache, and what half-written files there are.
+
+    Its log is no part of it, nor is a lease: a job killed between its last file and the release of its lease leaves a
+    whole cache, and a lease that is void.
+    """
+    files = {key: (place / key).read_bytes() for key in LocalStorage(place).list_keys() if not is_beside(key)}
     return files | {path.relative_to(place).as_posix(): b"" for path in place.rglob(".tmp-*")}
 
 
