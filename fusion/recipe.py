@@ -8,7 +8,6 @@ a recipe that makes the same run again.
 from __future__ import annotations
 
 import json
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from featcache.errors import UsageError
+from fusion import toml
 
 Scalar = str | int | float | bool
 Positive = Annotated[int, Field(ge=1)]
@@ -170,7 +170,7 @@ class Recipe(_Section):
         return self.model_copy(update={"limit": limit, "name": f"{self.run_name}-limit{limit}", "train": train})
 
     def to_toml(self) -> str:
-        return dump_toml(self.model_dump(mode="json"))
+        return toml.dump(self.model_dump(mode="json"))
 
 
 def read(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -325,33 +325,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def dump_toml(values: Mapping[str, Any], section: str = "") -> str:
-    """TOML of nested mappings of text, numbers, truth values and lists (which is all a recipe holds)."""
-    plain = {key: value for key, value in values.items() if not isinstance(value, Mapping)}
-    nested = {key: value for key, value in values.items() if isinstance(value, Mapping)}
-    lines = [f"[{section}]"] if section and (plain or not nested) else []
-    lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
-    parts = ["\n".join(lines) + "\n"] if lines else []
-    for key, value in nested.items():
-        parts.append(dump_toml(value, f"{section}.{_toml_key(key)}" if section else _toml_key(key)))
-    return "\n".join(parts)
-
-
-def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # a TOML basic string is a JSON string that also escapes DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, int | float):
-        return repr(value)
-    raise UsageError(f"a recipe cannot hold {type(value).__name__} {value!r}; use text, numbers, true/false and lists")

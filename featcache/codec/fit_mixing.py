@@ -17,7 +17,9 @@ from featcache.codec import kernels
 from featcache.codec.arithmetic import BELOW_BITS, BEYOND, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
 from featcache.codec.base import Arrays
 from featcache.codec.fit_summary import Moments
+from featcache.codec.fitting import inverse_of
 from featcache.codec.mixing import product
+from featcache.codec.prediction import rounded_shift
 
 # Frames of one product: below 2^31 / 127^2.
 FRAMES = 1 << 17
@@ -74,7 +76,7 @@ def predictor(rows: Sequence[np.ndarray], mean: np.ndarray, deviation: np.ndarra
         "centroid": np.zeros((taps, channels), np.int16),
     }
     speech = _Speech(rows, channels)
-    inverse = (np.float32(UNIT) / given["step"]).astype(np.float32)
+    inverse = inverse_of(given["step"])
     for tap in range(taps):
         targets = speech.targets(tap, mean, inverse)
         fit = _Tap(speech, tap, steps, targets, out)
@@ -176,8 +178,7 @@ class _Tap:
         out["summary"][tap] = np.rint(inner * gain)
         out["summary_shift"][tap] = shift
         sums = product(torch.from_numpy(below), torch.from_numpy(out["summary"][tap])).numpy()
-        whole = shift.astype(np.int32)
-        kernels.narrow_sums(sums, whole, (1 << whole) >> 1, self._inputs)
+        kernels.narrow_sums(sums, *rounded_shift(shift), self._inputs)
         unit = 2.0**shift / gain * self._unit_below
         self._weights[:rank] = outer * unit[:, None] * (UNIT / self._steps[tap])
         self._set(0, channels)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featcache.codec import arithmetic, fit_mixing, literal, packing
+from featcache.codec import arithmetic, literal, packing
 from featcache.codec.base import Arrays
 from featcache.codec.parameters import DEFAULT_LEVEL, Asked
 from featcache.errors import UsageError
@@ -84,6 +84,8 @@ class Fitter:
 
     def _predictor(self, number: int, last: float) -> Arrays:
         """Its equations are large, and it changes little with the step: steps that are near one another share one."""
+        from featcache.codec import fit_mixing
+
         if (number, last) not in self._predictors:
             given = quantiser(self._deviation, self._steps(2.0 ** (number / PREDICTORS), last))
             self._predictors[number, last] = fit_mixing.predictor(self._learnt, self._mean, self._deviation, given)
@@ -147,7 +149,7 @@ def fit_step(
     steps: np.ndarray,
 ) -> Fitted:
     """Everything but the predictor and the choice of the steps: `(taps,)`, in deviations."""
-    from featcache.codec import kernels
+    from featcache.codec import fit_mixing, kernels
     from featcache.codec.prediction import Coding
 
     taps, channels = mean.shape
