@@ -59,15 +59,14 @@ def begin_rows(
             rows = forward()
         with spans.span("copy"):
             arrays = [row.cpu().numpy() for row in rows]
-        return [_on_host(codec, row, span) for row, span in zip(arrays, kept, strict=True)]
+        features = [row[span] for row, span in zip(arrays, kept, strict=True)]
+        # Nothing is done before it is asked for.
+        return [
+            Activations(len(whole), partial(_bad_taps, row), encode)
+            for whole, row, encode in zip(arrays, features, codec.encode_rows(features), strict=True)
+        ]
 
     return end
-
-
-def _on_host(codec: Codec, row: np.ndarray, kept: slice) -> Activations:
-    """Nothing is done before it is asked for."""
-    features = row[kept]
-    return Activations(len(row), partial(_bad_taps, features), partial(codec.encode, features))
 
 
 def _bad_taps(features: np.ndarray) -> np.ndarray:

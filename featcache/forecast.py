@@ -37,7 +37,7 @@ def forecast(fits: codecs.Fits, arrangement: Layout) -> dict[str, Forecast]:
         except UsageError:
             continue
         codec = codecs.build(name, kind.version, taps, channels, parameters, calibration)
-        encoded = [codec.encode(row).planes for row in sample]
+        encoded = [rest().planes for rest in codec.encode_rows(sample)]
         found[text] = Forecast(
             bits_per_value=round(_bits(codec, arrangement, encoded), 4),
             nmse=float(f"{_nmse(codec, sample, encoded, variance):.3g}"),
@@ -47,7 +47,7 @@ def forecast(fits: codecs.Fits, arrangement: Layout) -> dict[str, Forecast]:
 
 def bits_per_value(codec: codecs.Codec, arrangement: Layout, rows: Sequence[np.ndarray]) -> float:
     """Size of these rows as the store would hold them, in bits per value, chunk by chunk."""
-    return _bits(codec, arrangement, [codec.encode(row).planes for row in rows])
+    return _bits(codec, arrangement, [rest().planes for rest in codec.encode_rows(rows)])
 
 
 def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arrays]) -> float:

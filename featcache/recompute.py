@@ -54,7 +54,7 @@ def _compare(job: Job, row: Row) -> str:
     # One after the other, as far apart from the batches of the plan as it can be.
     outputs = [job.upstream.forward([wave])[0] for wave in waves]
     pieces = [outputs[i][plan.keep[i] : plan.keep[i] + plan.frames[i]] for i in range(plan.rows)]
-    encoded = [cache.codec.complete(cache.codec.encode(piece).planes) for piece in pieces]
+    encoded = [cache.codec.complete(rest().planes) for rest in cache.codec.encode_rows(pieces)]
     codes = {name: np.concatenate([planes[name] for planes in encoded]) for name in encoded[0]}
     segment = next(segment for segment in cache.segments if segment.find(row.id) is not None)
     stored = segment.read(segment.find(row.id) or 0)

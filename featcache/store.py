@@ -280,17 +280,8 @@ class Cache:
             for name, plane in encoded.planes.items()
         }
         lengths = encoded.lengths.tolist()
-        flat = self.codec.decode(planes, lengths, encoded.taps).to(dtype or torch.float32)
-        longest = max(lengths, default=0)
-        on_device = torch.from_numpy(encoded.lengths).to(device)
-        if len(lengths) == 1:
-            return flat.unsqueeze(0), on_device
-        padded = flat.new_zeros((len(lengths), longest, *flat.shape[1:]))
-        start = 0
-        for i, length in enumerate(lengths):
-            padded[i, :length] = flat[start : start + length]
-            start += length
-        return padded, on_device
+        features = self.codec.decode_batch(planes, lengths, encoded.taps)
+        return features.to(dtype or torch.float32), torch.from_numpy(encoded.lengths).to(device)
 
     def tap_positions(self, taps: Sequence[str] | None) -> list[int]:
         """Positions of taps among those stored; all of them for None."""

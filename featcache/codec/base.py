@@ -112,6 +112,13 @@ class Codec(ABC):
     def encode(self, features: np.ndarray) -> EncodedRow:
         """Codes of one row, float32 `(frames, taps, channels)`, all finite."""
 
+    def encode_rows(self, rows: Sequence[np.ndarray]) -> list[Rest]:
+        """The encoding of each of several rows: what `encode` gives, byte for byte.
+
+        Nothing is done before it is asked for; then a profile may encode other rows of these with it.
+        """
+        return [partial(self.encode, row) for row in rows]
+
     def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
         """Begin to encode rows, float32 `(frames, taps, channels)` each, on the device that they are on.
 
@@ -122,14 +129,45 @@ class Codec(ABC):
             end = codec.begin_encoding(rows)  # then begin other work
             encoded = [rest() for rest in end()]
         """
-        return lambda: [partial(self.encode, row.cpu().numpy()) for row in rows]
+        return lambda: self.encode_rows([row.cpu().numpy() for row in rows])
 
     @abstractmethod
-    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
-        """Rows laid end to end, `(sum of lengths, *frame_shape)` a plane, to float32 `(frames, taps, channels)`.
+    def decode_into(
+        self,
+        planes: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
+        """Utterances laid end to end, `(sum of lengths, *frame_shape)` a plane, each to a tensor of `out`.
 
-        The work is done on the device that the planes are on. `taps` are positions among the stored taps.
+        Args:
+            taps: positions among the stored taps.
+            out: float32 `(length, len(taps), channels)` each, of any content, on the device that the planes are on.
         """
+
+    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+        """Utterances as they lie, end to end: float32 `(frames, len(taps), channels)`; see `decode_into`."""
+        out = self._empty(planes, (sum(lengths), len(taps), self.channels))
+        self.decode_into(planes, lengths, taps, out.split(list(lengths)))
+        return out
+
+    def decode_batch(
+        self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]
+    ) -> torch.Tensor:
+        """float32 `(utterances, longest, len(taps), channels)`, zero beyond each one's end; see `decode_into`."""
+        out = self._empty(planes, (len(lengths), max(lengths, default=0), len(taps), self.channels))
+        for padded, length in zip(out, lengths, strict=True):
+            padded[length:] = 0
+        self.decode_into(planes, lengths, taps, [row[:length] for row, length in zip(out, lengths, strict=True)])
+        return out
+
+    def _empty(self, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+        device = planes[self.planes[0].name].device
+        # NumPy asks for huge pages: fetching small ones one by one takes as long as half of the decoding.
+        if device.type == "cpu":
+            return torch.from_numpy(np.empty(shape, np.float32))
+        return torch.empty(shape, device=device)
 
     def decode_row(self, planes: Arrays, frames: int) -> np.ndarray:
         """All taps of one row of `frames` frames, on the CPU: float32 `(frames, taps, channels)`."""

@@ -49,9 +49,17 @@ class Fp16(Codec):
             scaled = np.clip(scaled, -FP16_LIMIT, FP16_LIMIT)
         return EncodedRow({"values": scaled.astype(np.float16)}, saturated)
 
-    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+    def decode_into(
+        self,
+        planes: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
         values = planes["values"]
-        return values.float().mul_(rows_of(self.calibration["scale"], taps, values.device))
+        scale = rows_of(self.calibration["scale"], taps, values.device)
+        for row, part in zip(out, values.split(list(lengths)), strict=True):
+            row.copy_(part).mul_(scale)
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         return {"values": pick(planes["values"], taps, self.taps)}, taps
@@ -87,10 +95,14 @@ class Int8(Codec):
             np.clip(codes, -INT8_LIMIT, INT8_LIMIT, out=codes)
         return EncodedRow({"codes": codes.astype(np.int8)}, saturated)
 
-    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
-        codes = planes["codes"]
-        step = rows_of(self.calibration["step"], taps, codes.device)
-        return codes.float().mul_(step).add_(rows_of(self.calibration["offset"], taps, codes.device))
+    def decode_into(
+        self,
+        planes: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
+        steps_into(planes["codes"], lengths, taps, self.calibration["step"], self.calibration["offset"], out)
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         return {"codes": pick(planes["codes"], taps, self.taps)}, taps
@@ -99,6 +111,20 @@ class Int8(Codec):
 def rows_of(array: np.ndarray, taps: Sequence[int], device: torch.device) -> torch.Tensor:
     """The calibration of these taps, on a device."""
     return torch.from_numpy(array[list(taps)]).to(device)
+
+
+def steps_into(
+    codes: torch.Tensor,
+    lengths: Sequence[int],
+    taps: Sequence[int],
+    step: np.ndarray,
+    offset: np.ndarray,
+    out: Sequence[torch.Tensor],
+) -> None:
+    """`Codec.decode_into` where values are `codes * step + offset`, both float32 `(stored taps, channels)`."""
+    scale, shift = (rows_of(array, taps, codes.device) for array in (step, offset))
+    for row, part in zip(out, codes.split(list(lengths)), strict=True):
+        row.copy_(part).mul_(scale).add_(shift)
 
 
 def pick(plane: np.ndarray, taps: Sequence[int], stored: int) -> np.ndarray:

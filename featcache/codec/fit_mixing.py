@@ -113,7 +113,7 @@ class _Speech:
         """int16 `(frames, channels)`, of `kernels.targets`."""
         values = np.concatenate([row[:, tap : tap + 1] for row in self.rows])
         out = np.empty((1, len(values), values.shape[2]), np.int16)
-        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1], out)[0]
+        return kernels.targets(values, mean[tap : tap + 1].astype(np.float32), inverse[tap : tap + 1], 0, out)[0]
 
     def before(self, values: np.ndarray) -> np.ndarray:
         """The same a frame before, zeros before the first of a row."""
@@ -208,10 +208,11 @@ class _Tap:
         spent = np.zeros(self._frames, np.int32)
         added = np.zeros((self._frames, self._channels), np.int32)
         added[:, low:high] = self._below(low, high) + self._mixed(low, high, low)
+        gaps = np.zeros(self._frames, np.bool_)
         for plain, framed in zip(speech.plain, speech.framed, strict=True):
             kernels.encode_channels(
-                self._targets[plain], added[plain], low, high, out["near"][tap, 0], rounding, out["centroid"][tap],
-                LARGEST + 1, 0, spent[plain], self._codes[plain], speech.here[framed],
+                self._targets[plain], added[plain], gaps[plain], low, high, out["near"][tap, 0], rounding,
+                out["centroid"][tap], LARGEST + 1, 0, spent[plain], self._codes[plain], speech.here[framed],
             )  # fmt: skip
         kernels.narrow_codes(self._codes, low, high, int(out["code_shift"][tap]), self._inputs)
 

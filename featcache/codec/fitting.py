@@ -161,9 +161,9 @@ def fit_step(
     }
     inverse = inverse_of(arrays["step"])
     empty = [np.empty((taps, len(row), channels), np.int16) for row in rows]
-    target = [kernels.targets(row, arrays["mean"], inverse, out) for row, out in zip(rows, empty, strict=True)]
+    target = [kernels.targets(row, arrays["mean"], inverse, 0, out) for row, out in zip(rows, empty, strict=True)]
     free = Coding(arrays)
-    coded = [free.encode(row) for row in target]
+    coded = [free.encode(row, np.zeros(row.shape[1], np.bool_)) for row in target]
     codes, framed = [c for c, _ in coded], [r for _, r in coded]
     source = [np.ascontiguousarray(r[1:-1, 1:]) for r in framed]
     smoother = _solve(target, source, SMOOTHER)
@@ -280,7 +280,7 @@ def smoothed(rec: np.ndarray, arrays: Arrays) -> np.ndarray:
     scale = (arrays["step"] * np.float32(arithmetic.SMOOTHED_UNIT)).astype(np.float32)
     taps, channels = scale.shape
     out = np.empty((rec.shape[1] - 1, taps, channels), np.float32)
-    kernels.smooth(rec, np.arange(len(out)), arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)
+    kernels.smooth(rec, 0, arrays["smoother"], scale, arrays["mean"], np.arange(taps), out)
     return out
 
 

@@ -91,7 +91,7 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.
     taps, frames, channels = codes.shape
     body = packed_bytes(taps * channels, radix)
     out = np.zeros((frames, HEADER + body + tail), np.uint8)
-    kernels_pack.assemble(codes, order, radix, DIGITS[radix], HEADER, body, out)
+    kernels_pack.assemble(codes, *at_limit(radix), order, radix, HEADER, body, out)
     return out.view(WORD).reshape(frames, out.shape[1] // PIECE, WORDS)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
-from featcache.codec.direct import pick, rows_of
+from featcache.codec.direct import pick, steps_into
 from featcache.errors import UsageError
 
 LIMIT = 32767
@@ -49,10 +49,14 @@ class Uniform(Codec):
         saturated = int(np.count_nonzero(np.abs(codes) > LIMIT))
         return EncodedRow({"codes": np.clip(codes, -LIMIT, LIMIT).astype(np.int16)}, saturated)
 
-    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
-        codes = planes["codes"]
-        step, mean = (rows_of(self.calibration[name], taps, codes.device) for name in ("step", "mean"))
-        return codes.float().mul_(step).add_(mean)
+    def decode_into(
+        self,
+        planes: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
+        steps_into(planes["codes"], lengths, taps, self.calibration["step"], self.calibration["mean"], out)
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         return {"codes": pick(planes["codes"], taps, self.taps)}, taps
@@ -97,8 +101,15 @@ class BitRound(Codec):
         rounded = Rounding(keepbits=_keep(self.parameters)).encode(np.ascontiguousarray(features, np.float32))
         return EncodedRow({"values": np.asarray(rounded).view(np.float32).reshape(features.shape)}, 0)
 
-    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
-        return planes["values"]
+    def decode_into(
+        self,
+        planes: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
+        for row, part in zip(out, planes["values"].split(list(lengths)), strict=True):
+            row.copy_(part)
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         return {"values": pick(planes["values"], taps, self.taps)}, taps

@@ -1,4 +1,4 @@
-"""One row of the `residual` profile between targets, codes and reconstructions, on one core.
+"""Rows of the `residual` profile between targets, codes and reconstructions, on one core.
 
 Tap after tap, and of each tap one group of channels after the other. A channel is predicted from itself, in the frame
 before and in the tap below; from the numbers that sum up the whole tap below, in this frame and the one before; and
@@ -6,6 +6,8 @@ from the codes of the groups of its own tap that are known by then, in this fram
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -36,8 +38,14 @@ class Coding:
         self._input_shift, self._code_shift = arrays["input_shift"].tolist(), arrays["code_shift"].tolist()
         self._groups = channel_groups(arrays)
 
-    def encode(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes int16 `(taps, frames, channels)` and framed reconstructions of one row's `kernels.targets`."""
+    def encode(self, target: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes int16 `(taps, frames, channels)` and framed reconstructions of rows.
+
+        Args:
+            target: of `kernels.targets`, int16 `(taps, frames, channels)`, rows end to end, with a frame between
+                them that is none.
+            gaps: bool `(frames,)`, where those are. They come out as zeros, as what is around a row has to be.
+        """
         arrays = self._arrays
         taps, frames, channels = target.shape
         codes = self._take("codes", target.shape, np.int16)
@@ -49,7 +57,7 @@ class Coding:
             for group in self._groups[tap]:
                 inputs.say(group, tap)
                 kernels.encode_channels(
-                    target[tap], added, group.low, group.high, arrays["near"][tap, 0], arrays["rounding"][tap],
+                    target[tap], added, gaps, group.low, group.high, arrays["near"][tap, 0], arrays["rounding"][tap],
                     arrays["centroid"][tap], self._limit, self._budget, spent, codes[tap], rec[tap + 1],
                 )  # fmt: skip
                 inputs.add(codes[tap], tap, group.low, group.high)
@@ -59,8 +67,7 @@ class Coding:
         """Framed reconstructions of rows from the codes of their lowest taps; of `taps`, those above are zero.
 
         Args:
-            codes: int16 `(depth, frames, channels)`, rows end to end, with a frame between them that is none.
-            gaps: bool `(frames,)`, where those are. They come out as zeros, as what is around a row has to be.
+            codes: int16 `(depth, frames, channels)`, laid out as for `encode`. gaps: as there.
         """
         arrays = self._arrays
         depth, frames, channels = codes.shape
@@ -127,6 +134,14 @@ class _Inputs:
         if key not in self._views:
             self._views[key] = torch.from_numpy(self._array[:, columns])
         return self._views[key]
+
+
+def end_to_end(lengths: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How rows are laid out, a frame between two: int64 `(rows,)` where each begins, bool `(frames,)` those frames."""
+    begins = np.cumsum(np.add(lengths, 1), dtype=np.int64) - np.add(lengths, 1)
+    gaps = np.zeros(max(int(np.sum(lengths)) + len(lengths) - 1, 0), np.bool_)
+    gaps[begins[1:] - 1] = True
+    return begins, gaps
 
 
 def rounded_shift(shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

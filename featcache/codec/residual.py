@@ -11,7 +11,7 @@ which is read only where a frame's flags ask for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from featcache.codec.encoder import Coded
 
 BOUND = 4.0
-# Frames that are decoded at a time, where rows are not longer.
+# Frames that are coded at a time, where rows are not longer.
 TOGETHER = 512
 
 
@@ -100,27 +100,56 @@ class Residual(Codec):
         return range(int(marked[0]), int(marked[-1]) + 1) if len(marked) else range(0)
 
     def encode(self, features: np.ndarray) -> EncodedRow:
+        return self._encode([features])[0]
+
+    def encode_rows(self, rows: Sequence[np.ndarray]) -> list[Rest]:
+        rests: list[Rest] = []
+        for together in _batches([len(row) for row in rows]):
+            encoded = cache(partial(self._encode, rows[together]))
+            rests += [partial(_nth, encoded, n) for n in range(together.stop - together.start)]
+        return rests
+
+    def _encode(self, rows: Sequence[np.ndarray]) -> list[EncodedRow]:
+        """Rows are encoded together since each product and kernel costs something however few frames it has."""
+        from featcache.codec import kernels
+        from featcache.codec.prediction import end_to_end
+
+        arrays = self.calibration
+        rows = [np.ascontiguousarray(row, np.float32) for row in rows]
+        begins, gaps = end_to_end([len(row) for row in rows])
+        target = self._room("target", (self.taps, len(gaps), self.channels), np.int16)
+        for row, begin in zip(rows, begins, strict=True):
+            kernels.targets(row, arrays["mean"], self._inverse, begin, target)
+        codes, rec = self._coding.encode(target, gaps)
+        block = self._block(codes)
+        block[begins[[len(row) > 0 for row in rows]], 0, 0] |= FIRST
+        return [
+            self._finished(row, block[begin : begin + len(row)], rec, begin)
+            for row, begin in zip(rows, begins.tolist(), strict=True)
+        ]
+
+    def _finished(self, features: np.ndarray, block: np.ndarray, rec: np.ndarray, begin: int) -> EncodedRow:
+        """A row with what its codes do not say well enough.
+
+        Args:
+            block: its plane `codes`, in which frames are marked.
+            rec: framed reconstructions of several rows. `begin`: its first frame in them.
+        """
         from featcache.codec import kernels
 
         arrays = self.calibration
-        features = np.ascontiguousarray(features, np.float32)
-        shape = (self.taps, len(features), self.channels)
-        target = kernels.targets(features, arrays["mean"], self._inverse, self._room("target", shape, np.int16))
-        codes, rec = self._coding.encode(target)
-        block = self._block(codes)
         if "nmse" not in self.parameters and kernels.all_within(
-            rec, arrays["smoother"], self._scale, arrays["mean"], features, self._bound
+            rec, begin, arrays["smoother"], self._scale, arrays["mean"], features, self._bound
         ):
             return EncodedRow({"codes": block}, 0)
-        exact, marked = self._exact(features, fitting.smoothed(rec, arrays))
+        alone = np.ascontiguousarray(rec[:, begin : begin + len(features) + 1])
+        exact, marked = self._exact(features, fitting.smoothed(alone, arrays))
         block[marked, 0, 0] |= EXACT
         return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
 
     def _block(self, codes: np.ndarray) -> np.ndarray:
-        """A row's plane `codes` from int8 or int16 `(taps, frames, channels)`, without the flags `EXACT`."""
-        block = packing.assemble(codes, self._order, self.radix, self.tail)
-        block[:1, 0, 0] |= FIRST
-        return block
+        """The plane `codes` from int8 or int16 `(taps, frames, channels)`, without flags."""
+        return packing.assemble(codes, self._order, self.radix, self.tail)
 
     def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
         if not rows:
@@ -145,6 +174,7 @@ class Residual(Codec):
     def _encoded(self, coded: Coded) -> EncodedRow:
         """What a device has coded, as it is stored."""
         block = self._block(np.ascontiguousarray(coded.codes.swapaxes(0, 1)))
+        block[:1, 0, 0] |= FIRST
         if not len(coded.at):
             return EncodedRow({"codes": block}, 0)
         exact = np.zeros(coded.codes.shape, np.float32)
@@ -178,38 +208,59 @@ class Residual(Codec):
             remaining = np.cumsum(squares[worst[::-1], tap])[::-1]
             keep[worst[: int((remaining > allowed).sum())], tap] = True
 
-    def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
+    def decode_into(
+        self,
+        planes: Mapping[str, torch.Tensor],
+        lengths: Sequence[int],
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
         codes = planes["codes"]
         # The smoother looks one tap up, the prediction down to the first.
         depth = min(max(taps, default=0) + 2, self.taps)
         if codes.device.type == "cpu":
-            out = self._decode_cpu(codes.numpy(), depth, taps)
+            self._decode_cpu(codes.numpy(), lengths, depth, taps, out)
         else:
-            out = self._decode_device(codes, depth, taps)
-        flags = self._flags(codes)
-        if len(planes["exact"]) and bool(((flags & EXACT) != 0).any()):
-            self._overlay(out, planes["exact"], flags, lengths, taps)
-        return out
+            decoded = self._decode_device(codes, depth, taps)
+            for row, part in zip(out, decoded.split(list(lengths)), strict=True):
+                row.copy_(part)
+        if len(planes["exact"]):
+            marked = ((self._flags(codes) & EXACT) != 0).cpu().numpy()
+            self._overlay(out, planes["exact"], marked, lengths, taps)
 
-    def _decode_cpu(self, block: np.ndarray, depth: int, taps: Sequence[int]) -> torch.Tensor:
+    def _decode_cpu(
+        self,
+        block: np.ndarray,
+        utterances: Sequence[int],
+        depth: int,
+        taps: Sequence[int],
+        out: Sequence[torch.Tensor],
+    ) -> None:
         from featcache.codec import kernels
+        from featcache.codec.prediction import end_to_end
 
         arrays, wanted = self.calibration, np.asarray(taps, np.int64)
-        out = np.empty((len(block), len(taps), self.channels), np.float32)
-        starts = np.flatnonzero((self._flags(block) & FIRST) != 0)
-        if len(block) and (not len(starts) or starts[0]):
+        first = (self._flags(block) & FIRST) != 0
+        sizes = np.asarray(utterances, np.int64)
+        ends = np.cumsum(sizes)
+        if not first[(ends - sizes)[sizes > 0]].all():
             raise CorruptCacheError("codes do not begin with a row: run `featcache verify CACHE`")
-        # Few rows at a time, so that what is in work stays near the core; but each time costs something too.
+        starts = np.flatnonzero(first)
         lengths = np.diff(starts, append=len(block))
-        for rows in _batches(lengths):
-            begin, frames = starts[rows.start], int(lengths[rows].sum())
-            gaps = np.zeros(frames + rows.stop - rows.start - 1, np.bool_)
-            gaps[np.cumsum(lengths[rows] + 1)[:-1] - 1] = True
+        rows = [
+            part
+            for row, end, length in zip(out, ends.tolist(), utterances, strict=True)
+            for part in np.split(row.numpy(), np.flatnonzero(first[end - length : end])[1:])
+            if length
+        ]
+        # Few rows at a time, so that what is in work stays near the core; but each time costs something too.
+        for together in _batches(lengths.tolist()):
+            begins, gaps = end_to_end(lengths[together])
             places = np.flatnonzero(~gaps)
-            span = slice(begin, begin + frames)
+            span = slice(starts[together.start], starts[together.start] + len(places))
             rec = self._coding.decode(self._codes(block[span], places, len(gaps), depth), gaps, self.taps)
-            kernels.smooth(rec, places, arrays["smoother"], self._scale, arrays["mean"], wanted, out[span])
-        return torch.from_numpy(out)
+            for row, begin in zip(rows[together], begins.tolist(), strict=True):
+                kernels.smooth(rec, begin, arrays["smoother"], self._scale, arrays["mean"], wanted, row)
 
     def _codes(self, block: np.ndarray, places: np.ndarray, frames: int, depth: int) -> np.ndarray:
         """int16 `(depth, frames, channels)`, the lowest taps of whole frames, which go to these places."""
@@ -242,35 +293,44 @@ class Residual(Codec):
         return out
 
     def _overlay(
-        self, out: torch.Tensor, exact: torch.Tensor, flags: Any, lengths: Sequence[int], taps: Sequence[int]
+        self,
+        out: Sequence[torch.Tensor],
+        exact: torch.Tensor,
+        marked: np.ndarray,
+        lengths: Sequence[int],
+        taps: Sequence[int],
     ) -> None:
         """Put exact values in their places. `exact` has all frames, or of each utterance those `needed`."""
-        marked = torch.as_tensor((flags & EXACT) != 0)
-        places = marked.nonzero()[:, 0]
-        if len(exact) != len(out):
-            # From the first to the last marked frame of each utterance.
-            pieces = marked.split(list(lengths))
-            kept = torch.cat([(p.cumsum(0) > 0) & (p.flip(0).cumsum(0) > 0).flip(0) for p in pieces])
-            chosen = exact[torch.cumsum(kept, 0)[places] - 1]
-        else:
-            chosen = exact[places]
-        chosen = chosen[:, list(taps)]
-        frame, tap, channel = torch.nonzero(chosen.view(torch.int32), as_tuple=True)
-        out[places[frame], tap, channel] = chosen[frame, tap, channel]
+        whole = len(exact) == len(marked)
+        start = at = 0
+        for row, length in zip(out, lengths, strict=True):
+            frames = np.flatnonzero(marked[start : start + length])
+            first, last = (0, length) if whole else (frames[0], frames[-1] + 1) if len(frames) else (0, 0)
+            if len(frames):
+                places = torch.from_numpy(frames).to(exact.device)
+                kept = exact[at - first + places][:, list(taps)]
+                frame, tap, channel = torch.nonzero(kept.view(torch.int32), as_tuple=True)
+                row[places[frame], tap, channel] = kept[frame, tap, channel]
+            start += length
+            at += int(last - first)
 
     def _flags(self, codes: Any) -> Any:
         """The first word of each frame: its lowest byte is what was marked."""
         return codes[:, 0, 0]
 
 
-def _batches(lengths: np.ndarray) -> list[slice]:
-    """Rows that are decoded together: as many as have about `TOGETHER` frames."""
+def _batches(lengths: Sequence[int]) -> list[slice]:
+    """Rows that are coded together: as many as have about `TOGETHER` frames."""
     found: list[slice] = []
-    frames = TOGETHER
-    for row, length in enumerate(lengths.tolist()):
-        if frames + length > TOGETHER:
+    frames = 0
+    for row, length in enumerate(lengths):
+        if not found or frames + length > TOGETHER:
             found.append(slice(row, row))
             frames = 0
         found[-1] = slice(found[-1].start, row + 1)
         frames += length
     return found
+
+
+def _nth(encoded: Callable[[], list[EncodedRow]], number: int) -> EncodedRow:
+    return encoded()[number]

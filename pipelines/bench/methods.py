@@ -59,7 +59,7 @@ class Profile(Method):
         self.codec = codecs.build(self.profile, kind.version, taps, channels, self.parameters, calibration)
 
     def encode(self, rows: Rows) -> tuple[int, Any]:
-        encoded = [self.codec.encode(row).planes for row in rows]
+        encoded = [rest().planes for rest in self.codec.encode_rows(rows)]
         self.shards = layout.render_rows(self.codec, Layout(), encoded)
         return sum(map(len, self.shards.values())), [self.codec.complete(row) for row in encoded]
 
