@@ -34,7 +34,9 @@ from featcache.upstreams import UpstreamConfig
 from featcache.upstreams import load as load_upstream
 from pipelines.bench.methods import Method, Profile, Rows, methods
 
-READS = 200
+READS = 400
+# Utterances that are read and decoded together, as training does.
+BATCH = 8
 messages = Console(stderr=True)
 
 
@@ -153,26 +155,33 @@ class _Stored:
                 found[plane.name] = np.asarray(self.arrays[plane.name][first + part.start : first + part.stop])
         return found
 
-    def decode(self, planes: Mapping[str, np.ndarray], frames: int) -> None:
+    def fetch_all(self, places: Sequence[tuple[int, int]], directly: bool) -> dict[str, np.ndarray]:
+        """The planes of utterances (first frame and frames of each), end to end."""
+        found = [self.fetch(*place, directly) for place in places]
+        return {name: np.concatenate([planes[name] for planes in found]) for name in found[0]}
+
+    def decode(self, planes: Mapping[str, np.ndarray], lengths: Sequence[int]) -> None:
         codec = self.profile.codec
-        codec.decode({name: torch.from_numpy(p) for name, p in planes.items()}, [frames], range(codec.taps))
+        codec.decode({name: torch.from_numpy(p) for name, p in planes.items()}, lengths, range(codec.taps))
 
 
 def _reading(profiles: Sequence[Profile], rows: Rows) -> list[dict[str, Any]]:
-    """Reading utterances one after the other: codes with zarr-python, floats with it, and as `Cache` reads."""
+    """Reading batches of utterances: codes with zarr-python, floats with it, and as `Cache` reads."""
     lengths = [len(row) for row in rows]
     starts = np.concatenate([[0], np.cumsum(lengths)]).tolist()
     order = np.random.default_rng(0).integers(0, len(rows), READS).tolist()
+    batches = [order[at : at + BATCH] for at in range(0, READS, BATCH)]
     values = sum(rows[i].size for i in order)
     with tempfile.TemporaryDirectory() as folder, zarr.config.set({"threading.max_workers": 1}):
         opened = [_write(p, Path(folder) / str(n), int(starts[-1])) for n, p in enumerate(profiles)]
         spent = {stored.profile.name: np.zeros(3) for stored in opened}
         # In turns, so that whatever else the machine does meets all of them alike.
-        for i in order:
+        for batch in batches:
+            places = [(starts[i], lengths[i]) for i in batch]
             for stored in opened:
-                planes, by_zarr = _timed(partial(stored.fetch, starts[i], lengths[i], False))
-                _, directly = _timed(partial(stored.fetch, starts[i], lengths[i], True))
-                _, decoding = _timed(partial(stored.decode, planes, lengths[i]))
+                planes, by_zarr = _timed(partial(stored.fetch_all, places, False))
+                _, directly = _timed(partial(stored.fetch_all, places, True))
+                _, decoding = _timed(partial(stored.decode, planes, [frames for _, frames in places]))
                 spent[stored.profile.name] += (by_zarr, by_zarr + decoding, directly + decoding)
     keys = ("zarr_codes_mb_s", "zarr_mb_s", "cache_mb_s")
     return [
