@@ -29,10 +29,10 @@ def decode(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score greedy decoding and beam search, with and without a lexicon and language models, on test.
+    r"""Score greedy decoding and beam search, with and without a lexicon and language models, on test.
 
     Language models and lexicon come from the texts of train, their weights are tuned on dev. All is kept in the
-    run's folder `decoding`. Needs the package flashlight-text: pip install 'speech-featcache[beam]'.
+    run's folder `decoding`. Needs the package flashlight-text: pip install 'speech-featcache\[beam]'.
     """
     from fusion import decode as decoding
     from fusion.distributed import pick_device

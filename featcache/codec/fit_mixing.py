@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from featcache.codec import kernels
-from featcache.codec.arithmetic import BELOW_BITS, BEYOND, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
+from featcache.codec import kernels, kernels_fit
+from featcache.codec.arithmetic import BELOW_BITS, LARGEST, RANGE, UNIT, UNIT_BITS, WEIGHT_BITS, WEIGHT_LIMIT
 from featcache.codec.base import Arrays
 from featcache.codec.fit_summary import Moments
 from featcache.codec.fitting import inverse_of
@@ -218,12 +218,9 @@ class _Tap:
 
     def settle(self, rounding: np.ndarray) -> None:
         """Centroids of the tap's codes, and with them what it ends in."""
-        targets, codes = self._targets, self._codes
-        used = (codes != 0) & (targets != BEYOND)
-        gap = self._speech.here[self._speech.places].astype(np.int32) - targets
-        nearer = np.where(used, np.sign(codes) * gap, 0)
+        used, nearer = kernels_fit.gaps(self._targets, self._codes, self._speech.here, self._speech.places)
         # Channels with few such codes keep to the middle.
-        centroid = np.rint(nearer.sum(axis=0) / (used.sum(axis=0) + FEW_CODES))
+        centroid = np.rint(nearer / (used + FEW_CODES))
         self._out["centroid"][self._tap] = np.clip(centroid, -UNIT // 2, UNIT // 2)
         for low, high in pairwise(self._out["groups"].tolist()):
             self.code(low, high, rounding)
@@ -261,13 +258,15 @@ def fixed(weights: np.ndarray, bits: int, limit: int) -> np.ndarray:
 
 
 def _shift(values: np.ndarray, bits: int | np.ndarray) -> np.ndarray:
-    out: np.ndarray = (values + ((1 << bits) >> 1)) >> bits
+    out: np.ndarray = values + ((1 << bits) >> 1)
+    out >>= bits
     return out
 
 
 def _narrowed(values: np.ndarray, shift: int) -> np.ndarray:
     """int8 of whole numbers, in `2 ** shift` of them."""
-    return np.clip(_shift(values.astype(np.int32), int(shift)), -127, 127).astype(np.int8)
+    whole = _shift(values.astype(np.int32), int(shift))
+    return np.clip(whole, -127, 127, out=whole).astype(np.int8)
 
 
 def _sums(left: np.ndarray, right: np.ndarray) -> np.ndarray:

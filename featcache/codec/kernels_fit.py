@@ -49,3 +49,26 @@ def accumulate(
                 for j in range(k + 1):
                     for c in range(channels):
                         gram[tap, k, j, c] += near[k, c] * near[j, c] * weight[c]
+
+
+@numba.njit(nogil=True, cache=True)
+def gaps(target: np.ndarray, codes: np.ndarray, rec: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many codes of each channel are not 0, and by how much all of them end farther from 0 than the targets.
+
+    Args:
+        target, codes: int16 `(frames, channels)`; targets that are BEYOND are left out.
+        rec: int16 `(frames or more, channels)`, reconstructions, where `places` int64 `(frames,)` are the frames.
+
+    Returns:
+        int64 `(channels,)` both.
+    """
+    channels = target.shape[1]
+    used, farther = np.zeros(channels, np.int64), np.zeros(channels, np.int64)
+    for t in range(len(target)):
+        here = places[t]
+        for c in range(channels):
+            counts = np.int32(target[t, c] != BEYOND)
+            sign = counts * (np.int32(codes[t, c] > 0) - np.int32(codes[t, c] < 0))
+            used[c] += abs(sign)
+            farther[c] += sign * (np.int32(rec[here, c]) - np.int32(target[t, c]))
+    return used, farther
