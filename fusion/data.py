@@ -1,5 +1,7 @@
 """Batches from a cache: planned from lengths alone, read ahead by threads, decoded on the training device.
 
+Where that is the CPU, the threads that read decode too: training leaves them a core (`distributed.use_threads`).
+
 The order of an epoch is a pure function of (lengths, batch size, seed, epoch), so a position in it is two
 numbers. Threads, never processes: a forked child of a process that has read hangs in the reader.
 """
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,8 +25,10 @@ from torch.profiler import record_function
 from fusion.labels import Split
 
 if TYPE_CHECKING:
-    from featcache.store import Cache, Encoded
+    from featcache.store import Cache
 
+Decoding = Callable[[], tuple[Tensor, Tensor]]
+"""Gives features (batch, frames, taps, channels) and lengths (batch,) on the training device."""
 BUCKET_RATIO = 1.15
 """Lengths within this ratio share a bucket: at most 13 % of its frames are padding."""
 
@@ -178,7 +183,7 @@ class Sampler:
 
 
 class Loader:
-    """Reads batches of a split in order, a bounded number ahead, and decodes them on the device.
+    """Reads batches of a split in order, a bounded number ahead, decoded on the device.
 
     Use it in a `with` statement: leaving it stops the threads.
     """
@@ -206,32 +211,36 @@ class Loader:
 
     def batches(self, slots: Iterable[Slot]) -> Iterator[Batch]:
         """One `Batch` for each slot, in order. Errors of reading are raised here."""
-        pending: deque[tuple[Slot, Future[Encoded]]] = deque()
+        pending: deque[tuple[Slot, Future[Decoding]]] = deque()
         if self._pool is None:
             for slot in slots:
-                yield self._decode(slot, None)
+                yield self._batch(slot, None)
             return
         try:
             for slot in slots:
                 pending.append((slot, self._pool.submit(self._read, slot.positions)))
                 if len(pending) > 2 * self.workers:
-                    yield self._decode(*pending.popleft())
+                    yield self._batch(*pending.popleft())
             while pending:
-                yield self._decode(*pending.popleft())
+                yield self._batch(*pending.popleft())
         finally:
             for _, future in pending:
                 future.cancel()
 
-    def _read(self, positions: np.ndarray) -> Encoded:
+    def _read(self, positions: np.ndarray) -> Decoding:
+        """What is left to do where the batch is wanted."""
         encoded = self.cache.read_encoded(self.split.rows[positions].tolist(), self.taps)
-        return encoded.pin() if self.device.type == "cuda" else encoded
+        if self.device.type == "cuda":
+            return partial(self.cache.decode, encoded.pin(), device=self.device)
+        decoded = self.cache.decode(encoded, device=self.device)
+        return lambda: decoded
 
-    def _decode(self, slot: Slot, future: Future[Encoded] | None) -> Batch:
+    def _batch(self, slot: Slot, future: Future[Decoding] | None) -> Batch:
         began, positions = time.perf_counter(), slot.positions
         with record_function("read"):
-            encoded = self._read(positions) if future is None else future.result()
+            decode = self._read(positions) if future is None else future.result()
         with record_function("decode"):
-            features, lengths = self.cache.decode(encoded, device=self.device)
+            features, lengths = decode()
         frames = int(self.split.frames[positions].sum())
         self.watch.waited += time.perf_counter() - began
         self.watch.frames += frames

@@ -131,6 +131,7 @@ class Slow:
         return self.cache.read_encoded(rows)
 
     def decode(self, encoded: object, device: object) -> object:
+        self.threads.add(threading.current_thread().name)
         return self.cache.decode(encoded)  # type: ignore[arg-type]
 
 
@@ -161,6 +162,18 @@ def test_waiting_is_measured_and_overlaps_with_work(
         shares[workers] = loader.watch.share
         assert loader.watch.frames == split.frames.sum()
     assert 0.35 < shares[0] < 0.65 and shares[2] < 0.25
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_the_cpu_threads_that_read_decode_too(
+    stored: tuple[Cache, dict[str, np.ndarray], Split], workers: int
+) -> None:
+    cache, _, split = stored
+    slow = Slow(cache)
+    with Loader(slow, split, torch.device("cpu"), workers=workers) as loader:  # type: ignore[arg-type]
+        list(loader.batches(plan_evaluation(split.frames, 30)))
+    ours = threading.current_thread().name in slow.threads
+    assert slow.threads and ours == (workers == 0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
