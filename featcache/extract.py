@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
+import torch
 
 from featcache.activations import Activations, begin_rows
 from featcache.codec import Codec
@@ -169,21 +169,21 @@ def run_shards(
         pipe.put(loaded, None)
 
     def write() -> None:
-        block: dict[str, np.ndarray] = {}
+        # The forward passes have the cores: a product of the codec that is shared out waits for them in every call.
+        torch.set_num_threads(1)
         state: _ShardState | None = None
         for batch in pipe.get(computed):
             if state is None or state.shard != batch.shard:
-                state = _ShardState(batch.shard, plan)
+                state = _ShardState(batch.shard, writer)
                 for row in state.span:
                     if plan.frames[row] <= 0:
                         state.leave_out(plan, row, _why_no_frames(rows[int(plan.utterance[row])], manifest, plan, row))
-                block = writer.new_block()
             with spans.span("encode"):
-                _encode(writer, batch, block, state, strict)
+                _encode(writer, batch, state, strict)
             on_progress(plan.model_seconds(batch.rows), 0)
             if batch.last:
                 with spans.span("write"):
-                    written = _finish(writer, leases, block, state, strict)
+                    written = _finish(writer, leases, state, strict)
                 on_progress(0.0, written)
                 done.shards += 1
                 done.bytes += written
@@ -260,11 +260,12 @@ def _ended(plan: Plan, item: _Read, end: Callable[[], list[Activations]]) -> _Co
 
 
 class _ShardState:
-    """What is known so far of the shard that is being filled."""
+    """The shard that is being filled, and what is known of it so far."""
 
-    def __init__(self, shard: int, plan: Plan) -> None:
+    def __init__(self, shard: int, writer: SegmentWriter) -> None:
         self.shard = shard
-        self.span = plan.shard_rows(shard)
+        self.span = writer.plan.shard_rows(shard)
+        self.block = writer.new_block()
         self.audio = dict.fromkeys(self.span, "")
         self.quarantined: list[Quarantined] = []
         self.saturated: list[Saturated] = []
@@ -274,9 +275,7 @@ class _ShardState:
         self.quarantined.append(Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=reason))
 
 
-def _encode(
-    writer: SegmentWriter, batch: _Computed, block: dict[str, np.ndarray], state: _ShardState, strict: bool
-) -> None:
+def _encode(writer: SegmentWriter, batch: _Computed, state: _ShardState, strict: bool) -> None:
     plan = writer.plan
     for row, pcm, features in zip(batch.rows, batch.audio, batch.features, strict=True):
         reason = pcm.reason
@@ -297,21 +296,19 @@ def _encode(
             continue
         encoded = features.encode()
         at = int(plan.position[row]) - state.shard * plan.shard_frames
-        writer.put(block, encoded.planes, at)
+        state.block.put(encoded.planes, at)
         state.audio[row] = pcm.digest
         if encoded.saturated:
             state.saturated.append(Saturated(row=row, values=encoded.saturated))
         state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
 
 
-def _finish(
-    writer: SegmentWriter, leases: Leases, block: dict[str, np.ndarray], state: _ShardState, strict: bool
-) -> int:
+def _finish(writer: SegmentWriter, leases: Leases, state: _ShardState, strict: bool) -> int:
     """Write a full shard, then its record; returns the bytes written."""
     if strict and state.quarantined:
         first = state.quarantined[0]
         raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
     return finish(
-        writer, leases, state.shard, block, [state.audio[row] for row in state.span],
+        writer, leases, state.shard, state.block, [state.audio[row] for row in state.span],
         sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from featcache import codec as codecs
-from featcache import layout
+from featcache.block import render_rows
 from featcache.codec.fitting import split
 from featcache.errors import UsageError
 from featcache.spec import Forecast, Layout
@@ -52,7 +52,7 @@ def bits_per_value(codec: codecs.Codec, arrangement: Layout, rows: Sequence[np.n
 
 def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arrays]) -> float:
     frames = sum(len(row[codec.planes[0].name]) for row in encoded)
-    size = sum(map(len, layout.render_rows(codec, arrangement, encoded).values()))
+    size = sum(map(len, render_rows(codec.planes, arrangement, encoded).values()))
     return 8 * size / (frames * codec.taps * codec.channels)
 
 

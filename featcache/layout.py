@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,19 +89,21 @@ def render_segment(segment: str, codec: Codec, layout: Layout, shards: int, shar
 
 def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`."""
-    if plane.coder == "literal":
-        return _render_literal(plane, layout, block)
-    if not plane.sparse:
-        return _render(plane, layout, block)
-    # Most chunks are zeros and alike: one is rendered for all of them.
-    length = layout.chunk_frames
-    starts = range(0, len(block), length)
-    filled = [at for at in starts if block[at : at + length].view(np.uint8).any()]
-    zeros = np.zeros((length, *block.shape[1:]), block.dtype)
-    some = np.concatenate([zeros, *(block[at : at + length] for at in filled)])
-    zero, *others = shardfile.split(_render(plane, layout, some), len(filled) + 1)
+    return _render_literal(plane, layout, block) if plane.coder == "literal" else _render(plane, layout, block)
+
+
+def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray], chunks: int) -> bytes:
+    """The bytes of one shard of so many chunks, of which those that are `filled` are not zeros.
+
+    Args:
+        filled: `(chunk_frames, *frame_shape)` each.
+    """
+    # Zeros are alike: one chunk of them is rendered for all.
+    zeros = np.zeros((layout.chunk_frames, *plane.frame_shape), plane.dtype)
+    some = np.concatenate([zeros, *filled.values()])
+    zero, *others = shardfile.split(_render(plane, layout, some), 1 + len(filled))
     rendered = dict(zip(filled, others, strict=True))
-    return shardfile.join([rendered.get(at, zero) for at in starts])
+    return shardfile.join([rendered.get(number, zero) for number in range(chunks)])
 
 
 def _render_literal(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
@@ -120,31 +121,6 @@ def _render(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
     array[:] = block
     data = store["/".join(["c", "0", *("0" for _ in plane.frame_shape)])]
     return bytes(data.to_bytes())
-
-
-@lru_cache(maxsize=4)
-def render_zeros(plane: Plane, layout: Layout, frames: int) -> bytes:
-    """The bytes of a shard of zeros: most shards of a sparse plane are one."""
-    return render_shard(plane, layout, np.zeros((frames, *plane.frame_shape), plane.dtype))
-
-
-def render_rows(codec: Codec, layout: Layout, rows: Sequence[Arrays]) -> Files:
-    """One shard of encoded rows, padded to whole chunks: its bytes by plane."""
-    frames = sum(len(row[codec.planes[0].name]) for row in rows)
-    padded = -(-frames // layout.chunk_frames) * layout.chunk_frames
-    files: Files = {}
-    for plane in codec.planes:
-        if not any(plane.name in row for row in rows):
-            files[plane.name] = render_zeros(plane, layout, padded)
-            continue
-        block = np.zeros((padded, *plane.frame_shape), plane.dtype)
-        at = 0
-        for row in rows:
-            if plane.name in row:
-                block[at : at + len(row[plane.name])] = row[plane.name]
-            at += len(row[codec.planes[0].name])
-        files[plane.name] = render_shard(plane, layout, block)
-    return files
 
 
 def render_columns(folder: str, columns: Mapping[str, np.ndarray]) -> Files:
@@ -241,9 +217,8 @@ __all__ = [
     "render_columns",
     "render_root",
     "render_segment",
-    "render_rows",
     "render_shard",
-    "render_zeros",
+    "render_sparse",
     "segment_name",
     "shard_key",
 ]

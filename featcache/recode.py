@@ -16,7 +16,7 @@ from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.plan import make_plan
-from featcache.rewrite import Block, origin_of, write_shards
+from featcache.rewrite import Made, origin_of, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
@@ -156,7 +156,7 @@ def _segment(
     storage.delete_folder(f"{segment.name}/leases")
 
 
-def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> Block:
+def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> Made:
     """All frames of one shard in the new profile."""
     plan = writer.plan
     block = writer.new_block()
@@ -172,6 +172,6 @@ def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -
         offset = int(plan.frames[plan.first_row[owner] : row].sum())
         encoded = writer.codec.encode(features[offset : offset + int(plan.frames[row])])
         at = int(plan.position[row]) - shard * plan.shard_frames
-        writer.put(block, encoded.planes, at)
+        block.put(encoded.planes, at)
         saturated[row] = encoded.saturated
-    return Block(block, saturated)
+    return Made(block, saturated)

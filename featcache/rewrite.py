@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featcache.codec import Arrays
+from featcache.block import ShardBlock
 from featcache.errors import CacheError
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated, Seal, from_bytes, read_records
@@ -34,14 +34,14 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Block:
-    """The arrays of all frames of one shard, and by row the values that were set to the limit in making them."""
+class Made:
+    """All frames of one shard, and by row the values that were set to the limit in making them."""
 
-    planes: Arrays
+    block: ShardBlock
     saturated: Mapping[int, int] = field(default_factory=dict)
 
 
-def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Block], on_shard: Progress) -> None:
+def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Made], on_shard: Progress) -> None:
     """Write and record what the segment lacks; several processes may do so at once.
 
     Args:
@@ -59,12 +59,12 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
                 for row in span
                 if row in origin.reasons
             ]
-            block = block_of(shard)
+            made = block_of(shard)
             # A value at the limit of the old profile is most likely at that of the new one too: it counts once.
-            counts = {row: max(origin.saturated.get(row, 0), block.saturated.get(row, 0)) for row in span}
+            counts = {row: max(origin.saturated.get(row, 0), made.saturated.get(row, 0)) for row in span}
             saturated = [Saturated(row=row, values=count) for row, count in counts.items() if count]
             audio = [origin.audio[row] for row in span]
-            written = finish(writer, leases, shard, block.planes, audio, quarantined, saturated)
+            written = finish(writer, leases, shard, made.block, audio, quarantined, saturated)
             on_shard(plan.shard_seconds(shard), written)
     finally:
         leases.close()
@@ -123,7 +123,7 @@ def copy_segment(
             f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
         )
 
-    def block_of(shard: int) -> Block:
+    def block_of(shard: int) -> Made:
         block = writer.new_block()
         utterance, codes = -1, {}
         for row in plan.shard_rows(shard):
@@ -136,8 +136,8 @@ def copy_segment(
             first = int(plan.frames[plan.first_row[owner] : row].sum())
             at = int(plan.position[row]) - shard * plan.shard_frames
             # A plane that the row does not need has no frames: zeros, as they were.
-            writer.put(block, {n: values[first : first + int(plan.frames[row])] for n, values in codes.items()}, at)
-        return Block(block)
+            block.put({n: values[first : first + int(plan.frames[row])] for n, values in codes.items()}, at)
+        return Made(block)
 
     write_shards(writer, origin, block_of, on_shard)
     seal = writer.seal({label: _column(chosen, label) for label in labels})

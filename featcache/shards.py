@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
+from featcache.block import ShardBlock
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated, ShardRecord
 from featcache.writer import SegmentWriter
@@ -45,7 +44,7 @@ def finish(
     writer: SegmentWriter,
     leases: Leases,
     shard: int,
-    block: Mapping[str, np.ndarray],
+    block: ShardBlock,
     audio: Sequence[str],
     quarantined: Sequence[Quarantined],
     saturated: Sequence[Saturated] = (),
@@ -56,7 +55,7 @@ def finish(
     long overwrites nothing and records nothing.
 
     Args:
-        block: the arrays of all its frames.
+        block: all its frames.
         audio: digests of its rows' audio.
         saturated: rows with values at the profile's limit, in order.
 

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from featcache import layout
-from featcache.codec import Arrays, Codec, Plane
+from featcache.block import ShardBlock
+from featcache.codec import Arrays, Codec
 from featcache.digest import canonical_json, digest
 from featcache.errors import CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.geometry import SAMPLE_RATE
@@ -106,30 +105,15 @@ class SegmentWriter:
     def _in_full(self, record: ShardRecord) -> bool:
         return all(self.storage.size(f"{self.name}/{key}") == p.bytes for key, p in record.files.items())
 
-    def new_block(self) -> Arrays:
-        """Zeroed arrays for all frames of one shard; those of sparse planes come with what is put into them."""
-        return {p.name: self._zeros(p) for p in self.codec.planes if not p.sparse}
+    def new_block(self) -> ShardBlock:
+        """For the frames of one shard."""
+        return ShardBlock(self.codec.planes, self.spec.layout, self.plan.shard_frames)
 
-    def put(self, block: Arrays, planes: Mapping[str, np.ndarray], at: int) -> None:
-        """Encoded frames into a block, from its frame `at` on."""
-        for plane in self.codec.planes:
-            codes = planes.get(plane.name, ())
-            if len(codes):
-                if plane.name not in block:
-                    block[plane.name] = self._zeros(plane)
-                block[plane.name][at : at + len(codes)] = codes
-
-    def _zeros(self, plane: Plane) -> np.ndarray:
-        return np.zeros((self.plan.shard_frames, *plane.frame_shape), plane.dtype)
-
-    def render(self, block: Mapping[str, np.ndarray], shard: int) -> dict[str, bytes]:
+    def render(self, block: ShardBlock, shard: int) -> dict[str, bytes]:
         """The bytes of a shard's files, by key relative to the segment."""
+        files = block.render()
         return {
-            layout.shard_key(self.name, plane, shard).removeprefix(f"{self.name}/"): (
-                layout.render_shard(plane, self.spec.layout, block[plane.name])
-                if plane.name in block
-                else layout.render_zeros(plane, self.spec.layout, self.plan.shard_frames)
-            )
+            layout.shard_key(self.name, plane, shard).removeprefix(f"{self.name}/"): files[plane.name]
             for plane in self.codec.planes
         }
 

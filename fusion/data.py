@@ -200,7 +200,12 @@ class Loader:
         self.taps = None if taps is None else tuple(taps)
         self.workers = workers
         self.watch = Stopwatch()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fusion-read") if workers else None
+        self._pool = (
+            # One thread for the products of the codec in each: training has the cores.
+            ThreadPoolExecutor(workers, "fusion-read", initializer=torch.set_num_threads, initargs=(1,))
+            if workers
+            else None
+        )
 
     def __enter__(self) -> Loader:
         return self

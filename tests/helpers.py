@@ -100,7 +100,7 @@ def make_cache(
             keep = int(plan.keep[row])
             first = int(plan.start[row]) // GEOMETRY.hop + keep
             piece = features[utterance_id][first : first + int(plan.frames[row])]
-            writer.put(block, codec.encode(piece).planes, at)
+            block.put(codec.encode(piece).planes, at)
         proofs = writer.write_files(writer.render(block, shard))
         span = plan.shard_rows(shard)
         audio = ["" if plan.ids[plan.utterance[r]] in quarantine else f"{r:064x}" for r in span]

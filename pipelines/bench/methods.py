@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from featcache import codec as codecs
-from featcache import layout
+from featcache.block import render_rows
 from featcache.spec import Layout
 
 Rows = Sequence[np.ndarray]
@@ -60,7 +60,7 @@ class Profile(Method):
 
     def encode(self, rows: Rows) -> tuple[int, Any]:
         encoded = [rest().planes for rest in self.codec.encode_rows(rows)]
-        self.shards = layout.render_rows(self.codec, Layout(), encoded)
+        self.shards = render_rows(self.codec.planes, Layout(), encoded)
         return sum(map(len, self.shards.values())), [self.codec.complete(row) for row in encoded]
 
     def decode(self, encoded: Any) -> list[np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 import zarr.abc.store
 
 from featcache import layout
+from featcache.block import ShardBlock
 from featcache.codec import Codec
 from featcache.errors import UsageError
 from featcache.index import LazyTexts
@@ -124,7 +125,7 @@ class CountedStorage(Storage):
 class _Writer(SegmentWriter):
     """Writes a byte where the codes of a shard would be."""
 
-    def render(self, block: Mapping[str, np.ndarray], shard: int) -> dict[str, bytes]:
+    def render(self, block: ShardBlock, shard: int) -> dict[str, bytes]:
         keys = (layout.shard_key(self.name, plane, shard) for plane in self.codec.planes)
         return {key.removeprefix(f"{self.name}/"): b"\0" for key in keys}
 
@@ -189,11 +190,12 @@ def write(cache: Cache, spec: CacheSpec, codec: Codec, samples: np.ndarray, byte
     storage = CountedStorage()
     create_cache(storage, spec, codec.calibration)
     writer = _Writer(storage, spec, codec, SEGMENT, plan)
+    nothing = ShardBlock((), spec.layout, 0)
     leases = Leases(storage)
     try:
         writer.begin()
         for shard in leased(writer, leases, range(plan.shards)):
-            finish(writer, leases, shard, {}, _digests(shard, len(plan.shard_rows(shard))), ())
+            finish(writer, leases, shard, nothing, _digests(shard, len(plan.shard_rows(shard))), ())
         leases.acquire(f"{SEGMENT}/leases/seal")
         labels = {name: cache.labels(name) for name in cache.label_names}
         writer.seal({name: [found[i % len(found)] for i in range(count)] for name, found in labels.items()})

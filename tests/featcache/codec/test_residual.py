@@ -503,11 +503,12 @@ def test_a_sparse_plane_that_nothing_was_put_into_is_one_of_zeros() -> None:
     spec = make_spec(TAPS, CHANNELS, codec.calibration, "residual")
     plan = make_plan(["a"], [16_000], spec, codec.bytes_per_frame)
     writer = SegmentWriter(LocalStorage(Path()), spec, codec, "segments/000000", plan)
-    block = writer.new_block()
-    writer.put(block, codec.encode(speech_like(20, 9)).planes, 0)
-    assert list(block) == ["codes"]
-    whole = {plane.name: np.zeros((plan.shard_frames, *plane.frame_shape), plane.dtype) for plane in codec.planes}
-    assert writer.render(block, 0) == writer.render({**whole, **block}, 0)
+    encoded = codec.encode(speech_like(20, 9)).planes
+    assert list(encoded) == ["codes"]
+    some, whole = writer.new_block(), writer.new_block()
+    some.put(encoded, 0)
+    whole.put(codec.complete(encoded), 0)
+    assert writer.render(some, 0) == writer.render(whole, 0)
 
 
 GOLDEN_PLANES = {
