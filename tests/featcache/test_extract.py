@@ -17,6 +17,8 @@ import torch
 
 import featcache
 from featcache import audio, forecast, manifest
+from featcache.codec.base import EncodedRow
+from featcache.codec.direct import Int8
 from featcache.errors import FeatcacheError, JobError, MismatchError, UsageError
 from featcache.extract import run_shards
 from featcache.inspect import info, status
@@ -317,3 +319,25 @@ def test_a_failure_in_any_stage_ends_the_run(speech: Path, tmp_path: Path) -> No
         run_shards(job.writer, job.new_rows, speech, job.upstream, range(job.plan.shards))
     assert not list((tmp_path / "c").glob("segments/*/ledger/*.json"))
     assert not list((tmp_path / "c").glob("segments/*/leases/*"))
+
+
+def test_the_codec_leaves_the_cores_to_the_model(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoding beside forward passes uses one thread, and what is set for it is set for no other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(2, threads))
+    seen: list[int] = []
+    encode = Int8.encode
+
+    def watched(codec: Int8, features: np.ndarray) -> EncodedRow:
+        seen.append(torch.get_num_threads())
+        return encode(codec, features)
+
+    try:
+        job = Job(speech, tmp_path / "c", request())
+        job.init()
+        monkeypatch.setattr(Int8, "encode", watched)
+        job.extract()
+        assert seen and set(seen) == {1}
+        assert torch.get_num_threads() == max(2, threads)
+    finally:
+        torch.set_num_threads(threads)

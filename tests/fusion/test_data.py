@@ -119,6 +119,7 @@ class Slow:
         self.reads = 0
         self.lock = threading.Lock()
         self.threads: set[str] = set()
+        self.arithmetic: set[int] = set()
 
     def read_encoded(self, rows: np.ndarray, taps: object) -> object:
         with self.lock:
@@ -132,6 +133,7 @@ class Slow:
 
     def decode(self, encoded: object, device: object) -> object:
         self.threads.add(threading.current_thread().name)
+        self.arithmetic.add(torch.get_num_threads())
         return self.cache.decode(encoded)  # type: ignore[arg-type]
 
 
@@ -174,6 +176,8 @@ def test_on_the_cpu_threads_that_read_decode_too(
         list(loader.batches(plan_evaluation(split.frames, 30)))
     ours = threading.current_thread().name in slow.threads
     assert slow.threads and ours == (workers == 0)
+    # Training has the cores.
+    assert ours or slow.arithmetic == {1}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
