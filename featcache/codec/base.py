@@ -132,24 +132,18 @@ class Codec(ABC):
         return lambda: self.encode_rows([row.cpu().numpy() for row in rows])
 
     @abstractmethod
-    def decode_into(
-        self,
-        planes: Mapping[str, torch.Tensor],
-        lengths: Sequence[int],
-        taps: Sequence[int],
-        out: Sequence[torch.Tensor],
-    ) -> None:
+    def decode_into(self, planes: Mapping[str, torch.Tensor], taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
         """Utterances laid end to end, `(sum of lengths, *frame_shape)` a plane, each to a tensor of `out`.
 
         Args:
             taps: positions among the stored taps.
-            out: float32 `(length, len(taps), channels)` each, of any content, on the device that the planes are on.
+            out: for each utterance float32 `(length, len(taps), channels)`, of any content, on the planes' device.
         """
 
     def decode(self, planes: Mapping[str, torch.Tensor], lengths: Sequence[int], taps: Sequence[int]) -> torch.Tensor:
         """Utterances as they lie, end to end: float32 `(frames, len(taps), channels)`; see `decode_into`."""
         out = self._empty(planes, (sum(lengths), len(taps), self.channels))
-        self.decode_into(planes, lengths, taps, out.split(list(lengths)))
+        self.decode_into(planes, taps, out.split(list(lengths)))
         return out
 
     def decode_batch(
@@ -159,7 +153,7 @@ class Codec(ABC):
         out = self._empty(planes, (len(lengths), max(lengths, default=0), len(taps), self.channels))
         for padded, length in zip(out, lengths, strict=True):
             padded[length:] = 0
-        self.decode_into(planes, lengths, taps, [row[:length] for row, length in zip(out, lengths, strict=True)])
+        self.decode_into(planes, taps, [row[:length] for row, length in zip(out, lengths, strict=True)])
         return out
 
     def _empty(self, planes: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,36 @@ INT8_HEADROOM = 1.25
 INT8_LIMIT = 127
 
 
-class Fp16(Codec):
+Affine = tuple[np.ndarray | None, np.ndarray | None]
+
+
+class ByValue(Codec):
+    """A profile that stores each value by itself, in its only plane `(frames, taps, channels)`."""
+
+    @property
+    @abstractmethod
+    def affine(self) -> Affine:
+        """What a stored value is multiplied by, and what is added then: float32 `(taps, channels)`, or None."""
+
+    def decode_into(self, planes: Mapping[str, torch.Tensor], taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
+        stored = planes[self.planes[0].name]
+        scale, offset = (
+            None if array is None else torch.from_numpy(array[list(taps)]).to(stored.device) for array in self.affine
+        )
+        for row, part in zip(out, stored.split([len(row) for row in out]), strict=True):
+            row.copy_(part)
+            if scale is not None:
+                row.mul_(scale)
+            if offset is not None:
+                row.add_(offset)
+
+    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
+        name = self.planes[0].name
+        # As a view where it can be.
+        return {name: planes[name] if list(taps) == list(range(self.taps)) else planes[name][:, list(taps)]}, taps
+
+
+class Fp16(ByValue):
     """IEEE half precision after division by a power of two per tap and channel.
 
     The relative error is at most 2^-11 for normal values; a power of two adds no error of its own, and
@@ -49,23 +79,12 @@ class Fp16(Codec):
             scaled = np.clip(scaled, -FP16_LIMIT, FP16_LIMIT)
         return EncodedRow({"values": scaled.astype(np.float16)}, saturated)
 
-    def decode_into(
-        self,
-        planes: Mapping[str, torch.Tensor],
-        lengths: Sequence[int],
-        taps: Sequence[int],
-        out: Sequence[torch.Tensor],
-    ) -> None:
-        values = planes["values"]
-        scale = rows_of(self.calibration["scale"], taps, values.device)
-        for row, part in zip(out, values.split(list(lengths)), strict=True):
-            row.copy_(part).mul_(scale)
-
-    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
-        return {"values": pick(planes["values"], taps, self.taps)}, taps
+    @property
+    def affine(self) -> Affine:
+        return self.calibration["scale"], None
 
 
-class Int8(Codec):
+class Int8(ByValue):
     """Uniform steps of 8 bits between the calibration's extremes, with headroom, per tap and channel."""
 
     profile = "int8"
@@ -95,41 +114,9 @@ class Int8(Codec):
             np.clip(codes, -INT8_LIMIT, INT8_LIMIT, out=codes)
         return EncodedRow({"codes": codes.astype(np.int8)}, saturated)
 
-    def decode_into(
-        self,
-        planes: Mapping[str, torch.Tensor],
-        lengths: Sequence[int],
-        taps: Sequence[int],
-        out: Sequence[torch.Tensor],
-    ) -> None:
-        steps_into(planes["codes"], lengths, taps, self.calibration["step"], self.calibration["offset"], out)
-
-    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
-        return {"codes": pick(planes["codes"], taps, self.taps)}, taps
-
-
-def rows_of(array: np.ndarray, taps: Sequence[int], device: torch.device) -> torch.Tensor:
-    """The calibration of these taps, on a device."""
-    return torch.from_numpy(array[list(taps)]).to(device)
-
-
-def steps_into(
-    codes: torch.Tensor,
-    lengths: Sequence[int],
-    taps: Sequence[int],
-    step: np.ndarray,
-    offset: np.ndarray,
-    out: Sequence[torch.Tensor],
-) -> None:
-    """`Codec.decode_into` where values are `codes * step + offset`, both float32 `(stored taps, channels)`."""
-    scale, shift = (rows_of(array, taps, codes.device) for array in (step, offset))
-    for row, part in zip(out, codes.split(list(lengths)), strict=True):
-        row.copy_(part).mul_(scale).add_(shift)
-
-
-def pick(plane: np.ndarray, taps: Sequence[int], stored: int) -> np.ndarray:
-    """A plane `(frames, taps, channels)` with these taps alone, as a view where it can be."""
-    return plane if list(taps) == list(range(stored)) else plane[:, list(taps)]
+    @property
+    def affine(self) -> Affine:
+        return self.calibration["step"], self.calibration["offset"]
 
 
 def _no_parameters(profile: str, parameters: Mapping[str, Any]) -> None:

@@ -144,6 +144,36 @@ def _within(code: np.ndarray, limit: int, spent: int, budget: int) -> int:
 
 
 @numba.njit(nogil=True, cache=True)
+def _predict(
+    own: np.ndarray, now: np.ndarray, added: np.ndarray, t: int, first: np.uintp, end: np.uintp, out: np.ndarray
+) -> None:
+    """The predictions of some channels in frame `t` into `out`; `now` is the frame before."""
+    for c in range(first, end):
+        past = (np.int32(own[c]) * now[c] + np.int32(1 << (WEIGHT_BITS - 1))) >> np.int32(WEIGHT_BITS)
+        out[c] = past + added[t, c]
+
+
+@numba.njit(nogil=True, cache=True)
+def _reconstruct(
+    predicted: np.ndarray,
+    codes: np.ndarray,
+    centroid: np.ndarray,
+    t: int,
+    first: np.uintp,
+    end: np.uintp,
+    now: np.ndarray,
+    rec: np.ndarray,
+) -> None:
+    """What predictions and codes of frame `t` come to, into `now` and `rec`."""
+    for c in range(first, end):
+        k = np.int32(codes[t, c])
+        sign = np.int32(k > 0) - np.int32(k < 0)
+        r = predicted[c] + k * np.int32(UNIT) - sign * np.int32(centroid[c])
+        now[c] = min(max(r, np.int32(-RANGE)), np.int32(RANGE))
+        rec[t + 1, c] = np.int16(now[c])
+
+
+@numba.njit(nogil=True, cache=True)
 def encode_channels(
     target: np.ndarray,
     added: np.ndarray,
@@ -184,9 +214,7 @@ def encode_channels(
                 codes[t, c] = 0
                 rec[t + 1, c] = 0
             continue
-        for c in range(first, end):
-            past = (np.int32(own[c]) * now[c] + np.int32(1 << (WEIGHT_BITS - 1))) >> np.int32(WEIGHT_BITS)
-            predicted[c] = past + added[t, c]
+        _predict(own, now, added, t, first, end, predicted)
         for c in range(first, end):
             e = np.int32(target[t, c]) - predicted[c]
             m = min((abs(e) + np.int32(rounding[c])) >> np.int32(UNIT_BITS), np.int32(LARGEST))
@@ -201,12 +229,7 @@ def encode_channels(
             spent[t] = _within(codes[t, low:high], limit, spent[t], budget)
         else:
             spent[t] += cost
-        for c in range(first, end):
-            k = np.int32(codes[t, c])
-            sign = np.int32(k > 0) - np.int32(k < 0)
-            r = predicted[c] + k * np.int32(UNIT) - sign * np.int32(centroid[c])
-            now[c] = min(max(r, np.int32(-RANGE)), np.int32(RANGE))
-            rec[t + 1, c] = np.int16(now[c])
+        _reconstruct(predicted, codes, centroid, t, first, end, now, rec)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -214,24 +237,17 @@ def decode_channels(
     codes: np.ndarray, added: np.ndarray, gaps: np.ndarray, own: np.ndarray, centroid: np.ndarray, rec: np.ndarray
 ) -> None:
     """The inverse of `encode_channels` for all channels of a tap, with its arguments."""
-    channels = codes.shape[1]
-    predicted = np.zeros(channels, np.int32)
-    now = np.zeros(channels, np.int32)
+    predicted = np.zeros(codes.shape[1], np.int32)
+    now = np.zeros(codes.shape[1], np.int32)
+    first, end = np.uintp(0), np.uintp(codes.shape[1])
     for t in range(len(codes)):
         if gaps[t]:
-            for c in range(channels):
+            for c in range(first, end):
                 now[c] = 0
                 rec[t + 1, c] = 0
             continue
-        for c in range(channels):
-            past = (np.int32(own[c]) * now[c] + np.int32(1 << (WEIGHT_BITS - 1))) >> np.int32(WEIGHT_BITS)
-            predicted[c] = past + added[t, c]
-        for c in range(channels):
-            k = np.int32(codes[t, c])
-            sign = np.int32(k > 0) - np.int32(k < 0)
-            r = predicted[c] + k * np.int32(UNIT) - sign * np.int32(centroid[c])
-            now[c] = min(max(r, np.int32(-RANGE)), np.int32(RANGE))
-            rec[t + 1, c] = np.int16(now[c])
+        _predict(own, now, added, t, first, end, predicted)
+        _reconstruct(predicted, codes, centroid, t, first, end, now, rec)
 
 
 @numba.njit(nogil=True, cache=True)

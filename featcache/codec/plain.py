@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from featcache.codec.base import Arrays, Codec, EncodedRow, Plane
-from featcache.codec.direct import pick, steps_into
+from featcache.codec.base import Arrays, EncodedRow, Plane
+from featcache.codec.direct import Affine, ByValue
 from featcache.errors import UsageError
 
 LIMIT = 32767
 MANTISSA_BITS = 23
 
 
-class Uniform(Codec):
+class Uniform(ByValue):
     """Whole numbers of steps; `step` is in standard deviations of each tap and channel, 0.5 if not given."""
 
     version = 1
@@ -49,17 +48,9 @@ class Uniform(Codec):
         saturated = int(np.count_nonzero(np.abs(codes) > LIMIT))
         return EncodedRow({"codes": np.clip(codes, -LIMIT, LIMIT).astype(np.int16)}, saturated)
 
-    def decode_into(
-        self,
-        planes: Mapping[str, torch.Tensor],
-        lengths: Sequence[int],
-        taps: Sequence[int],
-        out: Sequence[torch.Tensor],
-    ) -> None:
-        steps_into(planes["codes"], lengths, taps, self.calibration["step"], self.calibration["mean"], out)
-
-    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
-        return {"codes": pick(planes["codes"], taps, self.taps)}, taps
+    @property
+    def affine(self) -> Affine:
+        return self.calibration["step"], self.calibration["mean"]
 
 
 class Blosc(Uniform):
@@ -76,7 +67,7 @@ class PCodec(Uniform):
     coder = "pcodec"
 
 
-class BitRound(Codec):
+class BitRound(ByValue):
     """float32 of which `keep` bits of the mantissa are kept, 3 if not given; bit planes compressed with zstd."""
 
     profile = "bitround"
@@ -101,18 +92,9 @@ class BitRound(Codec):
         rounded = Rounding(keepbits=_keep(self.parameters)).encode(np.ascontiguousarray(features, np.float32))
         return EncodedRow({"values": np.asarray(rounded).view(np.float32).reshape(features.shape)}, 0)
 
-    def decode_into(
-        self,
-        planes: Mapping[str, torch.Tensor],
-        lengths: Sequence[int],
-        taps: Sequence[int],
-        out: Sequence[torch.Tensor],
-    ) -> None:
-        for row, part in zip(out, planes["values"].split(list(lengths)), strict=True):
-            row.copy_(part)
-
-    def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
-        return {"values": pick(planes["values"], taps, self.taps)}, taps
+    @property
+    def affine(self) -> Affine:
+        return None, None
 
 
 def _keep(parameters: Mapping[str, Any]) -> int:

@@ -208,21 +208,15 @@ class Residual(Codec):
             remaining = np.cumsum(squares[worst[::-1], tap])[::-1]
             keep[worst[: int((remaining > allowed).sum())], tap] = True
 
-    def decode_into(
-        self,
-        planes: Mapping[str, torch.Tensor],
-        lengths: Sequence[int],
-        taps: Sequence[int],
-        out: Sequence[torch.Tensor],
-    ) -> None:
-        codes = planes["codes"]
+    def decode_into(self, planes: Mapping[str, torch.Tensor], taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
+        codes, lengths = planes["codes"], [len(row) for row in out]
         # The smoother looks one tap up, the prediction down to the first.
         depth = min(max(taps, default=0) + 2, self.taps)
         if codes.device.type == "cpu":
             self._decode_cpu(codes.numpy(), lengths, depth, taps, out)
         else:
             decoded = self._decode_device(codes, depth, taps)
-            for row, part in zip(out, decoded.split(list(lengths)), strict=True):
+            for row, part in zip(out, decoded.split(lengths), strict=True):
                 row.copy_(part)
         if len(planes["exact"]):
             marked = ((self._flags(codes) & EXACT) != 0).cpu().numpy()
