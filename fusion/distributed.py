@@ -88,6 +88,12 @@ def world(device: str = "auto") -> Iterator[World]:
         distributed.destroy_process_group()
 
 
+def cores() -> int:
+    """Cores that the arithmetic may use: as many as OMP_NUM_THREADS says, or all that this process may run on."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(told) if told.isdecimal() and int(told) else len(os.sched_getaffinity(0))
+
+
 def use_threads(threads: int, device: torch.device) -> None:
     """Set the threads of the arithmetic; 0 leaves one core to the threads that read.
 

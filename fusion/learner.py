@@ -21,6 +21,7 @@ from fusion import checkpoint, head, labels, modules, optimiser, tasks
 from fusion.data import Batch, moments
 from fusion.distributed import World, autocast
 from fusion.labels import Example, Split
+from fusion.modules import randomness
 from fusion.predict import Predictions, Reader
 from fusion.recipe import Recipe
 from fusion.run import Files, Run
@@ -201,7 +202,7 @@ class Learner:
         torch.manual_seed(self._seed(step))
         optimiser.set_rate(self.optimiser, optimiser.rate(settings, step))
         self.optimiser.zero_grad(set_to_none=True)
-        with record_function("forward"):
+        with record_function("forward"), randomness.seeded(self._seed(step)):
             with autocast(settings.precision, self.here.device):
                 logits, lengths = self.model(features, batch.lengths)
             loss = self.task.loss(logits, lengths, self.pool.split.targets_of(batch.slot.positions))

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusion.data import Loader, pick_taps, plan_evaluation, union_of_taps
+from fusion.crew import Crew
+from fusion.data import Batch, Loader, pick_taps, plan_evaluation, union_of_taps
 from fusion.distributed import World, autocast
 from fusion.head import Head
 from fusion.labels import Split
@@ -38,29 +40,43 @@ class Predictions:
     """Mean over batches; infeasible rows count as zero."""
 
 
-@torch.no_grad()
 def predict_together(
-    readers: Sequence[Reader], cache: Cache, world: World, *, batch_seconds: float, workers: int = 2
+    readers: Sequence[Reader],
+    cache: Cache,
+    world: World,
+    *,
+    batch_seconds: float,
+    workers: int = 2,
+    threads: int = 0,
 ) -> list[Predictions]:
     """What each head says of every utterance, in one pass; each process does its share, all get the whole.
 
     Args:
         readers: all of splits with the same rows.
+        threads: of the arithmetic of each head, as for `Crew`.
     """
     split = readers[0].split
     taps = union_of_taps([reader.taps for reader in readers], cache.taps)
     found: list[dict[int, Any]] = [{} for _ in readers]
     losses: list[list[float]] = [[] for _ in readers]
+
+    @torch.no_grad()
+    def read(number: int, batch: Batch) -> None:
+        reader, positions = readers[number], batch.slot.positions
+        with autocast(reader.precision, world.device):
+            logits, lengths = reader.head(pick_taps(batch.features, taps, reader.taps), batch.lengths)
+        losses[number].append(float(reader.task.loss(logits, lengths, reader.split.targets_of(positions))))
+        values = reader.task.predict(logits.float(), lengths)
+        found[number].update(zip(positions.tolist(), values, strict=True))
+
     slots = plan_evaluation(split.frames, round(batch_seconds * cache.frame_rate))[world.rank :: world.size]
-    with _evaluating(readers), Loader(cache, split, world.device, taps, workers) as loader:
+    with (
+        _evaluating(readers),
+        Crew(len(readers), world, threads) as crew,
+        Loader(cache, split, world.device, taps, workers) as loader,
+    ):
         for batch in loader.batches(slots):
-            positions = batch.slot.positions
-            for i, reader in enumerate(readers):
-                with autocast(reader.precision, world.device):
-                    logits, lengths = reader.head(pick_taps(batch.features, taps, reader.taps), batch.lengths)
-                losses[i].append(float(reader.task.loss(logits, lengths, reader.split.targets_of(positions))))
-                values = reader.task.predict(logits.float(), lengths)
-                found[i].update(zip(positions.tolist(), values, strict=True))
+            crew.map(partial(read, batch=batch), range(len(readers)))
     return [_gathered(world, values, losses[i], len(split)) for i, values in enumerate(found)]
 
 

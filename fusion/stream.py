@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from featcache.errors import JobError
+from fusion.crew import Crew
 from fusion.data import Batch, Loader, Sampler, Stopwatch, pick_taps, union_of_taps
 from fusion.distributed import World
 from fusion.labels import Split
 from fusion.learner import Learner
+from fusion.modules.randomness import draws_from_torch
 from fusion.predict import Predictions, Reader, predict_together
 from fusion.progress import TrainingProgress, line
 from fusion.run import Run
@@ -56,6 +58,7 @@ class Stream:
 
     Args:
         on_step: called after every step.
+        in_turn: one head after the other, also where the machine could take several at a time.
     """
 
     def __init__(
@@ -64,12 +67,15 @@ class Stream:
         here: World,
         console: Console,
         on_step: Callable[[], None] = lambda: None,
+        in_turn: bool = False,
     ) -> None:
         self.learners, self.here, self.console, self.on_step = learners, here, console, on_step
+        self.in_turn = in_turn or any(draws_from_torch(learner.head) for learner in learners)
         first = learners[0]
         self.cache: Cache = first.cache
         self.batch_seconds = first.recipe.train.batch_seconds
         self.workers = max(learner.recipe.train.workers for learner in learners)
+        self.threads = first.recipe.train.threads
         self.taps = union_of_taps([learner.spec.taps for learner in learners], self.cache.taps)
 
     def run(self) -> None:
@@ -97,6 +103,7 @@ class Stream:
         with (
             stop_signals() as stop,
             Loader(self.cache, pool.split, self.here.device, self.taps, self.workers) as loader,
+            Crew(len(learners), self.here, self.threads, self.in_turn) as crew,
             TrainingProgress(self.console, total, step, quiet=not self.here.first) as progress,
         ):
             loader.watch = Stopwatch()
@@ -105,7 +112,7 @@ class Stream:
                 step += 1
                 if not active:
                     continue  # those that were behind have ended before they caught up
-                self._step(active, batch)
+                self._step(crew, active, batch)
                 now = time.perf_counter()
                 for learner in active:
                     learner.seconds += now - clock
@@ -139,7 +146,7 @@ class Stream:
         self.here.barrier()
         return [runs.get(id(learner)) for learner in self.learners]
 
-    def _step(self, active: Sequence[Learner], batch: Batch) -> None:
+    def _step(self, crew: Crew, active: Sequence[Learner], batch: Batch) -> None:
         fed: dict[tuple[object, ...], Tensor] = {}
         for learner in active:
             if learner.feed not in fed:
@@ -148,7 +155,7 @@ class Stream:
                     features = features.clone()  # masked in place, and others read the batch
                 with record_function("mask"):
                     fed[learner.feed] = learner.mask(features, batch.lengths)
-            learner.step(batch, fed[learner.feed])
+        crew.map(lambda learner: learner.step(batch, fed[learner.feed]), active)
 
     def _look(self, looking: Sequence[Learner], watch: Stopwatch, progress: TrainingProgress) -> None:
         losses = []
@@ -172,7 +179,12 @@ class Stream:
         found: dict[int, Predictions] = {}
         for group in _groups(readers, lambda reader: _rows(reader.split)):
             together = predict_together(
-                group, self.cache, self.here, batch_seconds=self.batch_seconds, workers=self.workers
+                group,
+                self.cache,
+                self.here,
+                batch_seconds=self.batch_seconds,
+                workers=self.workers,
+                threads=self.threads,
             )
             found.update(zip(map(id, group), together, strict=True))
         return [found[id(reader)] for reader in readers]

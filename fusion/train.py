@@ -103,7 +103,8 @@ def fit_together(
         for together in streams(learners):
             tracer = Tracer(trace, console.print) if trace is not None and here.first else None
             trace = None
-            stream = Stream(together, here, console, tracer or (lambda: None))
+            # A profiler sees one thread.
+            stream = Stream(together, here, console, tracer or (lambda: None), in_turn=tracer is not None)
             with tracer or nullcontext():
                 stream.run()
             finished |= {run.recipe.name: run for run in stream.finish() if run is not None}

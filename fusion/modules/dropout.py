@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from featcache.errors import UsageError
+from fusion.modules import randomness
 
 
 class Dropout(nn.Module):
@@ -28,6 +29,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64)
+        draws.random_(-(2**63), None, generator=randomness.generator())
         keep = draws.view(torch.uint8)[: x.numel()].view(x.shape) >= self.cut
         return x * keep.to(x.dtype).mul_(256 / (256 - self.cut))
