@@ -33,7 +33,7 @@ def forecast(fits: codecs.Fits, arrangement: Layout) -> dict[str, Forecast]:
         name, parameters = codecs.parse_profile(text)
         kind = codecs.profile_class(name)
         try:
-            calibration = fits(kind, parameters)
+            calibration = fits(kind, parameters, rough=True)
         except UsageError:
             continue
         codec = codecs.build(name, kind.version, taps, channels, parameters, calibration)

@@ -98,12 +98,13 @@ def use_threads(threads: int, device: torch.device) -> None:
     """Set the threads of the arithmetic; 0 leaves one core to the threads that read.
 
     An LSTM meets at a barrier in every frame: where readers want the same cores it becomes many times
-    slower, so one thread less is faster. A number in OMP_NUM_THREADS is left as it is.
+    slower, so one thread less is faster. A number in OMP_NUM_THREADS is taken as it is.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    elif device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    if not threads and device.type != "cpu":
+        return
+    told = "OMP_NUM_THREADS" in os.environ
+    # Also where that is how many there are: torch would take over what another thread is given before it asks.
+    torch.set_num_threads(threads or (cores() if told else max(1, cores() - 1)))
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

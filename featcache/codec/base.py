@@ -53,6 +53,8 @@ class EncodedRow:
 
 # The rest of a row's encoding.
 Rest = Callable[[], EncodedRow]
+# The calibration arrays for parameters; where the second argument is true, some near them will do (`Fits`).
+Fitting = Callable[[Mapping[str, Any], bool], Arrays]
 
 
 class Codec(ABC):
@@ -86,9 +88,9 @@ class Codec(ABC):
         """The calibration arrays for these float32 rows `(frames, taps, channels)`; deterministic."""
 
     @classmethod
-    def fitter(cls, rows: Sequence[np.ndarray]) -> Callable[[Mapping[str, Any]], Arrays]:
+    def fitter(cls, rows: Sequence[np.ndarray]) -> Fitting:
         """`fit` to these rows, for parameter after parameter: what does not depend on them is done once."""
-        return partial(cls.fit, rows)
+        return lambda parameters, rough: cls.fit(rows, parameters)
 
     @property
     @abstractmethod
@@ -186,10 +188,10 @@ class Fits:
 
     def __init__(self, rows: Sequence[np.ndarray]) -> None:
         self.rows = rows
-        self._fitters: dict[type[Codec], Callable[[Mapping[str, Any]], Arrays]] = {}
+        self._fitters: dict[type[Codec], Fitting] = {}
 
-    def __call__(self, kind: type[Codec], parameters: Mapping[str, Any]) -> Arrays:
-        """What `kind.fit` gives for the rows."""
+    def __call__(self, kind: type[Codec], parameters: Mapping[str, Any], rough: bool = False) -> Arrays:
+        """What `kind.fit` gives for the rows; where `rough`, something near it that may take less time."""
         if kind not in self._fitters:
             self._fitters[kind] = kind.fitter(self.rows)
-        return self._fitters[kind](parameters)
+        return self._fitters[kind](parameters, rough)

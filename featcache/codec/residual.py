@@ -19,7 +19,7 @@ import torch
 
 from featcache.codec import fitting, literal, packing
 from featcache.codec.arithmetic import SMOOTHED_UNIT
-from featcache.codec.base import Arrays, Codec, EncodedRow, Plane, Rest
+from featcache.codec.base import Arrays, Codec, EncodedRow, Fitting, Plane, Rest
 from featcache.codec.packing import EXACT, FIRST
 from featcache.codec.parameters import DEFAULT_LEVEL, check, parse
 from featcache.codec.room import Room
@@ -63,12 +63,12 @@ class Residual(Codec):
 
     @classmethod
     def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
-        return cls.fitter(rows)(parameters)
+        return cls.fitter(rows)(parameters, False)
 
     @classmethod
-    def fitter(cls, rows: Sequence[np.ndarray]) -> Callable[[Mapping[str, Any]], Arrays]:
+    def fitter(cls, rows: Sequence[np.ndarray]) -> Fitting:
         fits = fitting.Fitter(rows)
-        return lambda parameters: fits.fit(check(parameters))
+        return lambda parameters, rough: fits.fit(check(parameters), rough)
 
     @cached_property
     def planes(self) -> tuple[Plane, ...]:

@@ -58,6 +58,7 @@ eval_every = 10
 mask_time = 0.1
 mask_taps = 0.1
 workers = 2
+threads = 1
 device = "cpu"
 """
 
