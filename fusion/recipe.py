@@ -125,7 +125,8 @@ class TrainRecipe(_Section):
     """The probability that an utterance which has views in the cache (`featcache manifest views`) is replaced by
     one of them, drawn anew each epoch; 0 trains on the recordings alone."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0
-    """Threads of the arithmetic on a CPU; 0 is one less than the cores, which leaves one to the readers."""
+    """Threads of a head's arithmetic on a CPU; 0 is one less than the cores, which leaves one to the readers, and where
+    heads are swept together, what each gets of the cores."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Threads that read ahead; 0 reads in the training thread."""
 
