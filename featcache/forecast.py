@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache import codec as codecs
 from featcache.block import render_rows
-from featcache.codec.fitting import split
+from featcache.codec.fitting import moments, split
 from featcache.errors import UsageError
 from featcache.spec import Forecast, Layout
 
@@ -27,7 +27,7 @@ def forecast(fits: codecs.Fits, arrangement: Layout) -> dict[str, Forecast]:
     """
     _, sample = split(fits.rows)
     taps, channels = sample[0].shape[1:]
-    variance = np.concatenate(sample).var(axis=0, dtype=np.float64)
+    _, deviation = moments(fits.rows)
     found = {}
     for text in PROFILES:
         name, parameters = codecs.parse_profile(text)
@@ -40,7 +40,7 @@ def forecast(fits: codecs.Fits, arrangement: Layout) -> dict[str, Forecast]:
         encoded = [rest().planes for rest in codec.encode_rows(sample)]
         found[text] = Forecast(
             bits_per_value=round(_bits(codec, arrangement, encoded), 4),
-            nmse=float(f"{_nmse(codec, sample, encoded, variance):.3g}"),
+            nmse=float(f"{_nmse(codec, sample, encoded, deviation):.3g}"),
         )
     return found
 
@@ -57,12 +57,11 @@ def _bits(codec: codecs.Codec, arrangement: Layout, encoded: Sequence[codecs.Arr
 
 
 def _nmse(
-    codec: codecs.Codec, rows: Sequence[np.ndarray], encoded: Sequence[codecs.Arrays], variance: np.ndarray
+    codec: codecs.Codec, rows: Sequence[np.ndarray], encoded: Sequence[codecs.Arrays], deviation: np.ndarray
 ) -> float:
-    """The worst tap's mean squared error, each channel by its variance; channels that never vary are left out."""
-    total = np.zeros(variance.shape)
+    """The worst tap's mean squared error, each channel in its deviations, as `residual:nmse=...` counts it."""
+    total = np.zeros(len(deviation))
     for row, planes in zip(rows, encoded, strict=True):
-        total += np.square(row - codec.decode_row(planes, len(row)), dtype=np.float64).sum(axis=0)
-    varies = variance > 0
-    relative = np.where(varies, total / np.where(varies, variance, 1), 0).sum(axis=1)
-    return float((relative / np.maximum(varies.sum(axis=1), 1)).max()) / sum(map(len, rows))
+        error = (row - codec.decode_row(planes, len(row))) / deviation
+        total += np.square(error, dtype=np.float64).sum(axis=(0, 2))
+    return float(total.max()) / (sum(map(len, rows)) * deviation.shape[1])
