@@ -29,6 +29,21 @@ def test_forecasts_hold_on_other_rows() -> None:
     assert forecast(codecs.Fits([row.copy() for row in ROWS]), Layout()) == found
 
 
+def test_errors_are_in_deviations_of_all_rows() -> None:
+    rows = [row.copy() for row in ROWS[:10]]
+    rows[1][:60, :, :16] *= 50  # a loud stretch that is not in the sample, which is every other row
+    name, parameters = codecs.parse_profile("residual:1.0")
+    kind = codecs.profile_class(name)
+    fits = codecs.Fits(rows)
+    calibration = fits(kind, parameters)
+    codec = codecs.build(name, kind.version, 4, 64, parameters, calibration)
+    errors = [
+        (row - codec.decode_row(codec.encode(row).planes, len(row))) / calibration["deviation"] for row in rows[::2]
+    ]
+    worst = np.square(np.concatenate(errors), dtype=np.float64).mean(axis=(0, 2)).max()
+    assert abs(forecast(fits, Layout())["residual:1.0"].nmse / worst - 1) < 0.02
+
+
 def test_rows_that_say_nothing_are_forecast_too() -> None:
     constant = [np.full((5, 2, 3), 7, np.float32)]
     for guess in forecast(codecs.Fits(constant), Layout()).values():
