@@ -30,6 +30,8 @@ class HeadSpec(BaseModel):
     format: int = FORMAT
     fuser: dict[str, Any]
     """`kind` and all parameters."""
+    pool: int = 1
+    """Frames whose mean is one frame for the fuser."""
     decoder: dict[str, Any]
     task: dict[str, Any]
     """What `fusion.tasks.from_json` takes: for CTC the tokeniser and the text normalisation."""
@@ -46,12 +48,17 @@ class HeadSpec(BaseModel):
     encoding_id: str
     profile: str
 
+    @property
+    def stride(self) -> int:
+        """Frames of the features for one of the logits."""
+        return self.pool * int(self.decoder["stack"])
+
 
 class Head(nn.Module):
-    """A fuser, then a decoder.
+    """The mean of every `pool` frames, a fuser, then a decoder.
 
-    Features (batch, frames, taps, channels) and lengths (batch,) give logits (batch, frames', outputs) and
-    their lengths. Features are first standardised by `centre` and `deviation`, (taps, channels), which
+    Features (batch, frames, taps, channels), zero beyond their lengths (batch,), give logits (batch, frames',
+    outputs) and their lengths. Features are first standardised by `centre` and `deviation`, (taps, channels), which
     `standardise_by` sets: some channels of a foundation model are hundreds of times louder than the rest,
     and a head that has to find that out learns ten times more slowly (docs/decisions/0004-standardised-input.md).
     """
@@ -59,8 +66,9 @@ class Head(nn.Module):
     centre: Tensor
     deviation: Tensor
 
-    def __init__(self, fuser: nn.Module, decoder: nn.Module, taps: int, channels: int) -> None:
+    def __init__(self, fuser: nn.Module, decoder: nn.Module, taps: int, channels: int, pool: int = 1) -> None:
         super().__init__()
+        self.pool = pool
         self.fuser = fuser
         self.decoder = decoder
         self.register_buffer("centre", torch.zeros(taps, channels))
@@ -72,6 +80,8 @@ class Head(nn.Module):
         self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.pool > 1:
+            features, lengths = pool_frames(features, lengths, self.pool)
         scale = self.deviation.reciprocal()
         features = torch.addcmul(-self.centre * scale, features, scale)
         logits, out_lengths = self.decoder(self.fuser(features, lengths), lengths)
@@ -80,7 +90,25 @@ class Head(nn.Module):
     def output_frames(self, examples: Sequence[Example]) -> list[int]:
         """Frames of logits that each example gets."""
         decoder: Any = self.decoder
-        return [decoder.output_lengths(example.frames) for example in examples]
+        return [decoder.output_lengths(_pooled(example.frames, self.pool)) for example in examples]
+
+
+def pool_frames(features: Tensor, lengths: Tensor, pool: int) -> tuple[Tensor, Tensor]:
+    """The mean of every `pool` frames of (batch, frames, taps, channels), and how many there are (batch,).
+
+    The last of an utterance may be of fewer. Features are zero beyond their lengths, and stay so.
+    """
+    batch, frames, taps, channels = features.shape
+    features = nn.functional.pad(features, (0, 0, 0, 0, 0, -frames % pool))
+    sums = features.reshape(batch, -1, pool, taps, channels).sum(2)
+    starts = pool * torch.arange(sums.shape[1], device=features.device)
+    count = (lengths.unsqueeze(1) - starts).clamp(1, pool)
+    return sums / count[..., None, None], _pooled(lengths, pool)
+
+
+def _pooled(lengths: Any, pool: int) -> Any:
+    """ceil(lengths / pool)"""
+    return (lengths + pool - 1) // pool
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -100,7 +128,9 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "name": recipe.run_name,
-            "fuser": type(recipe.fuser)(kind=recipe.fuser.kind, taps=recipe.fuser.taps, **fuser),
+            "fuser": type(recipe.fuser)(
+                kind=recipe.fuser.kind, taps=recipe.fuser.taps, pool=recipe.fuser.pool, **fuser
+            ),
             "decoder": type(recipe.decoder)(kind=recipe.decoder.kind, **decoder),
         }
     )
@@ -115,6 +145,7 @@ def describe(recipe: Recipe, cache: Cache, task: Task) -> HeadSpec:
     taps, fuser = _taps(recipe, cache)
     return HeadSpec(
         fuser=fuser,
+        pool=recipe.fuser.pool,
         decoder={"kind": recipe.decoder.kind} | recipe.decoder.parameters,
         task=task.describe(),
         outputs=task.outputs,
@@ -129,8 +160,8 @@ def describe(recipe: Recipe, cache: Cache, task: Task) -> HeadSpec:
 
 
 def logit_rate(recipe: Recipe, frame_rate: float) -> float:
-    """Logits a second of a resolved recipe's decoder over features of this frame rate."""
-    return frame_rate / int(recipe.decoder.parameters["stack"])
+    """Logits a second of a resolved recipe's head over features of this frame rate."""
+    return frame_rate / (recipe.fuser.pool * int(recipe.decoder.parameters["stack"]))
 
 
 def build(spec: HeadSpec) -> Head:
@@ -139,7 +170,7 @@ def build(spec: HeadSpec) -> Head:
     decoder_parameters = {key: value for key, value in spec.decoder.items() if key != "kind"}
     fuser: Any = modules.build_fuser(spec.fuser["kind"], len(spec.taps), spec.channels, **fuser_parameters)
     decoder = modules.build_decoder(spec.decoder["kind"], fuser.width, spec.outputs, **decoder_parameters)
-    return Head(fuser, decoder, len(spec.taps), spec.channels)
+    return Head(fuser, decoder, len(spec.taps), spec.channels, spec.pool)
 
 
 def _taps(recipe: Recipe, cache: Cache) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -71,6 +71,8 @@ class FuserRecipe(_Section):
     kind: str = "hff"
     taps: Literal["all"] | tuple[str, ...] = "all"
     """Names of the taps that are read; the others stay on disk."""
+    pool: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many consecutive frames go into the fuser as their mean."""
 
     @field_validator("taps", mode="before")
     @classmethod
@@ -209,7 +211,7 @@ def _without_foreign(section: str, values: dict[str, Any], written: set[str]) ->
     kind = registry.get(values["kind"])
     if kind is None:
         return values
-    known = ("kind", "taps", *modules.parameters_of(kind))
+    known = ("kind", "taps", "pool", *modules.parameters_of(kind))
     return {key: value for key, value in values.items() if key in known or key not in written}
 
 

@@ -74,15 +74,14 @@ def export(run: Run, out: Path) -> Exported:
     module = head.build(spec)
     module.load_state_dict(run.head.state_dict())
     program = Program(module.cpu().eval().requires_grad_(False)).eval()
-    stack = int(spec.decoder.get("stack", 1))
-    shortest = stack + 1
+    shortest = spec.stride + 1
     facts = spec.model_dump(mode="json")
     weights, traced = out / WEIGHTS, out / PROGRAM
     checkpoint.save(weights, module.state_dict(), facts)
-    _save_program(program, traced, (8 * stack, len(spec.taps), spec.channels), facts)
+    _save_program(program, traced, (8 * spec.stride, len(spec.taps), spec.channels), facts)
     again = Program(load_weights(weights)[0]).eval()
     reread = torch.export.load(traced).module()
-    lengths = (shortest, 8 * stack, 8 * stack + 1, 777)
+    lengths = (shortest, 8 * spec.stride, 8 * spec.stride + 1, 777)
     difference = 0.0
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

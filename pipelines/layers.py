@@ -145,7 +145,7 @@ def probe(path: Path, tap: str, cache: Path, seed: int, steps: int, overrides: S
     settings = studies.read(path, f"layers/{path.stem}-tap-{tap}-seed{seed}", cache, seed, overrides, steps)
     kept = {key: value for key, value in settings.fuser.parameters.items() if key == "width"}
     stack = {key: value for key, value in settings.decoder.parameters.items() if key == "stack"}
-    fuser = FuserRecipe(**{"kind": "tap", "tap": tap, **kept})
+    fuser = FuserRecipe(**{"kind": "tap", "pool": settings.fuser.pool, "tap": tap, **kept})
     decoder = DecoderRecipe(**{"kind": "linear", **stack})
     return settings.model_copy(update={"fuser": fuser, "decoder": decoder})
 
@@ -258,7 +258,8 @@ class _Silenced(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         features = features.clone()
-        features[:, :, self.tap] = self.head.centre[self.tap]
+        own = torch.arange(features.shape[1], device=features.device) < lengths.unsqueeze(1)
+        features[:, :, self.tap] = own.unsqueeze(2) * self.head.centre[self.tap]
         logits, out_lengths = self.head(features, lengths)
         return logits, out_lengths
 

@@ -168,18 +168,18 @@ class Transcriber:
 
     def _log_probs(self, features: Iterable[np.ndarray]) -> Iterator[Tensor]:
         """Log probabilities (frames, outputs) in pieces that abut."""
-        stack, frame_rate = int(self.run.spec.decoder["stack"]), self.run.spec.frame_rate
-        size = max(round(HEAD_SECONDS * frame_rate / stack), 1) * stack
-        margin = min(round(HEAD_MARGIN * frame_rate / stack) * stack, (size - stack) // 2 // stack * stack)
+        stride, frame_rate = self.run.spec.stride, self.run.spec.frame_rate
+        size = max(round(HEAD_SECONDS * frame_rate / stride), 1) * stride
+        margin = min(round(HEAD_MARGIN * frame_rate / stride) * stride, (size - stride) // 2 // stride * stride)
         held, keep = self._nothing(), 0
         for piece in features:
             held = np.concatenate([held, piece])
             while len(held) > size:
                 log_probs = self.run.log_probs(held[:size])
-                yield log_probs[keep // stack : (size - margin) // stack]
+                yield log_probs[keep // stride : (size - margin) // stride]
                 held, keep = held[size - 2 * margin :], margin
         if len(held):
-            yield self.run.log_probs(held)[keep // stack :]
+            yield self.run.log_probs(held)[keep // stride :]
 
 
 def stretches(pieces: Iterable[Tensor], rate: float) -> Iterator[tuple[int, Tensor]]:

@@ -36,19 +36,20 @@ assert not {"featcache", "fusion", "pipelines"} & {name.split(".")[0] for name i
 """
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture(scope="module", params=[1, 2], ids=["all frames", "pairs"])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """HFF and a BLSTM, both of which need care when they are traced."""
     root = tmp_path_factory.mktemp("export")
-    return training.fit(recipe.parse(toy_recipe(toy_cache(root / "cache"), 3), ["train.workers=0"]), runs=root / "runs")
+    overrides = ["train.workers=0", f"fuser.pool={request.param}"]
+    return training.fit(recipe.parse(toy_recipe(toy_cache(root / "cache"), 3), overrides), runs=root / "runs")
 
 
 def test_both_forms_give_what_the_head_gives(run: Run, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(run.path), str(tmp_path / "out"), "--json"])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
-    assert facts["shortest"] == 3 and facts["difference"] <= 1e-5
-    features = {f"n{n}": torch.randn(n, 3, 8) for n in (3, 4, 16, 61, 900)}
+    assert facts["shortest"] == run.spec.stride + 1 and facts["difference"] <= 1e-5
+    features = {f"n{n}": torch.randn(n, 3, 8) for n in (facts["shortest"], 6, 16, 61, 900)}
     safetensors.torch.save_file(features, tmp_path / "features.safetensors")
     subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, check=True, timeout=250, env={"PATH": "/usr/bin"})
     found = safetensors.torch.load_file(tmp_path / "found.safetensors")
