@@ -24,14 +24,14 @@ class Crew:
     Args:
         heads: the most that a call is for.
         threads: of the arithmetic of each head (key `train.threads`); 0 shares the cores out among the heads.
-        alone: one head after the other, whatever the machine.
+        in_turn: one head after the other, whatever the machine.
     """
 
-    def __init__(self, heads: int, here: World, threads: int = 0, alone: bool = False) -> None:
+    def __init__(self, heads: int, here: World, threads: int = 0, in_turn: bool = False) -> None:
         each = threads or max(1, cores() // max(heads, 1))
         at_a_time = min(heads, cores() // each)
         # Several processes meet in every step of a head, in one order.
-        if alone or here.size > 1 or here.device.type != "cpu" or at_a_time < 2:
+        if in_turn or here.size > 1 or here.device.type != "cpu" or at_a_time < 2:
             self._pool = None
         else:
             self._pool = ThreadPoolExecutor(

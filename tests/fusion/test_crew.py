@@ -39,7 +39,7 @@ def test_the_cores_are_shared_out_among_heads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "here", "threads", "alone"),
+    ("heads", "here", "threads", "in_turn"),
     [
         (1, CPU, 0, False),
         (8, CPU, 0, True),
@@ -48,8 +48,10 @@ def test_the_cores_are_shared_out_among_heads() -> None:
         (8, World(0, 1, torch.device("cuda")), 0, False),
     ],
 )
-def test_in_turn_where_threads_do_not_help_or_would_do_harm(heads: int, here: World, threads: int, alone: bool) -> None:
-    with Crew(heads, here, threads, alone) as crew:
+def test_in_turn_where_threads_do_not_help_or_would_do_harm(
+    heads: int, here: World, threads: int, in_turn: bool
+) -> None:
+    with Crew(heads, here, threads, in_turn) as crew:
         found = crew.map(lambda head: threading.current_thread(), range(heads))
     assert set(found) == {threading.main_thread()}
 
