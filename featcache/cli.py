@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from featcache import waiting
 from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
 from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers, reaches_s3
@@ -17,7 +18,8 @@ from featcache.device import choose_device
 from featcache.errors import FeatcacheError, JobError, UsageError
 from featcache.memory import REMEDY, leave_when_a_thread_gets_none, ran_out
 
-# Everything that loads a model or opens audio is imported in the command that needs it.
+# Everything that loads a model or opens audio is imported in the command that needs it, numpy and torch too.
+waiting.asleep()
 
 app = typer.Typer(
     name="featcache",

@@ -10,8 +10,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from featcache import waiting
+
 # Before numpy and torch start their pools: many small operations are faster without them.
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+waiting.asleep()
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 
 import pytest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,10 +102,8 @@ def run(order: Order, *, restart: bool = False) -> bool:
         Files(order.folder).clear()
         Measured.place(order.folder).unlink(missing_ok=True)
     checkpoint.write_json(order.place, order.model_dump(mode="json"))
-    # threads that wait shall sleep: where another job wants the same cores, spinning is far slower
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     command = [sys.executable, "-m", "pipelines.reproduce", str(order.place)]
-    with stop_signals() as stop, subprocess.Popen(command, env=environment, stdout=2) as process:
+    with stop_signals() as stop, subprocess.Popen(command, stdout=2) as process:
         while process.poll() is None:
             if stop.wait(0.2):
                 process.terminate()

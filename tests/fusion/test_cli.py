@@ -118,9 +118,25 @@ def test_a_mistake_is_one_line_and_a_status(
         assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
 
 
-def test_threads_that_wait_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The policy must be set before torch starts its threads: importing the command must not import torch."""
-    script = "import os, sys, fusion.cli; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+WATCHED = """
+import os, sys
+from importlib.abc import MetaPathFinder
+
+class Watch(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name in ("numpy", "torch"):
+            print(name, os.environ.get("OMP_WAIT_POLICY"), os.environ.get("OPENBLAS_NUM_THREADS"))
+
+sys.meta_path.insert(0, Watch())
+import {module}, numpy, torch
+"""
+
+
+@pytest.mark.parametrize("module", ["featcache.cli", "fusion.cli", "pipelines.cli", "pipelines.bench.__main__"])
+def test_threads_that_wait_sleep(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That must be said before numpy and torch start their threads."""
+    for name in ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    script = WATCHED.format(module=module)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "PASSIVE", done.stderr
+    assert set(done.stdout.splitlines()) == {"numpy PASSIVE 1", "torch PASSIVE 1"}, done.stderr
