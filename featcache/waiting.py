@@ -1,4 +1,4 @@
-"""How the threads of numpy and torch wait for one another."""
+"""How the threads of numpy and torch wait for one another, in stage one and the pipelines; `fusion.cli` has its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def asleep() -> None:
     """Let threads that wait sleep instead of spin. A command calls it before it imports numpy or torch.
 
     Where another job wants the same cores, OpenMP's and OpenBLAS' threads take from each other what they spend on
-    waiting: training was 25 times slower, fitting the codec 8 times. What the user has set stays.
+    waiting: fitting the codec was 8 times slower. What the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # It has no such policy. Its systems of equations are small, and the codec's products are torch's.
