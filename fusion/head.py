@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from featcache.errors import UsageError
 from fusion import modules, tasks
+from fusion.modules.decoders import shortened
 from fusion.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Head(nn.Module):
     def output_frames(self, examples: Sequence[Example]) -> list[int]:
         """Frames of logits that each example gets."""
         decoder: Any = self.decoder
-        return [decoder.output_lengths(_pooled(example.frames, self.pool)) for example in examples]
+        return [decoder.output_lengths(shortened(example.frames, self.pool)) for example in examples]
 
 
 def pool_frames(features: Tensor, lengths: Tensor, pool: int) -> tuple[Tensor, Tensor]:
@@ -103,12 +104,7 @@ def pool_frames(features: Tensor, lengths: Tensor, pool: int) -> tuple[Tensor, T
     sums = features.reshape(batch, -1, pool, taps, channels).sum(2)
     starts = pool * torch.arange(sums.shape[1], device=features.device)
     count = (lengths.unsqueeze(1) - starts).clamp(1, pool)
-    return sums / count[..., None, None], _pooled(lengths, pool)
-
-
-def _pooled(lengths: Any, pool: int) -> Any:
-    """ceil(lengths / pool)"""
-    return (lengths + pool - 1) // pool
+    return sums / count[..., None, None], shortened(lengths, pool)
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -128,9 +124,7 @@ def resolve(recipe: Recipe) -> Recipe:
     return recipe.model_copy(
         update={
             "name": recipe.run_name,
-            "fuser": type(recipe.fuser)(
-                kind=recipe.fuser.kind, taps=recipe.fuser.taps, pool=recipe.fuser.pool, **fuser
-            ),
+            "fuser": recipe.fuser.replaced(recipe.fuser.kind, **fuser),
             "decoder": type(recipe.decoder)(kind=recipe.decoder.kind, **decoder),
         }
     )

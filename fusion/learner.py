@@ -199,10 +199,11 @@ class Learner:
         """One update from features that are masked already; every random number is seeded by the step."""
         settings = self.recipe.train
         step = self.state.step + 1
-        torch.manual_seed(self._seed(step))
+        seed = self._seed(step)
+        torch.manual_seed(seed)
         optimiser.set_rate(self.optimiser, optimiser.rate(settings, step))
         self.optimiser.zero_grad(set_to_none=True)
-        with record_function("forward"), randomness.seeded(self._seed(step)):
+        with record_function("forward"), randomness.seeded(seed):
             with autocast(settings.precision, self.here.device):
                 logits, lengths = self.model(features, batch.lengths)
             loss = self.task.loss(logits, lengths, self.pool.split.targets_of(batch.slot.positions))

@@ -83,6 +83,11 @@ class FuserRecipe(_Section):
     def parameters(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
 
+    def replaced(self, kind: str, **values: Any) -> FuserRecipe:
+        """Another fuser with these parameters; keys that every fuser has stay as they are, unless they are given."""
+        shared = {name: getattr(self, name) for name in type(self).model_fields}
+        return FuserRecipe.model_validate({**shared, "kind": kind, **values})
+
 
 class DecoderRecipe(_Section):
     """A decoder and its parameters; which parameters there are depends on `kind` (see `fusion.modules`)."""
@@ -211,7 +216,7 @@ def _without_foreign(section: str, values: dict[str, Any], written: set[str]) ->
     kind = registry.get(values["kind"])
     if kind is None:
         return values
-    known = ("kind", "taps", "pool", *modules.parameters_of(kind))
+    known = (*FuserRecipe.model_fields, *modules.parameters_of(kind))
     return {key: value for key, value in values.items() if key in known or key not in written}
 
 

@@ -27,7 +27,7 @@ from fusion.head import Head
 from fusion.modules.hff import HFF, NodeStack
 from fusion.modules.rivals import Ladder, WeightedSum
 from fusion.predict import Reader, predict_together
-from fusion.recipe import DecoderRecipe, FuserRecipe, Recipe
+from fusion.recipe import DecoderRecipe, Recipe
 from fusion.run import Run
 from pipelines import studies
 from pipelines.studies import Score
@@ -145,7 +145,7 @@ def probe(path: Path, tap: str, cache: Path, seed: int, steps: int, overrides: S
     settings = studies.read(path, f"layers/{path.stem}-tap-{tap}-seed{seed}", cache, seed, overrides, steps)
     kept = {key: value for key, value in settings.fuser.parameters.items() if key == "width"}
     stack = {key: value for key, value in settings.decoder.parameters.items() if key == "stack"}
-    fuser = FuserRecipe(**{"kind": "tap", "pool": settings.fuser.pool, "tap": tap, **kept})
+    fuser = settings.fuser.replaced("tap", taps="all", tap=tap, **kept)
     decoder = DecoderRecipe(**{"kind": "linear", **stack})
     return settings.model_copy(update={"fuser": fuser, "decoder": decoder})
 

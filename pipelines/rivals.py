@@ -151,7 +151,7 @@ class Field:
             stack = max(1, round(_stack(settings) * ratio))
             decoder = recipes_.DecoderRecipe(**{**settings.decoder.model_dump(), "stack": stack})
             settings, taps = settings.model_copy(update={"decoder": decoder}), "all"
-        fuser = recipes_.FuserRecipe(kind=rival.kind, taps=taps, pool=settings.fuser.pool, **fixed)
+        fuser = settings.fuser.replaced(rival.kind, taps=taps, **fixed)
         settings = settings.model_copy(update={"fuser": fuser})
         if rival.match:
             cache = Cache.open(str(self.cache))

@@ -82,8 +82,8 @@ class Fitter:
     def _at(self, step: float, asked: Asked, rough: bool) -> Fitted:
         number = round(PREDICTORS * math.log2(step))
         if rough:
-            near = sorted(range(number - NEAR, number + NEAR + 1), key=lambda other: abs(other - number))
-            number = next((other for other in near if (other, asked.last) in self._predictors), number)
+            near = [n for n, last in self._predictors if last == asked.last and abs(n - number) <= NEAR]
+            number = min(near, key=lambda other: (abs(other - number), other), default=number)
         key = (step, asked.last, number)
         if key not in self._fitted:
             predictor, steps = self._predictor(number, asked.last), self._steps(step, asked.last)

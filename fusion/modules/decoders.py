@@ -42,7 +42,7 @@ class Decoder(nn.Module):
 
     def stacked_lengths(self, lengths: Lengths) -> Lengths:
         """Stacked frames for frames of the features: ceil(frames / stack)."""
-        return (lengths + self.stack - 1) // self.stack
+        return shortened(lengths, self.stack)
 
     def output_lengths(self, lengths: Lengths) -> Lengths:
         """Frames of the logits for frames of the features."""
@@ -182,6 +182,11 @@ class _ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def shortened(lengths: Lengths, by: int) -> Lengths:
+    """ceil(lengths / by)"""
+    return (lengths + by - 1) // by
 
 
 def padding(lengths: torch.Tensor, frames: int, device: Any = None) -> torch.Tensor:

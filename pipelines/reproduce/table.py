@@ -142,7 +142,7 @@ def recipe_of(entry: Entry, shared: Recipe, budget: Scale) -> Recipe:
     kept = shared.fuser.parameters
     if entry.fuser != shared.fuser.kind:
         kept = {key: value for key, value in kept.items() if key == "width"}
-    fuser = recipe.FuserRecipe(kind=entry.fuser, taps=shared.fuser.taps, pool=shared.fuser.pool, **kept)
+    fuser = shared.fuser.replaced(entry.fuser, **kept)
     name = f"reproduce/{_slug(Path(shared.cache).name)}-{budget.name}/{entry.name}"
     return head.resolve(shared.model_copy(update={"fuser": fuser, "name": name}))
 
