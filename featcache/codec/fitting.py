@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from featcache.codec import arithmetic, literal, packing
 from featcache.codec.base import Arrays
 from featcache.codec.parameters import DEFAULT_LEVEL, Asked
-from featcache.errors import UsageError
+from featcache.codec.step_search import search
 
 # Neighbours of the smoother: frames and taps away.
 SMOOTHER = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
@@ -25,9 +25,6 @@ FIT_FRAMES = 32_768
 PREDICTORS = 4
 # By how many of those a predictor may be off for a rough fit (on the demo errors are the same within 0.3 %).
 NEAR = 2
-# Steps are looked for between these many standard deviations.
-STEP_RANGE = (1 / 256, 12.0)
-TOLERANCE = 2e-3
 # Other recordings take up to this much more room than those of the calibration, and their errors are this much
 # larger on some rows (measured on the demo: up to 3 %). Asked bits and errors are reduced by it.
 SIZE_MARGIN = 0.96
@@ -76,7 +73,7 @@ class Fitter:
 
         goal = value * (SIZE_MARGIN if target == "bits" else ERROR_MARGIN)
         frames = sum(map(len, self._held_out))
-        step = _search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, frames)
+        step = search(measure, goal, 1.0 if target == "bits" else -1.0, str(value), target, frames)
         return self._at(step, asked, rough).arrays
 
     def _at(self, step: float, asked: Asked, rough: bool) -> Fitted:
@@ -300,53 +297,3 @@ def _some(rows: Sequence[np.ndarray], frames: int) -> list[np.ndarray]:
         return usable
     count = math.ceil(len(usable) * frames / total)
     return [usable[n * len(usable) // count] for n in range(count)]
-
-
-def _search(
-    measure: Callable[[float], float], goal: float, direction: float, asked: str, target: str, frames: int
-) -> float:
-    """The step whose measure is at the goal or just below it, by secants over the step's logarithm.
-
-    `direction` is 1 where the measure falls with the step (bits), -1 where it rises (errors).
-    """
-    low, high = STEP_RANGE
-    good: float | None = None
-    step = 1.0 if direction > 0 else math.sqrt(12 * goal)
-    # Both are close to straight lines: bits, and the logarithm of errors.
-    height = (lambda value: value) if direction > 0 else (lambda error: math.log2(max(error, 1e-30)))
-    usual = -0.9 if direction > 0 else 1.7
-    aim = height(goal * (1 - TOLERANCE / 2))
-    before: tuple[float, float] | None = None
-    for _ in range(12):
-        step = min(max(step, low), high)
-        value = measure(step)
-        within = value <= goal
-        if within:
-            good = step if good is None else (max(good, step) if direction < 0 else min(good, step))
-        if (within and value > goal * (1 - TOLERANCE)) or high / low < 1.002:
-            return step if within else (good or step)
-        if within == (direction > 0):
-            high = step
-        else:
-            low = step
-        here = (math.log2(step), height(value))
-        slope = _slope(before, here, usual)
-        before = here
-        proposed = step * 2.0 ** min(max((aim - here[1]) / slope, -8.0), 8.0)
-        step = proposed if low < proposed < high else math.sqrt(low * high)
-    if good is None:
-        if frames < 1024:
-            # Too little speech to say: the finest or the coarsest step is the best answer.
-            return high if direction > 0 else low
-        raise UsageError(
-            f"profile residual cannot reach {target} = {asked} on this calibration: ask for a larger value"
-        )
-    return good
-
-
-def _slope(before: tuple[float, float] | None, here: tuple[float, float], usual: float) -> float:
-    """Of the line through two points; the usual one where they say nothing, or what no such curve does."""
-    if before is None or abs(here[0] - before[0]) < 1e-6:
-        return usual
-    found = (here[1] - before[1]) / (here[0] - before[0])
-    return found if 0.1 < found / usual < 3 else usual
