@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featcache.errors import UpstreamError
 from featcache.geometry import SAMPLE_RATE, Geometry
@@ -63,6 +64,7 @@ class Upstream(ABC):
     `taps` are the stored tap names in order, `identity` is all that decides the values (JSON, no paths),
     and `can_pad` says that a padded batch gives each row the features it has alone; where it does not,
     inputs of unequal length are run in groups of equal length, so that the result is the same either way.
+    It is part of a cache's plan. On a CPU it stays false for models with group norm, which are padded elsewhere.
 
     On a CPU (`rows_alone`) each row of a batch runs alone on one thread, as many rows at a time as torch had
     threads when the upstream was made. The result is bit for bit what the row is alone, on any number of
@@ -153,7 +155,7 @@ class Upstream(ABC):
 
         def run(group: list[int]) -> Tensor:
             waves = [_tensor(waveforms[i]) for i in group]
-            with torch.inference_mode(), _exact_convolutions(self.device):
+            with torch.inference_mode(), _steady(self.device):
                 return self._features(waves)
 
         # In turn, or on the pool's threads where rows run alone.
@@ -245,10 +247,21 @@ def refuse_options(config: UpstreamConfig, *names: str) -> None:
 
 
 def pad(waves: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Waveforms `(samples,)` as one float32 `(batch, longest)` on `device`, zeros after each."""
-    if len(waves) == 1:
-        return waves[0].unsqueeze(0).to(device)
-    return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True).to(device)
+    """Waveforms `(samples,)` as one float32 `(batch, longest)` on `device`, zeros after each.
+
+    Also of rows `(frames, bins)`. CUDA is not waited for.
+    """
+    if device.type != "cuda":
+        if len(waves) == 1:
+            return waves[0].unsqueeze(0).to(device)
+        return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True).to(device)
+    # Padded in pinned memory itself: one copy less. Torch's allocator keeps it until the device has read it.
+    longest = max(len(wave) for wave in waves)
+    batch = torch.empty((len(waves), longest, *waves[0].shape[1:]), pin_memory=True)
+    for row, wave in zip(batch, waves, strict=True):
+        row[: len(wave)] = wave
+        row[len(wave) :] = 0
+    return batch.to(device, non_blocking=True)
 
 
 def standardise(wave: Tensor, epsilon: float) -> Tensor:
@@ -256,9 +269,15 @@ def standardise(wave: Tensor, epsilon: float) -> Tensor:
     return torch.nn.functional.layer_norm(wave, wave.shape, eps=epsilon)
 
 
+def counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
+    """int64 `(len(counts),)` on `device`. CUDA is not waited for, as a copy from pageable memory would."""
+    cuda = device.type == "cuda"
+    return torch.tensor(counts, pin_memory=cuda).to(device, non_blocking=cuda)
+
+
 def frame_mask(frames: Sequence[int], longest: int, device: torch.device) -> Tensor:
     """Bool `(batch, longest)`: true on each row's own frames."""
-    return torch.arange(longest, device=device) < torch.tensor(frames, device=device).unsqueeze(1)
+    return torch.arange(longest, device=device) < counts_on(device, frames).unsqueeze(1)
 
 
 def _tensor(waveform: np.ndarray) -> Tensor:
@@ -267,10 +286,16 @@ def _tensor(waveform: np.ndarray) -> Tensor:
 
 
 @contextmanager
-def _exact_convolutions(device: torch.device) -> Iterator[None]:
-    """On CUDA, convolutions in full float32 and the same algorithm each time: cuDNN's default is TF32."""
+def _steady(device: torch.device) -> Iterator[None]:
+    """On CUDA, convolutions in full float32 and the same algorithm each time: cuDNN's default is TF32.
+
+    And no attention of cuDNN's, which makes a plan for each new shape, in tens of milliseconds, and hardly any two
+    batches have the same.
+    """
     if device.type != "cuda":
         yield
         return
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with convolutions, sdpa_kernel(kernels):
         yield

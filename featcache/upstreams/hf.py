@@ -16,6 +16,7 @@ from torch import Tensor
 
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
+from featcache.upstreams import convolutions, masks, norms
 from featcache.upstreams.base import Network, Upstream, UpstreamConfig, frame_mask, pad, refuse_options, standardise
 from featcache.upstreams.hub import Checkpoint, find
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
@@ -33,9 +34,12 @@ CLASSES = {
 class TransformersUpstream(Upstream):
     """Features of an encoder of transformers, its blocks in `model.encoder.layers`.
 
-    Padded batches are for models with layer norm in the convolutions: group norm takes its statistics over
-    time, padding included. data2vec's stacked position convolutions carry padding into the utterance, and
-    so does HuBERT's batch norm before one.
+    Group norm in the convolutions takes its statistics over a row's own frames, so that batches can be padded
+    (`featcache.upstreams.norms`), which they are except on a CPU. data2vec's stacked position convolutions carry
+    padding into the utterance, and so does HuBERT's batch norm before one: those are never padded.
+
+    Except on a CPU, masks are made without waiting for the device (`featcache.upstreams.masks`), and two
+    convolutions are matrix products (`featcache.upstreams.convolutions`).
     """
 
     def __init__(self, config: UpstreamConfig, device: str, model: Any, checkpoint: Checkpoint) -> None:
@@ -51,17 +55,25 @@ class TransformersUpstream(Upstream):
             FilterBank(checkpoint) if kind == "wav2vec2-bert" else Waveform(checkpoint)
         )
         self.geometry = self.frontend.geometry(settings)
-        self.can_pad = kind == "wav2vec2-bert" or (
-            kind in ("wav2vec2", "hubert", "wavlm")
-            and settings.feat_extract_norm == "layer"
-            and not getattr(settings, "conv_pos_batch_norm", False)
-        )
+        alike = kind in ("wav2vec2", "hubert", "wavlm")
+        masked = alike and not getattr(settings, "conv_pos_batch_norm", False)
+        grouped = masked and norms.over_own_frames(model.feature_extractor.conv_layers[0])
+        self.can_pad = kind == "wav2vec2-bert" or (masked and not (grouped and self.device.type == "cpu"))
         self.recorder = TapRecorder(blocks, closing, self.taps)
         self._network = Network(self.model, blocks, closing)
+        attention = "mha" if kind == "wavlm" else settings._attn_implementation  # what it computes, by any name
+        products = False
+        if self.device.type != "cpu":
+            masks.without_waiting(model)
+            products = alike and convolutions.as_products(
+                model.feature_extractor.conv_layers[0].conv, model.encoder.pos_conv_embed.conv
+            )
         self.identity = self._identify(
             family=f"transformers {kind}",
             normalisation=self.frontend.rule,
-            attention="mha" if kind == "wavlm" else settings._attn_implementation,
+            attention=attention,
+            **({"group_norm": norms.RULE} if grouped and self.can_pad else {}),
+            **({"convolutions": convolutions.RULE} if products else {}),
             **checkpoint.digests(),
         )
 
@@ -76,7 +88,7 @@ class TransformersUpstream(Upstream):
             mask = frame_mask(lengths, max(lengths), self.device).long()
         inputs = pad(rows, self.device)
         self.recorder.start()
-        with self._autocast():
+        with self._autocast(), norms.own_lengths(lengths):
             self.model(inputs, attention_mask=mask)
         return self.recorder.take()
 

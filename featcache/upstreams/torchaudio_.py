@@ -15,13 +15,14 @@ import torch
 import torchaudio
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
 from torchaudio.pipelines import Wav2Vec2Bundle
 
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
-from featcache.upstreams.base import Network, Upstream, UpstreamConfig, pad, refuse_options, standardise
+from featcache.upstreams import norms
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, counts_on, pad, refuse_options, standardise
 from featcache.upstreams.hashing import sha256_of_state
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -32,8 +33,9 @@ FACTORIES = {"Wav2Vec2": wav2vec2_model, "WavLM": wavlm_model}
 class TorchaudioUpstream(Upstream):
     """Features of a torchaudio wav2vec 2.0 model.
 
-    Padded batches are for models with layer norm in the convolutions; group norm takes its statistics
-    over time, padding included, and torchaudio's WavLM accepts no mask.
+    Group norm in the convolutions takes its statistics over a row's own frames, so that batches can be padded
+    (`featcache.upstreams.norms`), which they are except on a CPU. torchaudio's WavLM accepts no mask, and is never
+    padded; that of transformers is.
     """
 
     def __init__(self, config: UpstreamConfig, device: str, model: Wav2Vec2Model, normalise: bool, wavlm: bool) -> None:
@@ -42,14 +44,14 @@ class TorchaudioUpstream(Upstream):
         # torchaudio's flag is set where the norm comes before the blocks, that is, inside tap 0
         closing = None if transformer.layer_norm_first else transformer.layer_norm
         convolutions = model.feature_extractor.conv_layers
-        grouped = any(isinstance(layer.layer_norm, nn.GroupNorm) for layer in convolutions)
         weights_sha256 = sha256_of_state(model.state_dict())
+        grouped = not wavlm and norms.over_own_frames(convolutions[0])
         self.taps = choose(config.taps, all_taps(len(transformer.layers), closing is not None))
         del transformer.layers[blocks_needed(self.taps, len(transformer.layers)) :]
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.channels = transformer.pos_conv_embed.embed_dim
         self.geometry = Geometry.conv(tuple((layer.kernel_size, layer.stride) for layer in convolutions))
-        self.can_pad = not grouped and not wavlm
+        self.can_pad = not wavlm and not (grouped and self.device.type == "cpu")
         self.normalise = normalise
         self.recorder = TapRecorder(transformer.layers, closing, self.taps)
         self._network = Network(self.model, transformer.layers, closing)
@@ -59,19 +61,21 @@ class TorchaudioUpstream(Upstream):
             weights_sha256=weights_sha256,
             normalisation=f"mean 0, variance 1, epsilon {EPSILON}" if normalise else "none",
             attention="sdpa",
+            **({"group_norm": norms.RULE} if grouped and self.can_pad else {}),
         )
 
     def network(self) -> Network:
         return self._network
 
     def _features(self, waves: list[Tensor]) -> Tensor:
-        frames = [self.frames(len(wave)) for wave in waves]
+        samples = [len(wave) for wave in waves]
+        frames = [self.frames(count) for count in samples]
         if self.normalise:
             waves = [standardise(wave, EPSILON) for wave in waves]
         waves_bs = pad(waves, self.device)
-        lengths = None if len(set(frames)) == 1 else torch.tensor(frames, device=self.device)
+        lengths = None if len(set(frames)) == 1 else counts_on(self.device, frames)
         self.recorder.start()
-        with self._autocast():
+        with self._autocast(), norms.own_lengths(samples):
             x, _ = self.model.feature_extractor(waves_bs, None)
             self.model.encoder(x, lengths)
         return self.recorder.take()

@@ -59,6 +59,45 @@ def in_batches(upstream: Upstream, inputs: Sequence[np.ndarray], batches: Sequen
     return features
 
 
+def padded(upstream: Upstream, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Features of one padded batch, also of a model that is not padded on this device."""
+    before, upstream.can_pad = upstream.can_pad, True
+    try:
+        return in_batches(upstream, inputs, [range(len(inputs))])
+    finally:
+        upstream.can_pad = before
+
+
+def gradient_deviation(upstream: Upstream, inputs: Sequence[np.ndarray]) -> float:
+    """Largest deviation of a padded live batch's gradients from those of its rows alone, of all parameters.
+
+    In parts of a parameter's largest gradient, or of 1e-4 of the largest of all: some, of a key's bias for
+    one, are zero but for rounding.
+    """
+    module = upstream.network().module
+    before, upstream.can_pad = upstream.can_pad, True
+    module.requires_grad_(True)
+    found = []
+    try:
+        for batches in ([inputs], [[wave] for wave in inputs]):
+            for batch in batches:
+                features = upstream.forward_live([torch.from_numpy(wave) for wave in batch])
+                # not a plain sum, which a closing norm makes next to independent of what it norms
+                torch.stack([(row * torch.linspace(-1, 1, row.shape[-1])).sum() for row in features]).sum().backward()
+            found.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+            module.zero_grad()
+    finally:
+        module.requires_grad_(False)
+        upstream.can_pad = before
+    together, apart = found
+    assert together.keys() == apart.keys() and "feature_extractor.conv_layers.0.layer_norm.weight" in together
+    largest = max(float(gradient.abs().max()) for gradient in apart.values())
+    return max(
+        float((together[name] - gradient).abs().max() / max(float(gradient.abs().max()), 1e-4 * largest))
+        for name, gradient in apart.items()
+    )
+
+
 def stir(model: nn.Module, seed: int = 0, scale: float = 0.1) -> nn.Module:
     """Move every parameter, norms included, so that no two activations agree by accident."""
     generator = torch.Generator().manual_seed(seed)

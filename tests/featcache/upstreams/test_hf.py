@@ -15,14 +15,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import UpstreamError
-from featcache.upstreams import Upstream, UpstreamConfig, load
+from featcache.upstreams import Upstream, UpstreamConfig, convolutions, load, masks
+from featcache.upstreams.base import frame_mask, pad
 from tests.featcache.upstreams.checks import (
     BOUND,
     LENGTHS,
     alone,
     deviation,
+    gradient_deviation,
     in_batches,
     live,
+    padded,
     partition,
     speechlike,
     stir,
@@ -40,18 +43,19 @@ SMALL: dict[str, Any] = {
 }
 GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+NEVER, ALWAYS, OFF_CPU = "never", "always", "off the CPU"
 # name: (config class, its settings, waveform normalised, closing norm, padded batches)
-CASES: dict[str, tuple[str, dict[str, Any], bool, bool, bool]] = {
-    "wav2vec2-group": ("Wav2Vec2", GROUP, True, False, False),
-    "wav2vec2-layer": ("Wav2Vec2", LAYER, True, True, True),
-    "wav2vec2-layer-post": ("Wav2Vec2", {**LAYER, "do_stable_layer_norm": False}, False, False, True),
-    "hubert-group": ("Hubert", GROUP, False, False, False),
-    "hubert-layer": ("Hubert", LAYER, True, True, True),
-    "hubert-batch-norm": ("Hubert", {**LAYER, "conv_pos_batch_norm": True}, True, True, False),
-    "wavlm-group": ("WavLM", GROUP, False, False, False),
-    "wavlm-layer": ("WavLM", LAYER, True, True, True),
-    "data2vec": ("Data2VecAudio", {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}, True, False, False),
-    "w2v-bert": ("Wav2Vec2Bert", {"feature_projection_input_dim": 160}, True, False, True),
+CASES: dict[str, tuple[str, dict[str, Any], bool, bool, str]] = {
+    "wav2vec2-group": ("Wav2Vec2", GROUP, True, False, OFF_CPU),
+    "wav2vec2-layer": ("Wav2Vec2", LAYER, True, True, ALWAYS),
+    "wav2vec2-layer-post": ("Wav2Vec2", {**LAYER, "do_stable_layer_norm": False}, False, False, ALWAYS),
+    "hubert-group": ("Hubert", GROUP, False, False, OFF_CPU),
+    "hubert-layer": ("Hubert", LAYER, True, True, ALWAYS),
+    "hubert-batch-norm": ("Hubert", {**LAYER, "conv_pos_batch_norm": True}, True, True, NEVER),
+    "wavlm-group": ("WavLM", GROUP, False, False, OFF_CPU),
+    "wavlm-layer": ("WavLM", LAYER, True, True, ALWAYS),
+    "data2vec": ("Data2VecAudio", {"conv_pos_kernel_size": 5, "num_conv_pos_embeddings": 3}, True, False, NEVER),
+    "w2v-bert": ("Wav2Vec2Bert", {"feature_projection_input_dim": 160}, True, False, ALWAYS),
 }
 
 
@@ -116,7 +120,7 @@ def test_a_row_is_what_it_is_alone(case: tuple[str, Upstream]) -> None:
     name, upstream = case
     inputs = waves()
     expected = alone(upstream, inputs)
-    assert upstream.can_pad == CASES[name][4]
+    assert upstream.can_pad == (CASES[name][4] == ALWAYS)
     for row, other in zip(upstream.forward(inputs), expected, strict=True):
         np.testing.assert_array_equal(row, other)
 
@@ -126,16 +130,141 @@ def test_a_row_is_what_it_is_alone(case: tuple[str, Upstream]) -> None:
         features = in_batches(upstream, inputs, partition(order, sizes))
         assert deviation(features, expected).max() < BOUND
 
+    upstream.can_pad = CASES[name][4] != NEVER  # as on a GPU
     over_all_batchings()
 
 
-@pytest.mark.parametrize("name", [name for name, (*_, pads) in CASES.items() if not pads])
+ALIKE = [name for name in CASES if name not in ("data2vec", "w2v-bert")]
+GROUPED = [name for name, (*_, pads) in CASES.items() if pads == OFF_CPU]
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_group_norm_is_of_a_rows_own_frames(name: str, checkpoint: Callable[[str], Path]) -> None:
+    upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"))
+    # very unequal, as good as equal (one frame of the first convolution more, and none), and equal
+    for lengths in ((1600, 48000, 400, 12345), (8000, 8005, 8006), (8000, 8000)):
+        inputs = waves(lengths)
+        assert deviation(padded(upstream, inputs), alone(upstream, inputs)).max() < BOUND
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_padded_batch_under_group_norm_has_the_gradients_of_its_rows(
+    name: str, checkpoint: Callable[[str], Path]
+) -> None:
+    upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"))
+    assert gradient_deviation(upstream, waves((1600, 16000, 5000))) < 1e-3
+
+
+PADDED = [name for name, (*_, pads) in CASES.items() if pads != NEVER]
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_masks_are_made_without_looking_at_them(
+    name: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"))
+    model = upstream.network().module
+    batches = [waves(lengths) for lengths in ((1600, 48000, 720, 12345), (8000, 8000))]
+    before, was = [padded(upstream, inputs) for inputs in batches], model.config._attn_implementation
+
+    reached = []
+
+    def mask(*shape: Any, **options: Any) -> torch.Tensor | None:
+        made = attention_mask(*shape, **options)
+        reached.append(made is not None)
+        return made
+
+    def looks(*_: Any, **__: Any) -> None:
+        raise AssertionError("the library looks at a mask")
+
+    attention_mask = masks.attention_mask
+    monkeypatch.setattr(masks, "attention_mask", mask)
+    masks.without_waiting(model)
+    # either waits for a device
+    monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", looks)
+    monkeypatch.setattr(type(model), "_get_feature_vector_attention_mask", looks)
+    after = [padded(upstream, inputs) for inputs in batches]
+    for features, expected in zip(after, before, strict=True):
+        for row, other in zip(features, expected, strict=True):
+            np.testing.assert_array_equal(row, other)
+    if name.startswith("wavlm"):  # has no such masks
+        assert (model.config._attn_implementation, reached) == (was, [])
+    else:
+        assert (was, model.config._attn_implementation) == ("sdpa", masks.ATTENTION)
+        assert reached == [True, False]
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_convolutions_as_products_give_the_librarys_features(name: str, checkpoint: Callable[[str], Path]) -> None:
+    upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"))
+    inputs = waves((16000, 720, 5001, 5001))
+    expected = alone(upstream, inputs)
+    model: Any = upstream.network().module
+    first, position = model.feature_extractor.conv_layers[0].conv, model.encoder.pos_conv_embed.conv
+    assert convolutions.as_products(first, position)
+    assert deviation(alone(upstream, inputs), expected).max() < BOUND
+    together = padded if CASES[name][4] != NEVER else alone
+    assert deviation(together(upstream, inputs), expected).max() < BOUND
+    assert all(conv.forward.prepared is not None for conv in (first, position))
+    for row, other in zip(live(upstream, inputs), live(load(upstream.config), inputs), strict=True):
+        np.testing.assert_array_equal(row, other)  # gradients are on: no product
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", PADDED)
+def test_a_forward_on_a_gpu_waits_for_nothing(name: str, checkpoint: Callable[[str], Path]) -> None:
+    upstream, inputs = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"), "cuda"), waves((1600, 16000, 720))
+    upstream.forward_tensors(inputs)  # libraries are loaded and weights prepared
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        features = upstream.forward_tensors(inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(row).all() for row in features)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("name", PADDED)
+def test_a_padded_batch_on_a_gpu(name: str, checkpoint: Callable[[str], Path]) -> None:
+    upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"), "cuda")
+    assert upstream.can_pad
+    inputs = waves((1600, 48000, 720, 12345))
+    assert deviation(upstream.forward(inputs), alone(upstream, inputs)).max() < BOUND
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_batch_goes_to_the_gpu_without_waiting_for_it() -> None:
+    device, rows = torch.device("cuda"), [torch.from_numpy(wave) for wave in waves((5000, 16000, 400))]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch, mask = pad(rows, device), frame_mask([5000, 16000, 400], 16000, device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    assert torch.equal(batch.cpu(), expected) and torch.equal(mask.sum(1).cpu(), torch.tensor([5000, 16000, 400]))
+
+
+def test_group_norm_is_padded_off_the_cpu_alone(checkpoint: Callable[[str], Path]) -> None:
+    """What decides the values on a CPU is what it was before group norm could be padded."""
+    for name, (*_, pads) in CASES.items():
+        config = UpstreamConfig(id=f"hf:{checkpoint(name)}")
+        here, elsewhere = load(config), load(config, "meta")
+        assert here.can_pad == (pads == ALWAYS) and elsewhere.can_pad == (pads != NEVER)
+        assert not {"group_norm", "convolutions"} & here.identity.keys()
+        added = {"group_norm": "each row over its own frames"} if pads == OFF_CPU else {}
+        if name in ALIKE:
+            added["convolutions"] = "as matrix products"
+        assert elsewhere.identity == {**here.identity, **added, "device": "meta", "rows": "batched"}
+
+
+@pytest.mark.parametrize("name", [name for name, (*_, pads) in CASES.items() if pads == NEVER])
 def test_models_that_are_not_padded_could_not_be(name: str, checkpoint: Callable[[str], Path]) -> None:
     upstream = load(UpstreamConfig(id=f"hf:{checkpoint(name)}"))
     inputs = waves((16000, 5000))
-    expected = alone(upstream, inputs)
-    upstream.can_pad = True
-    assert deviation(in_batches(upstream, inputs, [[0, 1]]), expected).max() > 10 * BOUND
+    assert deviation(padded(upstream, inputs), alone(upstream, inputs)).max() > 10 * BOUND
 
 
 def test_frames_are_exact(case: tuple[str, Upstream]) -> None:
