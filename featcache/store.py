@@ -275,13 +275,15 @@ class Cache:
         """
         import torch
 
+        from featcache.codec.host import to_device
+
         planes = {
             name: (plane if isinstance(plane, torch.Tensor) else torch.from_numpy(plane)).to(device, non_blocking=True)
             for name, plane in encoded.planes.items()
         }
         lengths = encoded.lengths.tolist()
         features = self.codec.decode_batch(planes, lengths, encoded.taps)
-        return features.to(dtype or torch.float32), torch.from_numpy(encoded.lengths).to(device)
+        return features.to(dtype or torch.float32), to_device(lengths, torch.device(device))
 
     def tap_positions(self, taps: Sequence[str] | None) -> list[int]:
         """Positions of taps among those stored; all of them for None."""

@@ -53,6 +53,26 @@ class EncodedRow:
 
 # The rest of a row's encoding.
 Rest = Callable[[], EncodedRow]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A row whose encoding a device has begun; nothing of the device is held.
+
+    Attributes:
+        bad_taps: gives the positions of taps whose values are not all finite, int64.
+        rest: ends the encoding; only where there are no such taps.
+    """
+
+    bad_taps: Callable[[], np.ndarray]
+    rest: Rest
+
+
+def bad_taps(features: np.ndarray) -> np.ndarray:
+    """Positions of the taps of a row `(frames, taps, channels)` whose values are not all finite."""
+    return np.flatnonzero(~np.isfinite(features).all(axis=(0, 2)))
+
+
 # The calibration arrays for parameters; where the second argument is true, some near them will do (`Fits`).
 Fitting = Callable[[Mapping[str, Any], bool], Arrays]
 
@@ -121,17 +141,21 @@ class Codec(ABC):
         """
         return [partial(self.encode, row) for row in rows]
 
-    def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
+    def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Begun]]:
         """Begin to encode rows, float32 `(frames, taps, channels)` each, on the device that they are on.
 
         The call that is returned waits for the device. It gives what is left to do on the CPU, row by row, which
-        ends in what `encode` gives, byte for byte, and holds nothing of the device. A profile that has no way to
-        encode there leaves all of it to the CPU.
+        ends in what `encode` gives, byte for byte. A profile that has no way to encode there leaves all of it to
+        the CPU.
 
             end = codec.begin_encoding(rows)  # then begin other work
-            encoded = [rest() for rest in end()]
+            encoded = [begun.rest() for begun in end()]
         """
-        return lambda: self.encode_rows([row.cpu().numpy() for row in rows])
+        return lambda: [self._on_cpu(row.cpu().numpy()) for row in rows]
+
+    def _on_cpu(self, features: np.ndarray) -> Begun:
+        """A row that a device leaves to the CPU, where threads share a batch's rows: each is encoded by itself."""
+        return Begun(partial(bad_taps, features), partial(self.encode, features))
 
     @abstractmethod
     def decode_into(self, planes: Mapping[str, torch.Tensor], taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:

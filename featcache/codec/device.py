@@ -1,7 +1,7 @@
-"""The inverse of profile `residual` with torch, on any device; the same integers as `featcache.codec.kernels`.
+"""The inverse of profile `residual` on any device; the same integers as `featcache.codec.kernels`.
 
-Products across channels are two matrix products a tap; what is left is a recursion over frames
-(`featcache.codec.scan`).
+On CUDA Triton's kernels do it (`featcache.codec.gpu`). With torch alone products across channels are two matrix
+products a tap; what is left is a recursion over frames (`featcache.codec.scan`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from featcache.codec import packing
+from featcache.codec import gpu, packing
 from featcache.codec.arithmetic import UNIT_BITS
 from featcache.codec.neighbours import Neighbours
 from featcache.codec.scan import scan
@@ -28,13 +28,25 @@ class Decoder(Neighbours):
         self.place = self.put(np.argsort(calibration["order"]).astype(np.int64))
         self.radix = radix
         self.table = self.put(packing.table(radix))
+        self._kernels = gpu.Decoding(self, calibration["order"], radix) if gpu.usable(device) else None
 
-    def decode(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
-        """float32 `(frames, len(taps), channels)` of whole rows laid end to end, int64 `(frames, piece, word)`."""
+    def decode_into(self, block: torch.Tensor, depth: int, taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
+        """Decode whole rows laid end to end.
+
+        Args:
+            block: int64 `(frames, piece, word)`.
+            depth: how many of the lowest taps it takes.
+            taps: which are wanted.
+            out: float32 `(length, len(taps), channels)` each, one or more of the rows.
+        """
         block = block.flatten(1).view(torch.uint8)
+        if self._kernels is not None and all(row.is_contiguous() for row in out):
+            self._kernels(block, depth, taps, out)
+            return
         first = (block[:, 0] & packing.FIRST) != 0
         rec = self.reconstruct(self.codes(block)[:, :depth], first)
-        return self.smooth(rec, first, taps)
+        for row, part in zip(out, self.smooth(rec, first, taps).split([len(row) for row in out]), strict=True):
+            row.copy_(part)
 
     def codes(self, block: torch.Tensor) -> torch.Tensor:
         """int32 `(frames, taps, channels)` from `(frames, bytes)`."""

@@ -1,6 +1,7 @@
-"""Prediction and quantisation of profile `residual` with torch, on any device; the codes of `featcache.codec.kernels`.
+"""Prediction and quantisation of profile `residual` on a device; the codes of `featcache.codec.kernels`.
 
-What goes to the host is the codes and the few values that are kept as they are. Packing is left to the CPU.
+On CUDA Triton's kernels do it (`featcache.codec.gpu`), elsewhere torch alone. What goes to the host is the codes and
+the few values that are kept as they are. Packing is left to the CPU.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from featcache.codec import gpu
 from featcache.codec.arithmetic import RANGE
+from featcache.codec.gpu import Bounds, Found
 from featcache.codec.host import begin_copy, to_device
 from featcache.codec.neighbours import Neighbours
 from featcache.codec.quantise import Rules, quantise
@@ -51,6 +54,10 @@ class Coded:
     at: np.ndarray
     exact: np.ndarray
 
+    def bad_taps(self) -> np.ndarray:
+        """As `featcache.codec.base.bad_taps`: what is not finite is farther from its estimate than any bound."""
+        return np.unique(self.at[~np.isfinite(self.exact), 1])
+
 
 class Encoder(Neighbours):
     """A calibration on one device, for one thread.
@@ -72,11 +79,9 @@ class Encoder(Neighbours):
         device: torch.device,
     ) -> None:
         super().__init__(calibration, scale, device)
-        self.inverse = self.put(inverse)
-        self.bound = self.put(limits.bound)
-        self.deviation = self.put(calibration["deviation"])
-        self.limits = limits
         rounding = self.put(calibration["rounding"].astype(np.int32))
+        self.bounds = Bounds(self.put(inverse), rounding, self.put(limits.bound), self.put(calibration["deviation"]))
+        self.limits = limits
         self.rules = Rules(self.near[:, 0], rounding, self.centroid)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -90,70 +95,23 @@ class Encoder(Neighbours):
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            batch = _Batch(self, rows)
-        return batch.end
+            return _Batch(self, rows).end
 
 
 class _Batch:
-    """Rows laid end to end, whose codes are computed; `(frames, ...)` is of all of them."""
+    """Rows laid end to end, whose codes are on their way."""
 
     def __init__(self, encoder: Encoder, rows: Sequence[torch.Tensor]) -> None:
         self._encoder, self._rows = encoder, rows
-        device = encoder.device
         self._ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
-        frames = int(self._ends[-1]) if len(rows) else 0
-        spans = [(int(end) - len(row), len(row)) for row, end in zip(rows, self._ends, strict=True) if len(row)]
-        starts, lengths = (to_device([span[n] for span in spans], device) for n in range(2))
-        first = torch.zeros(frames, dtype=torch.bool, device=device)
-        first.index_fill_(0, starts, True)
-        self._codes = torch.empty((frames, encoder.taps, encoder.channels), dtype=torch.int16, device=device)
-        rec = torch.empty_like(self._codes)
-        # By frame: what it needs of its tail, its largest code, how many values are kept exactly.
-        needed, largest, kept = (torch.zeros(frames, dtype=torch.int64, device=device) for _ in range(3))
-        for tap in range(encoder.taps):
-            self._quantise(tap, first, starts, lengths, rec)
-            size = self._codes[:, tap].abs()
-            limit = encoder.limits.code
-            needed += (size >= limit).sum(1) + 8 * (size >= limit + 3).sum(1)
-            largest = torch.maximum(largest, size.amax(1).long())
-        self._missed = torch.empty(self._codes.shape, dtype=torch.bool, device=device)
-        squares = []
-        for tap in range(encoder.taps):
-            error = self._error(tap, first, rec)
-            missed = torch.logical_not(error <= encoder.bound[tap], out=self._missed[:, tap])
-            kept += missed.sum(1)
-            if encoder.limits.nmse is not None:
-                relative = (error / encoder.deviation[tap]).masked_fill_(missed, 0)
-                squares.append(relative.square_().sum(1, dtype=torch.float64) / encoder.channels)
-        self._frames = begin_copy(torch.stack([needed, largest, kept], dim=1))
-        self._squares = begin_copy(torch.stack(squares, dim=1)) if squares else None
-
-    def _values(self, tap: int) -> torch.Tensor:
-        """float32 `(frames, channels)`."""
-        return torch.cat([row[:, tap] for row in self._rows]) if self._rows else self._codes[:, tap].float()
-
-    def _quantise(
-        self, tap: int, first: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, rec: torch.Tensor
-    ) -> None:
-        encoder = self._encoder
-        value = (self._values(tap) - encoder.mean[tap]) * encoder.inverse[tap]
-        target = torch.where(value.abs() <= RANGE, value.round(), RANGE + 1).int()
-        below, summary = encoder.from_below(rec, first, tap)
-        codes = self._codes[:, tap]
-        for group in encoder.groups[tap]:
-            here = slice(group.low, group.high)
-            inputs = encoder.inputs(summary, codes[:, : group.low], tap)
-            added = below[:, here] + encoder.mixed(inputs, tap, group)
-            rules = encoder.rules.of(tap, here)
-            quantise(target[:, here], added, rules, starts, lengths, codes[:, here], rec[:, tap, here])
-
-    def _error(self, tap: int, first: torch.Tensor, rec: torch.Tensor) -> torch.Tensor:
-        """float32 `(frames, channels)`: how far from the truth decoding will end."""
-        here = rec[:, tap].int()
-        nothing = torch.zeros_like(here)
-        below = rec[:, tap - 1].int() if tap else nothing
-        above = rec[:, tap + 1].int() if tap + 1 < rec.shape[1] else nothing
-        return (self._values(tap) - self._encoder.estimate(here, first, below, above, tap)).abs_()
+        squares = encoder.limits.nmse is not None
+        if gpu.usable(encoder.device):
+            found = gpu.encode(encoder, encoder.bounds, rows, encoder.limits.code, squares)
+        else:
+            found = _ByTorch(encoder, rows).encode(squares)
+        self._codes, self._small, self._missed = found.codes, found.small, found.missed
+        self._frames = begin_copy(found.frames)
+        self._squares = None if found.squares is None else begin_copy(found.squares)
 
     def end(self) -> list[Coded | np.ndarray]:
         frames = self._frames()
@@ -174,7 +132,7 @@ class _Batch:
         # An exact value costs the bytes of seven of the row's with its place.
         if needed > limits.tail or 7 * kept > row.numel() or not self._keeps_nmse(squares):
             return begin_copy(row)
-        codes = begin_copy(self._codes[span].to(torch.int8 if largest <= 127 else torch.int16))
+        codes = begin_copy((self._small if largest <= 127 else self._codes)[span])
         missed = self._missed[span]
         # To look for values that are not there would wait for the device.
         at = begin_copy(missed.nonzero()) if kept else lambda: np.zeros((0, 3), np.int64)
@@ -186,3 +144,66 @@ class _Batch:
             return True
         total = squares.sum(axis=0) * (1 + ROUNDING)
         return bool((total <= self._encoder.limits.nmse * len(squares)).all())
+
+
+class _ByTorch:
+    """Rows laid end to end and their codes; `(frames, ...)` is of all of them."""
+
+    def __init__(self, encoder: Encoder, rows: Sequence[torch.Tensor]) -> None:
+        self._encoder, self._rows = encoder, rows
+        device = encoder.device
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        frames = int(ends[-1]) if len(rows) else 0
+        spans = [(int(end) - len(row), len(row)) for row, end in zip(rows, ends, strict=True) if len(row)]
+        self._starts, self._lengths = (to_device([span[n] for span in spans], device) for n in range(2))
+        self._first = torch.zeros(frames, dtype=torch.bool, device=device)
+        self._first.index_fill_(0, self._starts, True)
+        self._codes = torch.empty((frames, encoder.taps, encoder.channels), dtype=torch.int16, device=device)
+        self._rec = torch.empty_like(self._codes)
+
+    def encode(self, squares: bool) -> Found:
+        encoder, device, frames = self._encoder, self._codes.device, len(self._codes)
+        needed, largest, kept = (torch.zeros(frames, dtype=torch.int64, device=device) for _ in range(3))
+        for tap in range(encoder.taps):
+            self._quantise(tap)
+            size = self._codes[:, tap].abs()
+            limit = encoder.limits.code
+            needed += (size >= limit).sum(1) + 8 * (size >= limit + 3).sum(1)
+            largest = torch.maximum(largest, size.amax(1).long())
+        missed = torch.empty(self._codes.shape, dtype=torch.bool, device=device)
+        errors = torch.empty((frames, encoder.taps), dtype=torch.float64, device=device) if squares else None
+        for tap in range(encoder.taps):
+            error = self._error(tap)
+            torch.logical_not(error <= encoder.bounds.bound[tap], out=missed[:, tap])
+            kept += missed[:, tap].sum(1)
+            if errors is not None:
+                relative = (error / encoder.bounds.deviation[tap]).masked_fill_(missed[:, tap], 0)
+                errors[:, tap] = relative.square_().sum(1, dtype=torch.float64) / encoder.channels
+        small = self._codes.to(torch.int8)
+        return Found(self._codes, small, missed, torch.stack([needed, largest, kept], dim=1), errors)
+
+    def _values(self, tap: int) -> torch.Tensor:
+        """float32 `(frames, channels)`."""
+        return torch.cat([row[:, tap] for row in self._rows]) if self._rows else self._codes[:, tap].float()
+
+    def _quantise(self, tap: int) -> None:
+        encoder, codes = self._encoder, self._codes[:, tap]
+        value = (self._values(tap) - encoder.mean[tap]) * encoder.bounds.inverse[tap]
+        target = torch.where(value.abs() <= RANGE, value.round(), RANGE + 1).int()
+        below, summary = encoder.from_below(self._rec, self._first, tap)
+        for group in encoder.groups[tap]:
+            here = slice(group.low, group.high)
+            inputs = encoder.inputs(summary, codes[:, : group.low], tap)
+            added = below[:, here] + encoder.mixed(inputs, tap, group)
+            rules = encoder.rules.of(tap, here)
+            rec = self._rec[:, tap, here]
+            quantise(target[:, here], added, rules, self._starts, self._lengths, codes[:, here], rec)
+
+    def _error(self, tap: int) -> torch.Tensor:
+        """float32 `(frames, channels)`: how far from the truth decoding will end."""
+        rec = self._rec
+        here = rec[:, tap].int()
+        nothing = torch.zeros_like(here)
+        below = rec[:, tap - 1].int() if tap else nothing
+        above = rec[:, tap + 1].int() if tap + 1 < rec.shape[1] else nothing
+        return (self._values(tap) - self._encoder.estimate(here, self._first, below, above, tap)).abs_()

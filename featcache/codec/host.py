@@ -27,6 +27,15 @@ def begin_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     return end
 
 
+def begin_wait(device: torch.device) -> Callable[[], None]:
+    """A call that waits for what the device's current stream is at now."""
+    if device.type != "cuda":
+        return lambda: None
+    here = torch.cuda.Event()
+    here.record(torch.cuda.current_stream(device))
+    return here.synchronize
+
+
 def to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
     """int64 `(len(values),)` on a device, without waiting for what it is at."""
     return torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)

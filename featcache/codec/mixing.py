@@ -19,10 +19,23 @@ BLOCK = 1040
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """int32 `(m, n)` of int8 `(m, k)` and `(k, n)`."""
-    if left.device.type == "cpu" and _int_mm_is_exact():
+    if _int_mm_is_exact() if left.device.type == "cpu" else _fits_tensor_cores(left, right):
         out: torch.Tensor = torch._int_mm(left, right)
         return out
     return _by_blocks(left, right)
+
+
+def by_columns(matrix: torch.Tensor) -> torch.Tensor:
+    """The same `(..., k, n)`, on a GPU with its columns end to end: all that products of int8 take there."""
+    if matrix.device.type == "cpu":
+        return matrix
+    return matrix.transpose(-2, -1).contiguous().transpose(-2, -1)
+
+
+def _fits_tensor_cores(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether cuBLAS has a product of int8 for these; it counts in int32."""
+    aligned = left.stride(1) == 1 and not left.data_ptr() % 16 and not left.stride(0) % 16
+    return left.device.type == "cuda" and aligned and len(left) > 16 and not any(n % 16 for n in right.shape)
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ def channel_groups(calibration: Mapping[str, np.ndarray], device: str | torch.de
     def group(tap: int, low: int, high: int) -> Group:
         inputs = slice(0 if tap else rank, rank + low)
         matrix = np.ascontiguousarray(calibration["mixing"][tap, inputs, low:high])
-        return Group(low, high, inputs, torch.from_numpy(matrix).to(device))
+        return Group(low, high, inputs, by_columns(torch.from_numpy(matrix).to(device)))
 
     return [[group(tap, *edge) for edge in edges] for tap in range(len(calibration["mixing"]))]
 

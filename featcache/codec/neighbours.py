@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from featcache.codec.arithmetic import BELOW_BITS, SMOOTH_SHIFT
-from featcache.codec.mixing import Group, channel_groups, product
+from featcache.codec.mixing import Group, by_columns, channel_groups, product
 
 
 class Neighbours:
@@ -29,9 +29,9 @@ class Neighbours:
         self.device = device
         self.taps, self.channels = calibration["mean"].shape
         self.near = self.put(calibration["near"].astype(np.int32))
-        self.summary = self.put(calibration["summary"])
+        self.summary = by_columns(self.put(calibration["summary"]))
         self.summary_shift = self.put(calibration["summary_shift"].astype(np.int32))
-        self.mixing = self.put(calibration["mixing"])
+        self.mixing = by_columns(self.put(calibration["mixing"]))
         self.shift = self.put(calibration["mixing_shift"].astype(np.int32))
         self.input_shift = calibration["input_shift"].tolist()
         self.code_shift = calibration["code_shift"].tolist()

@@ -19,7 +19,7 @@ import torch
 
 from featcache.codec import fitting, literal, packing
 from featcache.codec.arithmetic import SMOOTHED_UNIT
-from featcache.codec.base import Arrays, Codec, EncodedRow, Fitting, Plane, Rest
+from featcache.codec.base import Arrays, Begun, Codec, EncodedRow, Fitting, Plane, Rest
 from featcache.codec.packing import EXACT, FIRST
 from featcache.codec.parameters import DEFAULT_LEVEL, check, parse
 from featcache.codec.room import Room
@@ -151,12 +151,15 @@ class Residual(Codec):
         """The plane `codes` from int8 or int16 `(taps, frames, channels)`, without flags."""
         return packing.assemble(codes, self._order, self.radix, self.tail)
 
-    def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Rest]]:
+    def begin_encoding(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Begun]]:
         if not rows:
             return list
         end = self._encoder(rows[0].device).begin(rows)
         # A row that the device leaves to the CPU comes as its features.
-        return lambda: [partial(self.encode if isinstance(row, np.ndarray) else self._encoded, row) for row in end()]
+        return lambda: [
+            self._on_cpu(row) if isinstance(row, np.ndarray) else Begun(row.bad_taps, partial(self._encoded, row))
+            for row in end()
+        ]
 
     def _encoder(self, device: torch.device) -> Any:
         from featcache.codec.encoder import Encoder, Limits
@@ -215,9 +218,7 @@ class Residual(Codec):
         if codes.device.type == "cpu":
             self._decode_cpu(codes.numpy(), lengths, depth, taps, out)
         else:
-            decoded = self._decode_device(codes, depth, taps)
-            for row, part in zip(out, decoded.split(lengths), strict=True):
-                row.copy_(part)
+            self._decoder(codes.device).decode_into(codes, depth, taps, out)
         if len(planes["exact"]):
             marked = ((self._flags(codes) & EXACT) != 0).cpu().numpy()
             self._overlay(out, planes["exact"], marked, lengths, taps)
@@ -278,13 +279,12 @@ class Residual(Codec):
             raise CorruptCacheError("a frame's codes are none that were ever written: run `featcache verify CACHE`")
         return out
 
-    def _decode_device(self, codes: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
+    def _decoder(self, device: torch.device) -> Any:
         from featcache.codec.device import Decoder
 
-        if codes.device not in self._decoders:
-            self._decoders[codes.device] = Decoder(self.calibration, self._scale, self.radix, codes.device)
-        out: torch.Tensor = self._decoders[codes.device].decode(codes, depth, taps)
-        return out
+        if device not in self._decoders:
+            self._decoders[device] = Decoder(self.calibration, self._scale, self.radix, device)
+        return self._decoders[device]
 
     def _overlay(
         self,

@@ -1,0 +1,400 @@
+"""Profile `residual` on CUDA, in Triton: the integers of `featcache.codec.kernels`, a few launches a tap.
+
+A program of the recursions has some channels of one row and goes through its frames. What `AHEAD` frames read is on its
+way while those before them are in work, as a step alone takes a tenth of the time that memory does. Reconstructions lie
+tap by tap, `(taps, frames, channels)`; rows lie end to end.
+
+Compile with `OPTIONS`: a product and a sum that are fused into one operation round otherwise than on the CPU.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from featcache.codec import arithmetic
+
+WEIGHT_BITS = tl.constexpr(arithmetic.WEIGHT_BITS)
+WEIGHT_HALF = tl.constexpr(1 << (arithmetic.WEIGHT_BITS - 1))
+BELOW_BITS = tl.constexpr(arithmetic.BELOW_BITS)
+BELOW_HALF = tl.constexpr(1 << (arithmetic.BELOW_BITS - 1))
+UNIT_BITS = tl.constexpr(arithmetic.UNIT_BITS)
+SMOOTH_SHIFT = tl.constexpr(arithmetic.SMOOTH_SHIFT)
+SMOOTH_HALF = tl.constexpr(1 << (arithmetic.SMOOTH_SHIFT - 1))
+RANGE = tl.constexpr(arithmetic.RANGE)
+LARGEST = tl.constexpr(arithmetic.LARGEST)
+# Added to a float32 and taken away again, it leaves the nearest whole number, to the even one of two.
+ROUNDER = tl.constexpr(float(3 << 22))
+AHEAD = 8
+OPTIONS = {"enable_fp_fusion": False}
+
+
+@triton.jit
+def _shifted(value, shift):
+    """Divided by a power of two, rounded."""
+    return (value + ((1 << shift) >> 1)) >> shift
+
+
+@triton.jit
+def _narrow(value):
+    """As it is handed to products."""
+    return tl.minimum(tl.maximum(value, -127), 127).to(tl.int8)
+
+
+@triton.jit
+def _target(value, mean, inverse):
+    """What to code, in units; what lies beyond the range is more than it."""
+    scaled = (value - mean) * inverse
+    inside = tl.abs(scaled) <= RANGE
+    whole = (tl.where(inside, scaled, 0.0) + ROUNDER) - ROUNDER
+    return tl.where(inside, whole.to(tl.int32), RANGE + 1)
+
+
+@triton.jit
+def _hand_on(now, frame, last, channel, inside, rec, narrow, narrow_shift, channels):
+    """A reconstruction into `rec`, and into what the next tap's summary is made of: beside a frame the one before."""
+    tl.store(rec + frame * channels + channel, now.to(tl.int16), mask=inside)
+    small = _narrow(_shifted(now, narrow_shift))
+    at = narrow + frame * 2 * channels + channel
+    tl.store(at, small, mask=inside)
+    tl.store(at + 3 * channels, small, mask=inside & (last == 0))
+
+
+@triton.jit
+def _none_before(at, mask, WIDTH: tl.constexpr):
+    """A row has no frame before its first."""
+    tl.store(at, tl.zeros((WIDTH,), tl.int8), mask=mask)
+
+
+@triton.jit
+def _ahead_of_encoding(
+    value_at, below, mixed, frame, t, length, stride, channels, columns, channel, low, inside,
+    BELOW: tl.constexpr, MIXED: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What `STEPS` frames from `t` on take: values, reconstructions of the tap below, what the inputs say."""
+    read = ()
+    for step in tl.static_range(STEPS):
+        mask = inside & (t + step < length)
+        value = tl.load(value_at + (t + step) * stride, mask=mask, other=0.0)
+        under = channel * 0
+        if BELOW:
+            under = tl.load(below + (frame + step) * channels + channel, mask=mask, other=0).to(tl.int32)
+        said = channel * 0
+        if MIXED:
+            said = tl.load(mixed + (frame + step) * columns + channel - low, mask=mask, other=0)
+        read = read + ((value, under, said),)
+    return read
+
+
+@triton.jit(do_not_specialize=["tap", "low", "high", "code_shift", "narrow_shift"])
+def encode(
+    values, at, starts, lengths, mean, inverse, near, rounding, centroid, mixed, mixed_shift,
+    below, codes, small, rec, inputs, narrow,
+    tap, low, high, rank, taps, channels, code_shift, narrow_shift,
+    BELOW: tl.constexpr, MIXED: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Codes and reconstructions of the channels `low` to `high` of a tap, and what is handed on of them.
+
+    Args:
+        values: float32; `at` is where each row begins in it.
+        mean ... centroid, mixed_shift: of this tap.
+        mixed: int32 `(frames, high - low)`, what the inputs say of them.
+        below, rec: int16 `(frames, channels)`, reconstructions of the tap below and of this one.
+        codes, small: int16 and int8 `(frames, taps, channels)`. inputs: int8 `(frames, rank + channels)`.
+        narrow: int8 `(frames, 2, channels)`.
+    """
+    row = tl.program_id(0)
+    channel = low + tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = channel < high
+    m = tl.load(mean + channel, mask=inside, other=0.0)
+    i = tl.load(inverse + channel, mask=inside, other=0.0)
+    own = tl.load(near + channel, mask=inside, other=0)
+    here_weight = tl.load(near + channels + channel, mask=inside, other=0)
+    before_weight = tl.load(near + 2 * channels + channel, mask=inside, other=0)
+    extra = tl.load(rounding + channel, mask=inside, other=0)
+    shrink = tl.load(centroid + channel, mask=inside, other=0)
+    shift = tl.load(mixed_shift + channel, mask=inside, other=0)
+    start = tl.load(starts + row)
+    length = tl.load(lengths + row)
+    value_at = values + tl.load(at + row) + tap * channels + channel
+    now = tl.zeros((WIDTH,), dtype=tl.int32)
+    before = tl.zeros((WIDTH,), dtype=tl.int32)
+    _none_before(narrow + start * 2 * channels + channels + channel, inside & (length > 0), WIDTH)
+    t = length * 0
+    read = _ahead_of_encoding(
+        value_at, below, mixed, start, t, length, taps * channels, channels, high - low, channel, low, inside,
+        BELOW, MIXED, STEPS,
+    )  # fmt: skip
+    while t < length:
+        following = _ahead_of_encoding(
+            value_at, below, mixed, start + t + STEPS, t + STEPS, length, taps * channels, channels, high - low,
+            channel, low, inside, BELOW, MIXED, STEPS,
+        )  # fmt: skip
+        for step in tl.static_range(STEPS):
+            value, under, said = read[step]
+            mask = inside & (t + step < length)
+            frame = start + t + step
+            goal = _target(value, m, i)
+            added = tl.zeros((WIDTH,), dtype=tl.int32)
+            if BELOW:
+                added = (here_weight * under + before_weight * before + BELOW_HALF) >> BELOW_BITS
+                before = under
+            if MIXED:
+                added += _shifted(said, shift)
+            predicted = ((own * now + WEIGHT_HALF) >> WEIGHT_BITS) + added
+            error = goal - predicted
+            size = tl.minimum((tl.abs(error) + extra) >> UNIT_BITS, LARGEST)
+            # What lies beyond the range is kept elsewhere, and does not disturb the prediction.
+            size = tl.where(goal > RANGE, 0, size)
+            code = tl.where(error < 0, -size, size)
+            moved = tl.where(size > 0, (size << UNIT_BITS) - shrink, 0)
+            now = predicted + tl.where(error < 0, -moved, moved)
+            now = tl.minimum(tl.maximum(now, -RANGE), RANGE)
+            place = (frame * taps + tap) * channels + channel
+            tl.store(codes + place, code.to(tl.int16), mask=mask)
+            tl.store(small + place, code.to(tl.int8), mask=mask)
+            tl.store(inputs + frame * (rank + channels) + rank + channel, _narrow(code << code_shift), mask=mask)
+            _hand_on(now, frame, t + step + 1 == length, channel, mask, rec, narrow, narrow_shift, channels)
+        read = following
+        t += STEPS
+
+
+@triton.jit
+def _ahead_of_decoding(
+    codes, mixed, below, block, frame, t, length, tap, depth, width, channels, channel, inside,
+    BELOW: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """What `STEPS` frames from `t` on take: codes, what the inputs say, the tap below, where rows begin."""
+    read = ()
+    for step in tl.static_range(STEPS):
+        mask = inside & (t + step < length)
+        here = frame + step
+        code = tl.load(codes + (here * depth + tap) * channels + channel, mask=mask, other=0).to(tl.int32)
+        said = tl.load(mixed + here * channels + channel, mask=mask, other=0)
+        under = channel * 0
+        if BELOW:
+            under = tl.load(below + here * channels + channel, mask=mask, other=0).to(tl.int32)
+        begins = tl.load(block + here * width, mask=t + step < length, other=0) & 1
+        follows = tl.load(block + (here + 1) * width, mask=t + step + 1 < length, other=1) & 1
+        read = read + ((code, said, under, begins, follows),)
+    return read
+
+
+@triton.jit(do_not_specialize=["tap", "code_shift", "narrow_shift"])
+def decode(
+    codes, block, starts, lengths, near, centroid, mixed, mixed_shift, below, rec, narrow,
+    tap, depth, width, channels, narrow_shift,
+    BELOW: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """The reconstructions of a tap from its codes, and what is handed on of them.
+
+    Args:
+        codes: int16 `(frames, depth, channels)`.
+        block: uint8 `(frames, width)`, whose flags say where rows begin: one of `lengths` may hold several.
+        mixed: int32 `(frames, channels)`. The rest is as for `encode`.
+    """
+    row = tl.program_id(0)
+    channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = channel < channels
+    own = tl.load(near + channel, mask=inside, other=0)
+    here_weight = tl.load(near + channels + channel, mask=inside, other=0)
+    before_weight = tl.load(near + 2 * channels + channel, mask=inside, other=0)
+    shrink = tl.load(centroid + channel, mask=inside, other=0)
+    shift = tl.load(mixed_shift + channel, mask=inside, other=0)
+    start = tl.load(starts + row)
+    length = tl.load(lengths + row)
+    now = tl.zeros((WIDTH,), dtype=tl.int32)
+    before = tl.zeros((WIDTH,), dtype=tl.int32)
+    _none_before(narrow + start * 2 * channels + channels + channel, inside & (length > 0), WIDTH)
+    t = length * 0
+    read = _ahead_of_decoding(
+        codes, mixed, below, block, start, t, length, tap, depth, width, channels, channel, inside, BELOW, STEPS
+    )
+    while t < length:
+        following = _ahead_of_decoding(
+            codes, mixed, below, block, start + t + STEPS, t + STEPS, length, tap, depth, width, channels, channel,
+            inside, BELOW, STEPS,
+        )  # fmt: skip
+        for step in tl.static_range(STEPS):
+            code, said, under, begins, follows = read[step]
+            mask = inside & (t + step < length)
+            frame = start + t + step
+            now = tl.where(begins == 1, 0, now)
+            added = _shifted(said, shift)
+            if BELOW:
+                before = tl.where(begins == 1, 0, before)
+                added += (here_weight * under + before_weight * before + BELOW_HALF) >> BELOW_BITS
+                before = under
+            sign = (code > 0).to(tl.int32) - (code < 0).to(tl.int32)
+            now = ((own * now + WEIGHT_HALF) >> WEIGHT_BITS) + added + (code << UNIT_BITS) - sign * shrink
+            now = tl.minimum(tl.maximum(now, -RANGE), RANGE)
+            _hand_on(now, frame, follows, channel, mask, rec, narrow, narrow_shift, channels)
+            # Nor does one that begins within.
+            within = mask & (follows == 1) & (t + step + 1 < length)
+            _none_before(narrow + (frame + 1) * 2 * channels + channels + channel, within, WIDTH)
+        read = following
+        t += STEPS
+
+
+@triton.jit
+def narrow_sums(sums, shift, inputs, count, rank, width, BLOCK: tl.constexpr):
+    """The summary of a tap into the first `rank` columns of its inputs, int8 `(frames, width)`."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < count
+    column = at % rank
+    value = _shifted(tl.load(sums + at, mask=inside, other=0), tl.load(shift + column, mask=inside, other=0))
+    tl.store(inputs + at // rank * width + column, _narrow(value), mask=inside)
+
+
+@triton.jit
+def _estimate(
+    rec, smoother, scale, mean, tap, taps, frames, channels, frame, channel, inside, begins, ends
+):  # fmt: skip
+    """float32 `(frames, channels)` from reconstructions and those around them."""
+    plane = frames.to(tl.int64) * channels
+    at = rec + tap * plane + frame[:, None] * channels + channel[None, :]
+    one = channel < channels
+    here = tl.load(at, mask=inside, other=0).to(tl.int32)
+    before = tl.load(at - channels, mask=inside & (begins == 0)[:, None], other=0).to(tl.int32)
+    after = tl.load(at + channels, mask=inside & (ends == 0)[:, None], other=0).to(tl.int32)
+    below = tl.load(at - plane, mask=inside & (tap > 0), other=0).to(tl.int32)
+    above = tl.load(at + plane, mask=inside & (tap + 1 < taps), other=0).to(tl.int32)
+    weights = smoother + tap * 5 * channels + channel
+    total = tl.load(weights, mask=one, other=0)[None, :] * here
+    total += tl.load(weights + channels, mask=one, other=0)[None, :] * before
+    total += tl.load(weights + 2 * channels, mask=one, other=0)[None, :] * after
+    total += tl.load(weights + 3 * channels, mask=one, other=0)[None, :] * below
+    total += tl.load(weights + 4 * channels, mask=one, other=0)[None, :] * above
+    smoothed = ((total + SMOOTH_HALF) >> SMOOTH_SHIFT).to(tl.float32)
+    step = tl.load(scale + tap * channels + channel, mask=one, other=0.0)
+    return smoothed * step[None, :] + tl.load(mean + tap * channels + channel, mask=one, other=0.0)[None, :]
+
+
+@triton.jit
+def judge(
+    values, at, starts, lengths, rec, codes, smoother, scale, mean, bound, deviation,
+    missed, needed, largest, kept, squares, frames, taps, channels, limit,
+    SQUARES: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """How far from the truth decoding will end, and what codes need; a program has some frames of a row's tap.
+
+    Args:
+        missed: uint8 `(frames, taps, channels)`, 1 where a value is farther than `bound` from the truth.
+        needed, largest, kept: int32 `(frames, taps)`: quarters of a byte of the tail, the largest code, and how many
+            values are missed.
+        squares: float64 `(frames, taps)`, sums of squared errors of the others in deviations.
+    """
+    row, tap = tl.program_id(0), tl.program_id(2)
+    start = tl.load(starts + row)
+    length = tl.load(lengths + row)
+    place = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = place < length
+    frame = start + place
+    value_at = values + tl.load(at + row) + place[:, None] * taps * channels + tap * channels
+    cost = tl.zeros((ROWS,), tl.int32)
+    most = tl.zeros((ROWS,), tl.int32)
+    count = tl.zeros((ROWS,), tl.int32)
+    total = tl.zeros((ROWS,), tl.float64)
+    for low in range(0, channels, WIDTH):
+        channel = low + tl.arange(0, WIDTH)
+        one = channel < channels
+        inside = there[:, None] & one[None, :]
+        estimate = _estimate(
+            rec, smoother, scale, mean, tap, taps, frames, channels, frame, channel, inside,
+            place == 0, place + 1 == length,
+        )  # fmt: skip
+        error = tl.abs(tl.load(value_at + channel[None, :], mask=inside, other=0.0) - estimate)
+        close = error <= tl.load(bound + tap * channels + channel, mask=one, other=0.0)[None, :]
+        miss = inside & (close == 0)
+        out = (frame[:, None] * taps + tap) * channels + channel[None, :]
+        tl.store(missed + out, miss.to(tl.uint8), mask=inside)
+        count += tl.sum(miss.to(tl.int32), axis=1)
+        size = tl.abs(tl.load(codes + out, mask=inside, other=0).to(tl.int32))
+        cost += tl.sum((size >= limit).to(tl.int32) + 8 * (size >= limit + 3).to(tl.int32), axis=1)
+        most = tl.maximum(most, tl.max(size, axis=1))
+        if SQUARES:
+            unit = tl.load(deviation + tap * channels + channel, mask=one, other=1.0)[None, :]
+            relative = tl.where(inside & close, tl.div_rn(error, tl.broadcast_to(unit, error.shape)), 0.0)
+            total += tl.sum((relative * relative).to(tl.float64), axis=1)
+    out = frame * taps + tap
+    tl.store(needed + out, cost, mask=there)
+    tl.store(largest + out, most, mask=there)
+    tl.store(kept + out, count, mask=there)
+    if SQUARES:
+        tl.store(squares + out, total, mask=there)
+
+
+@triton.jit
+def smooth(
+    rec, block, starts, lengths, at, wanted, smoother, scale, mean, out, frames, depth, chosen, channels, width,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Estimates of the `chosen` taps that are `wanted` into float32 `(length, chosen, channels)` a row of `out`."""
+    row, number = tl.program_id(0), tl.program_id(2)
+    start = tl.load(starts + row)
+    length = tl.load(lengths + row)
+    tap = tl.load(wanted + number)
+    place = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    there = place < length
+    frame = start + place
+    begins = tl.load(block + frame * width, mask=there, other=0) & 1
+    ends = tl.load(block + (frame + 1) * width, mask=place + 1 < length, other=1) & 1
+    out_at = out + tl.load(at + row) + place[:, None] * chosen * channels + number * channels
+    for low in range(0, channels, WIDTH):
+        channel = low + tl.arange(0, WIDTH)
+        inside = there[:, None] & (channel < channels)[None, :]
+        estimate = _estimate(
+            rec, smoother, scale, mean, tap, depth, frames, channels, frame, channel, inside, begins, ends
+        )
+        tl.store(out_at + channel[None, :], estimate, mask=inside)
+
+
+@triton.jit
+def unpack(
+    block, table, counts, order, code_shift, codes, inputs,
+    width, body, frames, depth, channels, rank, limit,
+    DIGITS: tl.constexpr, BYTES: tl.constexpr, HEADER: tl.constexpr,
+):  # fmt: skip
+    """The codes of a frame of `featcache.codec.packing` to their places, and as they are handed to products.
+
+    Args:
+        block: uint8 `(frames, width)`. table: int8 `(256, DIGITS)`. counts: int32 `(256,)`, codes at the limit.
+        order: int32 `(body * DIGITS,)`, where each code goes among those of a frame.
+        codes: int16 `(frames, depth, channels)`, of the lowest taps.
+        inputs: int8 `(depth, frames, rank + channels)`.
+    """
+    frame = tl.program_id(0).to(tl.int64)
+    number = tl.arange(0, BYTES)
+    inside = number < body
+    begin = block + frame * width + HEADER
+    tail = begin + body
+    rest = width - HEADER - body
+    byte = tl.load(begin + number, mask=inside, other=0).to(tl.int32)
+    count = tl.where(inside, tl.load(counts + byte), 0)
+    rank_of = tl.cumsum(count, axis=0) - count
+    reached = tl.sum(count, axis=0)
+    read = ()
+    farther = tl.zeros((BYTES,), tl.int32)
+    for digit in tl.static_range(DIGITS):
+        code = tl.load(table + byte * DIGITS + digit).to(tl.int32)
+        extreme = inside & (tl.abs(code) == limit)
+        field = tl.load(tail + (rank_of >> 2), mask=extreme & ((rank_of >> 2) < rest), other=0).to(tl.int32)
+        size = (field >> (2 * (rank_of & 3))) & 3
+        rank_of += extreme.to(tl.int32)
+        farther += (size == 3).to(tl.int32)
+        read = read + ((code, size),)
+    large = (reached + 3) // 4 + 2 * (tl.cumsum(farther, axis=0) - farther)
+    for digit in tl.static_range(DIGITS):
+        code, size = read[digit]
+        more = (size == 3) & (large + 1 < rest)
+        size += tl.load(tail + large, mask=more, other=0).to(tl.int32)
+        size += tl.load(tail + large + 1, mask=more, other=0).to(tl.int32) << 8
+        large += 2 * more.to(tl.int32)
+        code += tl.where(code > 0, size, -size)
+        place = tl.load(order + number * DIGITS + digit, mask=inside, other=0)
+        wanted = inside & (place < depth * channels)
+        tap = place // channels
+        tl.store(codes + frame * depth * channels + place, code.to(tl.int16), mask=wanted)
+        shift = tl.load(code_shift + tap, mask=wanted, other=0)
+        at = (tap * frames.to(tl.int64) + frame) * (rank + channels) + rank + place % channels
+        tl.store(inputs + at, _narrow(code << shift), mask=wanted)
