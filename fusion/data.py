@@ -59,7 +59,10 @@ class Batch:
 
 @dataclass
 class Stopwatch:
-    """Time that the training thread spent on getting data, against all time."""
+    """Time that the training thread spent on getting data, against all time.
+
+    On CUDA without decoding, which is queued behind the step before: what it waits for is that step.
+    """
 
     started: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
@@ -244,10 +247,11 @@ class Loader:
         began, positions = time.perf_counter(), slot.positions
         with record_function("read"):
             decode = self._read(positions) if future is None else future.result()
+        read = time.perf_counter()
         with record_function("decode"):
             features, lengths = decode()
         frames = int(self.split.frames[positions].sum())
-        self.watch.waited += time.perf_counter() - began
+        self.watch.waited += (read if self.device.type == "cuda" else time.perf_counter()) - began
         self.watch.frames += frames
         return Batch(slot, features, lengths, frames)
 

@@ -52,7 +52,9 @@ class Tracer:
         self._profiler.step()
 
     def _ready(self, profiler: torch.profiler.profile) -> None:
-        found = {event.key: event for event in profiler.key_averages()}
+        # A GPU has ranges of the same names, without time of the CPU: those are overwritten.
+        events = sorted(profiler.key_averages(), key=lambda event: event.cpu_time_total)
+        found = {event.key: event for event in events}
         steps = [event for key, event in found.items() if key.startswith("ProfilerStep")]
         wall = sum(event.cpu_time_total for event in steps) / 1e6
         if not wall:

@@ -70,6 +70,8 @@ class Measured:
 class MeasuredLearner(Learner):
     """A learner that writes down time, frames and peak memory whenever it saves its state.
 
+    On a GPU the first step is left out of time, steps and frames: in it kernels are loaded, and some compiled.
+
     Args:
         baseline: bytes of this process before anything was loaded.
     """
@@ -89,6 +91,7 @@ class MeasuredLearner(Learner):
         self.baseline = baseline
         self.measured = Measured(epoch_frames=int(self.splits["train"].frames.sum()))
         self._since: float | None = None  # when the stopwatch was started, where it runs
+        self._warming = False
 
     def load(self) -> None:
         super().load()
@@ -98,9 +101,15 @@ class MeasuredLearner(Learner):
         super().begin()
         memory.reset_peak(self.here.device)
         self._since = time.perf_counter()
+        self._warming = self.here.device.type == "cuda"
 
     def step(self, batch: Batch, features: Tensor) -> None:
         super().step(batch, features)
+        if self._warming:
+            self._warming = False
+            torch.cuda.synchronize(self.here.device)
+            self._since = time.perf_counter()
+            return
         self._count(steps=self.measured.steps + 1, frames=self.measured.frames + batch.frames)
 
     def due(self) -> bool:

@@ -117,11 +117,16 @@ def run(order: Order, *, restart: bool = False) -> bool:
 
 def train(order: Order) -> None:
     """Train a row here."""
+    import torch
+
     from fusion.distributed import pick_device
     from fusion.train import fit
 
     entry = Entry(**{"title": "", **order.row})
     device = pick_device(order.recipe.train.device)
+    if device.type == "cuda":
+        # It would make a plan for every shape, tens of milliseconds each, and hardly any two batches have the same.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     _import_libraries(entry)
     make: Callable[..., MeasuredLearner] = partial(MeasuredLearner, baseline=memory.held(device))
     if entry.live:
