@@ -1,6 +1,7 @@
-"""Batches from a cache: planned from lengths alone, read ahead by threads, decoded on the training device.
+"""Batches from a cache: planned from lengths alone, read ahead by threads, decoded for the training device.
 
-Where that is the CPU, the threads that read decode too: training leaves them a core (`distributed.use_threads`).
+The threads that read decode too: on a CPU training leaves them a core (`distributed.use_threads`), and beside a GPU
+there are some. Where there are few, the codes go to the GPU and are decoded there.
 
 The order of an epoch is a pure function of (lengths, batch size, seed, epoch), so a position in it is two
 numbers. Threads, never processes: a forked child of a process that has read hangs in the reader.
@@ -15,18 +16,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fusion.distributed import cores
 from fusion.labels import Split
 
 if TYPE_CHECKING:
     from featcache.store import Cache
 
+Workers = int | Literal["auto"]
+"""Threads that read ahead; "auto" is 2 beside a CPU, and half of the cores beside a GPU, 8 at most."""
+Place = Literal["auto", "host", "device"]
+"""Where codes are decoded for a GPU: "auto" is on the host where enough threads read."""
+# To launch the kernels that decode a batch takes the training thread a few milliseconds, and a head's whole step some
+# ten. So many threads decode on the host as fast as a GPU trains.
+_HOST_READERS = 4
 Decoding = Callable[[], tuple[Tensor, Tensor]]
 """Gives features (batch, frames, taps, channels) and lengths (batch,) on the training device."""
 BUCKET_RATIO = 1.15
@@ -197,16 +206,18 @@ class Loader:
         split: Split,
         device: torch.device,
         taps: Sequence[str] | None = None,
-        workers: int = 2,
+        workers: Workers = "auto",
+        decode: Place = "auto",
     ) -> None:
         self.cache, self.split, self.device = cache, split, device
         self.taps = None if taps is None else tuple(taps)
-        self.workers = workers
+        self.workers = threads_of(workers, device)
+        self.on_host = self.workers >= _HOST_READERS if decode == "auto" else decode == "host"
         self.watch = Stopwatch()
         self._pool = (
             # One thread for the products of the codec in each: training has the cores.
-            ThreadPoolExecutor(workers, "fusion-read", initializer=torch.set_num_threads, initargs=(1,))
-            if workers
+            ThreadPoolExecutor(self.workers, "fusion-read", initializer=torch.set_num_threads, initargs=(1,))
+            if self.workers
             else None
         )
 
@@ -238,10 +249,13 @@ class Loader:
     def _read(self, positions: np.ndarray) -> Decoding:
         """What is left to do where the batch is wanted."""
         encoded = self.cache.read_encoded(self.split.rows[positions].tolist(), self.taps)
-        if self.device.type == "cuda":
+        if self.device.type != "cuda":
+            decoded = self.cache.decode(encoded, device=self.device)
+            return lambda: decoded
+        if not self.on_host:
             return partial(self.cache.decode, encoded.pin(), device=self.device)
-        decoded = self.cache.decode(encoded, device=self.device)
-        return lambda: decoded
+        features, lengths = (tensor.pin_memory() for tensor in self.cache.decode(encoded))
+        return lambda: (features.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True))
 
     def _batch(self, slot: Slot, future: Future[Decoding] | None) -> Batch:
         began, positions = time.perf_counter(), slot.positions
@@ -254,6 +268,18 @@ class Loader:
         self.watch.waited += (read if self.device.type == "cuda" else time.perf_counter()) - began
         self.watch.frames += frames
         return Batch(slot, features, lengths, frames)
+
+
+def threads_of(workers: Workers, device: torch.device) -> int:
+    """How many threads read ahead for training on a device."""
+    if workers != "auto":
+        return workers
+    return 2 if device.type == "cpu" else min(8, max(2, cores() // 2))
+
+
+def most_of(workers: Sequence[Workers]) -> Workers:
+    """What suits all who read together: the largest number that any asks for."""
+    return max((n for n in workers if n != "auto"), default="auto")
 
 
 def union_of_taps(wanted: Sequence[tuple[str, ...]], order: Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fusion.crew import Crew
-from fusion.data import Batch, Loader, pick_taps, plan_evaluation, union_of_taps
+from fusion.data import Batch, Loader, Workers, pick_taps, plan_evaluation, union_of_taps
 from fusion.distributed import World, autocast
 from fusion.head import Head
 from fusion.labels import Split
@@ -46,7 +46,7 @@ def predict_together(
     world: World,
     *,
     batch_seconds: float,
-    workers: int = 2,
+    workers: Workers = "auto",
     threads: int = 0,
 ) -> list[Predictions]:
     """What each head says of every utterance, in one pass; each process does its share, all get the whole.

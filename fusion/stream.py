@@ -17,7 +17,7 @@ from torch.profiler import record_function
 
 from featcache.errors import JobError
 from fusion.crew import Crew
-from fusion.data import Batch, Loader, Sampler, Stopwatch, pick_taps, union_of_taps
+from fusion.data import Batch, Loader, Sampler, Stopwatch, most_of, pick_taps, union_of_taps
 from fusion.distributed import World
 from fusion.labels import Split
 from fusion.learner import Learner
@@ -74,7 +74,7 @@ class Stream:
         first = learners[0]
         self.cache: Cache = first.cache
         self.batch_seconds = first.recipe.train.batch_seconds
-        self.workers = max(learner.recipe.train.workers for learner in learners)
+        self.workers = most_of([learner.recipe.train.workers for learner in learners])
         self.threads = first.recipe.train.threads
         self.taps = union_of_taps([learner.spec.taps for learner in learners], self.cache.taps)
 

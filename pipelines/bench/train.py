@@ -27,7 +27,7 @@ from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
 from featcache.upstreams import load as load_upstream
 from fusion import head, recipe
-from fusion.data import Batch, Loader, Sampler, Slot, Stopwatch
+from fusion.data import Batch, Loader, Place, Sampler, Slot, Stopwatch
 from fusion.distributed import use_threads, world
 from fusion.learner import Learner
 from fusion.run import Files
@@ -49,7 +49,14 @@ class Spent:
 
 
 def measure(
-    cache: str, manifest: Path, utterances: int, turns: int, device: str, workers: int, recipe_file: Path = RECIPE
+    cache: str,
+    manifest: Path,
+    utterances: int,
+    turns: int,
+    device: str,
+    workers: int | None = None,
+    decode: Place = "auto",
+    recipe_file: Path = RECIPE,
 ) -> dict[str, Any]:
     """`efficiency`, `efficiency_cold`, `wait_share` and `vs_on_the_fly`.
 
@@ -58,12 +65,13 @@ def measure(
     Args:
         utterances: of training, whose decoded features fit in memory.
         turns: how often each way is measured; the median of their ratios counts.
+        workers: threads that read ahead; None is as many as training has by default.
     """
     given = {
         "cache": json.dumps(cache),
         "limit": utterances,
         "train.device": json.dumps(device),
-        "train.workers": workers,
+        "train.workers": json.dumps("auto" if workers is None else workers),
         "train.steps": 100_000,
     }
     wanted = head.resolve(recipe.read(recipe_file, [f"{key}={value}" for key, value in given.items()]))
@@ -76,8 +84,8 @@ def measure(
         sampler = Sampler(split.frames, round(wanted.train.batch_seconds * opened.frame_rate), wanted.seed)
         slots = list(itertools.islice(iter(sampler), sampler.steps_of_epoch()))
 
-        def loader(threads: int = workers) -> Loader:
-            return Loader(opened, split, here.device, learner.spec.taps, threads)
+        def loader() -> Loader:
+            return Loader(opened, split, here.device, learner.spec.taps, wanted.train.workers, decode)
 
         messages.print(f"decoding {len(split)} utterances to memory")
         with loader() as everything:
@@ -119,7 +127,8 @@ def measure(
         "reading_cpu_share": round(statistics.median(shares), 4),
         "steps_per_turn": BLOCK,
         "threads": torch.get_num_threads(),
-        "workers": workers,
+        "workers": everything.workers,
+        "decoded_on": "device" if here.device.type == "cuda" and not everything.on_host else "host",
         "device": str(here.device),
         "cache": cache,
         "upstream": opened.upstream,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from featcache import Cache
 from featcache.errors import CorruptCacheError
-from fusion.data import Loader, Sampler, Slot, plan_epoch, plan_evaluation
+from fusion.data import Loader, Sampler, Slot, Workers, most_of, plan_epoch, plan_evaluation, threads_of
 from fusion.labels import Split
 from tests.helpers import make_cache
 
@@ -190,3 +190,24 @@ def test_an_error_of_reading_reaches_the_trainer(
         pytest.raises(CorruptCacheError, match="codes/c/0"),
     ):
         list(loader.batches([Slot(0, i, np.array([i])) for i in range(4)]))
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "cores", "expected"),
+    [
+        ("auto", "cpu", 64, 2),
+        ("auto", "cuda", 64, 8),
+        ("auto", "cuda", 10, 5),
+        ("auto", "cuda", 1, 2),
+        (0, "cuda", 9, 0),
+    ],
+)
+def test_a_gpu_has_more_threads_that_read(
+    workers: Workers, device: str, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fusion.data.cores", lambda: cores)
+    assert threads_of(workers, torch.device(device)) == expected
+
+
+def test_those_who_read_together_read_with_what_any_asks_for() -> None:
+    assert most_of(["auto", "auto"]) == "auto" and most_of(["auto", 1, 3]) == 3
