@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from featcache.codec import Codec, EncodedRow
-from featcache.codec.host import begin_copy
+from featcache.codec.base import Rest, bad_taps
+from featcache.codec.host import begin_wait
 from featcache.spans import Spans
 
 # Kinds of device that find the codes of what they compute.
@@ -52,7 +53,7 @@ def begin_rows(
         spans: gets what the call waited for: the forward pass, then copies.
     """
     if device.type in ENCODING_DEVICES:
-        return _begin_on_device(codec, forward(), kept, spans)
+        return _begin_on_device(codec, device, forward(), kept, spans)
 
     def end() -> list[Activations]:
         with spans.span("forward"):
@@ -60,35 +61,32 @@ def begin_rows(
         with spans.span("copy"):
             arrays = [row.cpu().numpy() for row in rows]
         features = [row[span] for row, span in zip(arrays, kept, strict=True)]
-        # Nothing is done before it is asked for.
+        # Nothing is done before it is asked for. Beside a device threads share a batch's rows: each is encoded by
+        # itself, or every one of them would encode all that are encoded together.
+        encodings: list[Rest] = (
+            codec.encode_rows(features) if device.type == "cpu" else [partial(codec.encode, row) for row in features]
+        )
         return [
-            Activations(len(whole), partial(_bad_taps, row), encode)
-            for whole, row, encode in zip(arrays, features, codec.encode_rows(features), strict=True)
+            Activations(len(whole), partial(bad_taps, row), encode)
+            for whole, row, encode in zip(arrays, features, encodings, strict=True)
         ]
 
     return end
 
 
-def _bad_taps(features: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(~np.isfinite(features).all(axis=(0, 2)))
-
-
 def _begin_on_device(
-    codec: Codec, rows: Sequence[torch.Tensor], kept: Sequence[slice], spans: Spans
+    codec: Codec, device: torch.device, rows: Sequence[torch.Tensor], kept: Sequence[slice], spans: Spans
 ) -> Callable[[], list[Activations]]:
     """The rows take memory of the device until the end is called, and none after it."""
     lengths = [len(row) for row in rows]
-    features = [row[span] for row, span in zip(rows, kept, strict=True)]
-    finite = [row.isfinite().all(dim=2).all(dim=0) for row in features]
-    end_finite = begin_copy(torch.stack(finite)) if finite else list
-    end_encoding = codec.begin_encoding(features)
+    end_forward = begin_wait(device)
+    end_encoding = codec.begin_encoding([row[span] for row, span in zip(rows, kept, strict=True)])
 
     def end() -> list[Activations]:
-        # Whether values are finite is known when the forward pass ends; codes come after it.
         with spans.span("forward"):
-            bad = [partial(np.flatnonzero, ~taps) for taps in end_finite()]
+            end_forward()
         with spans.span("copy"):
-            encoded = end_encoding()
-        return [Activations(*row) for row in zip(lengths, bad, encoded, strict=True)]
+            begun = end_encoding()
+        return [Activations(frames, row.bad_taps, row.rest) for frames, row in zip(lengths, begun, strict=True)]
 
     return end

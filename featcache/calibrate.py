@@ -116,8 +116,8 @@ def _activations(
     model_seconds = audio_seconds = 0.0
     reasons: list[str] = []
     with AudioProgress("calibrating", plan.model_seconds(thin)) as progress:
-        for shard in range(plan.shards):
-            for planned in plan.batches(shard):
+        for group in range(plan.groups):
+            for planned in plan.batches(group):
                 batch = [row for row in planned if row in thin]
                 loaded = [load_window(rows[plan.utterance[r]], manifest, plan, r) for r in batch]
                 usable = [(r, pcm.samples) for r, pcm in zip(batch, loaded, strict=True) if pcm.samples is not None]

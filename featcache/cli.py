@@ -56,8 +56,16 @@ WindowPolicy = Annotated[
 ]
 Profile = Annotated[str | None, typer.Option(help="Codec profile: residual:BITS, int8 or fp16.", show_default=False)]
 BatchSeconds = Annotated[
-    float | None, typer.Option(min=1, help="Audio of one forward pass; part of a new cache's plan.", show_default=False)
-]  # fmt: skip
+    float | None,
+    typer.Option(
+        min=1,
+        help=(
+            "Audio of one forward pass, part of a new cache's plan: 60 where it is made on a CPU, else 10 for each GB "
+            "of the device's memory, up to 480."
+        ),
+        show_default=False,
+    ),
+]
 
 
 @app.command("init")

@@ -1,7 +1,8 @@
 """A job whose shards are tasks of a dask cluster: each worker process loads the model once and keeps it.
 
 Every process of the cluster needs this package, and sees manifest, recordings and cache under the same
-paths. The plan follows from manifest and cache, so that a task is no more than the number of a shard.
+paths. The plan follows from manifest and cache, so that a task is no more than the number of a shard, or those of a
+group of shards that batches are cut over.
 """
 
 from __future__ import annotations
@@ -68,22 +69,23 @@ class ClusterJob(Job):
         order = Order(**{**vars(self._order), "plan": self.plan.digest})
         seconds = {shard: self.plan.shard_seconds(shard) for shard in range(self.plan.shards)}
         total, todo = sum(seconds.values()), sum(seconds[shard] for shard in left)
+        groups = self.plan.grouped(left)
         done = Done()
         with AudioProgress("extracting", total, total - todo) as progress:
 
             def add(number: int, result: Done) -> None:
                 done.add(result)
-                progress.advance(seconds[left[number]], result.bytes)
+                progress.advance(sum(seconds[shard] for shard in groups[number]), result.bytes)
 
-            tasks = [(order, shard, strict) for shard in left]
-            labels = [f"{shard:06d}" for shard in left]
+            tasks = [(order, shards, strict) for shards in groups]
+            labels = [f"{shards[0]:06d}" for shards in groups]
             run_tasks(_extract, tasks, self.client, name="extract-shard", labels=labels, on_result=add, a_worker=1)
         return done
 
 
 # In a worker
 
-# One shard at a time in a process: the model, and the number of threads that it runs on, are the process's.
+# One task at a time in a process: the model, and the number of threads that it runs on, are the process's.
 _lock = threading.Lock()
 _job: tuple[Order, Job] | None = None
 _upstream: tuple[set[str], Upstream] | None = None
@@ -97,8 +99,8 @@ def _init(order: Order) -> None:
         job.init()
 
 
-def _extract(order: Order, shard: int, strict: bool) -> Done:
-    """One shard, from recordings to its record; what `run_shards` raises."""
+def _extract(order: Order, shards: list[int], strict: bool) -> Done:
+    """Shards of one group, from recordings to their records; what `run_shards` raises."""
     global _job
     with _lock:
         if _job is None or _job[0] != order:
@@ -112,7 +114,7 @@ def _extract(order: Order, shard: int, strict: bool) -> Done:
             job.check_values()
             _job = order, job
         job = _job[1]
-        return run_shards(job.writer, job.new_rows, job.manifest, job.upstream, [shard], strict=strict)
+        return run_shards(job.writer, job.new_rows, job.manifest, job.upstream, shards, strict=strict)
 
 
 def _make(order: Order) -> Job:

@@ -18,3 +18,12 @@ def choose_device(name: str | None) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: PyTorch sees no GPU here; leave the option out or say cpu")
     return name
+
+
+def memory_of(device: str) -> int | None:
+    """Bytes of memory that a device has of its own; None where that is not known."""
+    import torch
+
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)

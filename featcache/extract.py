@@ -1,7 +1,12 @@
 """Run a plan: read -> forward -> encode -> write shard -> ledger record, all at the same time.
 
 Three stages joined by bounded queues: a thread reads audio and takes the shards' leases, this thread runs
-the model, a thread encodes and writes. Data goes forward only; a failure in any stage stops all of them.
+the model, a thread puts encoded rows into shards. Data goes forward only; a failure in any stage stops all of
+them. On a CPU the writing thread also encodes rows and finishes shards, as the forward has the cores; beside
+another device both have threads of their own.
+
+Where batches are cut over a group of shards, all of its shards are filled at a time. A batch runs whole even where
+some of its rows are of shards that are not ours to write: what it gives for those is thrown away.
 """
 
 from __future__ import annotations
@@ -13,33 +18,32 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from featcache.activations import Activations, begin_rows
-from featcache.codec import Codec
+from featcache.codec import EncodedRow
+from featcache.crew import Crew, crew_for, usable_cores
 from featcache.errors import JobError
 from featcache.geometry import SAMPLE_RATE
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated
 from featcache.manifest import Row
 from featcache.memory import REMEDY, ran_out
+from featcache.pipe import Pipe, Pool
 from featcache.plan import Plan
 from featcache.reading import Pcm, load_window
-from featcache.shards import finish, leased
+from featcache.shards import finish, leased_groups
 from featcache.spans import Spans
 from featcache.upstreams import Upstream
 from featcache.upstreams.base import Begin
 from featcache.writer import SegmentWriter
 
-READERS = 2
 QUEUED_BATCHES = 2
-# Batches in the model at a time: the rows of the next one take the threads that the last rows of one leave idle.
-BEGUN_BATCHES = 2
-
-Item = TypeVar("Item")
+# A model that has had no audio for this long ends what it has begun.
+PATIENCE_SECONDS = 0.05
 
 
 @dataclass
@@ -65,64 +69,28 @@ class Done:
 
 @dataclass(frozen=True)
 class _Read:
-    """A batch with its samples; `last` where it ends its shard."""
+    """A batch with its samples, and the shards that are ours to write of those it has rows of.
 
-    shard: int
+    Without rows: shards that have none to compute.
+    """
+
+    shards: list[int]
     rows: list[int]
     audio: list[Pcm]
-    last: bool
+
+
+# A row as it is stored, or the reason against it; the call waits for that.
+_Encoding = Callable[[], EncodedRow | str]
 
 
 @dataclass(frozen=True)
 class _Computed:
-    """Activations (or the reason against them) of a batch's rows."""
+    """What became of a batch's rows, but for those of other shards; None where there was no audio."""
 
-    shard: int
+    shards: list[int]
     rows: list[int]
     audio: list[Pcm]
-    features: list[Activations | None]
-    last: bool
-
-
-class _Pipe:
-    """Queues that give up waiting as soon as any stage has failed."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.error: BaseException | None = None
-
-    def fail(self, error: BaseException) -> None:
-        if self.error is None:
-            self.error = error
-        self.stop.set()
-
-    def put(self, target: queue.Queue[Item | None], item: Item | None) -> None:
-        while not self.stop.is_set():
-            try:
-                return target.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-
-    def get(self, source: queue.Queue[Item | None]) -> Iterator[Item]:
-        while not self.stop.is_set():
-            try:
-                item = source.get(timeout=0.2)
-            except queue.Empty:
-                continue
-            if item is None:
-                return
-            yield item
-
-    def run(self, stage: Callable[[], None]) -> threading.Thread:
-        def guarded() -> None:
-            try:
-                stage()
-            except BaseException as error:
-                self.fail(error)
-
-        thread = threading.Thread(target=guarded, name=stage.__name__, daemon=True)
-        thread.start()
-        return thread
+    encodings: list[_Encoding | None]
 
 
 def run_shards(
@@ -139,94 +107,232 @@ def run_shards(
 
     Args:
         rows: the manifest's rows, one for each utterance of the plan.
-        on_progress: called with the seconds of audio computed and the bytes written since the last call.
+        on_progress: called with the seconds of audio computed and the bytes written since the last call, by
+            several threads but one at a time.
         strict: stop at the first row that cannot be used.
         spans: gets what the stages did, and when; made by the calling thread.
 
     Raises:
         JobError: no space, lost lease, out of memory, or a row that cannot be used and `strict`.
     """
-    plan = writer.plan
-    done = Done()
-    pipe = _Pipe()
-    spans = spans or Spans(enabled=False)
-    leases = Leases(writer.storage)
-    loaded: queue.Queue[_Read | None] = queue.Queue(QUEUED_BATCHES)
-    computed: queue.Queue[_Computed | None] = queue.Queue(QUEUED_BATCHES)
+    crew = crew_for(upstream.device, usable_cores())
+    return _Run(writer, rows, manifest, upstream, on_progress, strict, spans or Spans(enabled=False), crew).run(shards)
 
-    def read() -> None:
-        with ThreadPoolExecutor(READERS, "read") as pool:
-            for shard in leased(writer, leases, shards, pipe.stop.is_set):
-                batches = list(plan.batches(shard))
-                if not batches:
-                    pipe.put(loaded, _Read(shard, [], [], True))
-                for number, batch in enumerate(batches):
-                    with spans.span("read"):
-                        audio = list(
-                            pool.map(lambda r: load_window(rows[int(plan.utterance[r])], manifest, plan, r), batch)
-                        )
-                    pipe.put(loaded, _Read(shard, batch, audio, number + 1 == len(batches)))
-        pipe.put(loaded, None)
 
-    def write() -> None:
+class _Run:
+    """The stages, and what they share."""
+
+    def __init__(
+        self,
+        writer: SegmentWriter,
+        rows: Sequence[Row],
+        manifest: Path,
+        upstream: Upstream,
+        on_progress: Callable[[float, int], None],
+        strict: bool,
+        spans: Spans,
+        crew: Crew,
+    ) -> None:
+        self.writer, self.plan = writer, writer.plan
+        self.rows, self.manifest, self.upstream = rows, manifest, upstream
+        self.on_progress, self.strict, self.spans, self.crew = on_progress, strict, spans, crew
+        self.done = Done()
+        # Of `done` and `on_progress`.
+        self.counting = threading.Lock()
+        self.pipe = Pipe()
+        self.leases = Leases(writer.storage)
+        self.loaded: queue.Queue[_Read | None] = queue.Queue(QUEUED_BATCHES)
+        self.computed: queue.Queue[_Computed | None] = queue.Queue(QUEUED_BATCHES)
+        self.encoders = Pool(self.pipe, crew.encoders, "encode")
+        self.finishers = Pool(self.pipe, crew.finishers, "finish")
+        # Of the thread that writes: shards that are being filled, and the ends of those that are full.
+        self.filling: dict[int, _ShardState] = {}
+        self.finishing: deque[Callable[[], None]] = deque()
+
+    def run(self, shards: Sequence[int]) -> Done:
+        def read() -> None:
+            self.read(shards)
+
+        threads: list[threading.Thread] = []
+        try:
+            for stage in (read, self.write):
+                threads.append(self.pipe.run(stage))
+            self.compute()
+        except BaseException as error:
+            self.pipe.fail(error)
+        finally:
+            try:
+                with self.spans.span("wait for the writer"):
+                    for thread in threads:
+                        thread.join()
+                    self.encoders.close()
+                    self.finishers.close()
+            finally:
+                self.leases.close()
+        failed = self.pipe.error
+        if failed is not None:
+            if ran_out(failed) and not isinstance(failed, JobError):
+                raise JobError(f"out of memory: {REMEDY}") from failed
+            raise failed
+        self.done.quarantined.sort(key=lambda q: q.row)
+        return self.done
+
+    # The stages
+
+    def read(self, shards: Sequence[int]) -> None:
+        with ThreadPoolExecutor(self.crew.readers, "read") as pool:
+            groups = self.plan.grouped(shards)
+            for ours in leased_groups(self.writer, self.leases, groups, self.pipe.stop.is_set):
+                bare = [shard for shard in ours if not self.plan.rows_with_frames(shard)]
+                if bare:
+                    self.pipe.put(self.loaded, _Read(bare, [], []))
+                for batch, among in self.plan.batches_of(ours):
+                    if self.pipe.stop.is_set():
+                        return
+                    with self.spans.span("read"):
+                        audio = list(pool.map(self._load, batch))
+                    self.pipe.put(self.loaded, _Read(among, batch, audio))
+        self.pipe.put(self.loaded, None)
+
+    def compute(self) -> None:
+        with self.upstream.overlapping() as begin:
+            begun: deque[tuple[_Read, Callable[[], list[Activations]]]] = deque()
+            for item in self.spans.each("wait for audio", self.pipe.poll(self.loaded, PATIENCE_SECONDS)):
+                if item is not None:
+                    with _memory_explained(self.plan), self.spans.span("forward"):
+                        begun.append((item, self._begun(item, begin)))
+                # No batch waits for one that may not come: the next shards may be another process's, which may be
+                # waiting for ours.
+                stay = self.crew.begun - 1 if item is not None else 0
+                while len(begun) > stay:
+                    ended = self._ended(*begun.popleft())
+                    with self.spans.span("wait for the writer"):
+                        self.pipe.put(self.computed, ended)
+        self.pipe.put(self.computed, None)
+
+    def write(self) -> None:
         # The forward passes have the cores: a product of the codec that is shared out waits for them in every call.
         torch.set_num_threads(1)
-        state: _ShardState | None = None
-        for batch in pipe.get(computed):
-            if state is None or state.shard != batch.shard:
-                state = _ShardState(batch.shard, writer)
-                for row in state.span:
-                    if plan.frames[row] <= 0:
-                        state.leave_out(plan, row, _why_no_frames(rows[int(plan.utterance[row])], manifest, plan, row))
-            with spans.span("encode"):
-                _encode(writer, batch, state, strict)
-            on_progress(plan.model_seconds(batch.rows), 0)
-            if batch.last:
-                with spans.span("write"):
-                    written = _finish(writer, leases, state, strict)
-                on_progress(0.0, written)
-                done.shards += 1
-                done.bytes += written
-                done.seconds += state.seconds
-                done.saturated += sum(found.values for found in state.saturated)
-                done.quarantined += state.quarantined
+        for batch in self.pipe.get(self.computed):
+            for shard in batch.shards:
+                self._begin_filling(shard)
+            with self.spans.span("wait for the encoding" if self.crew.encoders else "encode"):
+                self._put(batch)
+            with self.counting:
+                self.on_progress(self.plan.model_seconds(batch.rows), 0)
+            for shard in batch.shards:
+                self._end_filling(shard)
+        while self.finishing and not self.pipe.stop.is_set():
+            self.finishing.popleft()()
 
-    threads: list[threading.Thread] = []
-    try:
-        for stage in (read, write):
-            threads.append(pipe.run(stage))
-        with upstream.overlapping() as begin:
-            begun: deque[tuple[_Read, Callable[[], list[Activations]]]] = deque()
-            for item in spans.each("wait for audio", pipe.get(loaded)):
-                with _memory_explained(plan), spans.span("forward"):
-                    begun.append((item, _begun(plan, writer.codec, upstream, item, begin, spans)))
-                # The last batch of a shard waits for none: the next shard may be another process's, which may
-                # be waiting for ours.
-                while begun and (item.last or len(begun) >= BEGUN_BATCHES):
-                    ended = _ended(plan, *begun.popleft())
-                    with spans.span("wait for the writer"):
-                        pipe.put(computed, ended)
-        pipe.put(computed, None)
-    except BaseException as error:
-        pipe.fail(error)
-    finally:
-        try:
-            with spans.span("wait for the writer"):
-                for thread in threads:
-                    thread.join()
-        finally:
-            leases.close()
-    if pipe.error is not None:
-        if ran_out(pipe.error) and not isinstance(pipe.error, JobError):
-            raise JobError(f"out of memory: {REMEDY}") from pipe.error
-        raise pipe.error
-    return done
+    # Their parts
 
+    def _load(self, row: int) -> Pcm:
+        return load_window(self.rows[int(self.plan.utterance[row])], self.manifest, self.plan, row)
 
-def _why_no_frames(row: Row, manifest: Path, plan: Plan, planned: int) -> str:
-    """The reason in the recording itself, where it is unreadable; otherwise that it is too short."""
-    pcm = load_window(row, manifest, plan, planned)
-    return pcm.reason or f"{row.duration:.3f} s is too short for the model to make a frame of"
+    def _begun(self, item: _Read, begin: Begin) -> Callable[[], list[Activations]]:
+        """Begin the forward pass of a batch, and what its device does for the encoding."""
+        plan, codec = self.plan, self.writer.codec
+        usable = [(row, pcm.samples) for row, pcm in zip(item.rows, item.audio, strict=True) if pcm.samples is not None]
+        kept = [slice(int(plan.keep[row]), int(plan.keep[row] + plan.frames[row])) for row, _ in usable]
+        return begin_rows(codec, self.upstream.device, begin([samples for _, samples in usable]), kept, self.spans)
+
+    def _ended(self, item: _Read, end: Callable[[], list[Activations]]) -> _Computed:
+        with _memory_explained(self.plan):
+            outputs = iter(end())
+        ended = _Computed(item.shards, [], [], [])
+        for row, pcm in zip(item.rows, item.audio, strict=True):
+            features = next(outputs) if pcm.samples is not None else None
+            if self.plan.shard[row] in item.shards:
+                ended.rows.append(row)
+                ended.audio.append(pcm)
+                ended.encodings.append(
+                    self.encoders.begin(partial(self._encoded, row, features)) if features is not None else None
+                )
+        return ended
+
+    def _encoded(self, row: int, features: Activations) -> EncodedRow | str:
+        """A row as it is stored, or the reason why it is not."""
+        plan, spec = self.plan, self.writer.spec
+        expected = spec.geometry.frames(int(plan.stop[row] - plan.start[row]))
+        if features.frames != expected:
+            raise JobError(
+                f"the model gave {features.frames} frames for {plan.ids[plan.utterance[row]]!r} where its geometry "
+                f"says {expected}: the installed model library behaves otherwise than the one that made this cache"
+            )
+        bad = features.bad_taps()
+        if len(bad):
+            return f"the model's activations are not finite from tap {spec.taps[bad[0]]} on"
+        # On the writing thread it is part of what that is at.
+        with self.spans.span("encode") if self.crew.encoders else contextlib.nullcontext():
+            return features.encode()
+
+    def _begin_filling(self, shard: int) -> None:
+        if shard in self.filling:
+            return
+        # In memory are no more shards than a group has, and one a finisher. Those that are being filled are of one
+        # group, so that there is one to wait for.
+        while len(self.filling) + len(self.finishing) >= self.plan.shards_together + self.crew.finishers:
+            with self.spans.span("wait for a shard's end"):
+                self.finishing.popleft()()
+        self.filling[shard] = self._new_state(shard)
+
+    def _end_filling(self, shard: int) -> None:
+        if self.filling[shard].missing:
+            return
+        finish_it = self.finishers.begin(partial(self._finish, self.filling.pop(shard)))
+        if self.crew.finishers:
+            self.finishing.append(finish_it)
+        else:
+            finish_it()
+
+    def _new_state(self, shard: int) -> _ShardState:
+        state = _ShardState(shard, self.writer)
+        for row in state.span:
+            if self.plan.frames[row] <= 0:
+                state.leave_out(self.plan, row, self._why_no_frames(row))
+        return state
+
+    def _why_no_frames(self, row: int) -> str:
+        """The reason in the recording itself, where it is unreadable; otherwise that it is too short."""
+        duration = self.rows[int(self.plan.utterance[row])].duration
+        return self._load(row).reason or f"{duration:.3f} s is too short for the model to make a frame of"
+
+    def _put(self, batch: _Computed) -> None:
+        plan = self.plan
+        for row, pcm, encoding in zip(batch.rows, batch.audio, batch.encodings, strict=True):
+            state = self.filling[int(plan.shard[row])]
+            state.missing -= 1
+            found = pcm.reason if encoding is None else encoding()
+            if isinstance(found, str):
+                state.leave_out(plan, row, found)
+                if self.strict:
+                    raise JobError(f"{plan.ids[plan.utterance[row]]!r} cannot be used: {found} (--strict)")
+                continue
+            at = int(plan.position[row]) - state.shard * plan.shard_frames
+            state.block.put(found.planes, at)
+            state.audio[row] = pcm.digest
+            if found.saturated:
+                state.saturated.append(Saturated(row=row, values=found.saturated))
+            state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
+
+    def _finish(self, state: _ShardState) -> None:
+        """Write a full shard, then its record."""
+        if self.strict and state.quarantined:
+            first = state.quarantined[0]
+            raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
+        with self.spans.span("write"):
+            written = finish(
+                self.writer, self.leases, state.shard, state.block, [state.audio[row] for row in state.span],
+                sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
+            )  # fmt: skip
+        with self.counting:
+            self.on_progress(0.0, written)
+            self.done.shards += 1
+            self.done.bytes += written
+            self.done.seconds += state.seconds
+            self.done.saturated += sum(found.values for found in state.saturated)
+            self.done.quarantined += state.quarantined
 
 
 @contextlib.contextmanager
@@ -243,28 +349,13 @@ def _memory_explained(plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def _begun(
-    plan: Plan, codec: Codec, upstream: Upstream, item: _Read, begin: Begin, spans: Spans
-) -> Callable[[], list[Activations]]:
-    """Begin the forward pass of a batch, and what its device does for the encoding."""
-    usable = [(row, pcm.samples) for row, pcm in zip(item.rows, item.audio, strict=True) if pcm.samples is not None]
-    kept = [slice(int(plan.keep[row]), int(plan.keep[row] + plan.frames[row])) for row, _ in usable]
-    return begin_rows(codec, upstream.device, begin([samples for _, samples in usable]), kept, spans)
-
-
-def _ended(plan: Plan, item: _Read, end: Callable[[], list[Activations]]) -> _Computed:
-    with _memory_explained(plan):
-        outputs = iter(end())
-    features = [next(outputs) if pcm.samples is not None else None for pcm in item.audio]
-    return _Computed(item.shard, item.rows, item.audio, features, item.last)
-
-
 class _ShardState:
-    """The shard that is being filled, and what is known of it so far."""
+    """A shard that is being filled, and what is known of it so far; `missing`: rows that are still to be computed."""
 
     def __init__(self, shard: int, writer: SegmentWriter) -> None:
         self.shard = shard
         self.span = writer.plan.shard_rows(shard)
+        self.missing = writer.plan.rows_with_frames(shard)
         self.block = writer.new_block()
         self.audio = dict.fromkeys(self.span, "")
         self.quarantined: list[Quarantined] = []
@@ -273,42 +364,3 @@ class _ShardState:
 
     def leave_out(self, plan: Plan, row: int, reason: str) -> None:
         self.quarantined.append(Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=reason))
-
-
-def _encode(writer: SegmentWriter, batch: _Computed, state: _ShardState, strict: bool) -> None:
-    plan = writer.plan
-    for row, pcm, features in zip(batch.rows, batch.audio, batch.features, strict=True):
-        reason = pcm.reason
-        if features is not None:
-            expected = writer.spec.geometry.frames(int(plan.stop[row] - plan.start[row]))
-            if features.frames != expected:
-                raise JobError(
-                    f"the model gave {features.frames} frames for {plan.ids[plan.utterance[row]]!r} where its geometry "
-                    f"says {expected}: the installed model library behaves otherwise than the one that made this cache"
-                )
-            bad = features.bad_taps()
-            if len(bad):
-                reason = f"the model's activations are not finite from tap {writer.spec.taps[bad[0]]} on"
-        if reason or features is None:
-            state.leave_out(plan, row, reason)
-            if strict:
-                raise JobError(f"{plan.ids[plan.utterance[row]]!r} cannot be used: {reason} (--strict)")
-            continue
-        encoded = features.encode()
-        at = int(plan.position[row]) - state.shard * plan.shard_frames
-        state.block.put(encoded.planes, at)
-        state.audio[row] = pcm.digest
-        if encoded.saturated:
-            state.saturated.append(Saturated(row=row, values=encoded.saturated))
-        state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
-
-
-def _finish(writer: SegmentWriter, leases: Leases, state: _ShardState, strict: bool) -> int:
-    """Write a full shard, then its record; returns the bytes written."""
-    if strict and state.quarantined:
-        first = state.quarantined[0]
-        raise JobError(f"{first.id!r} cannot be used: {first.reason} (--strict)")
-    return finish(
-        writer, leases, state.shard, state.block, [state.audio[row] for row in state.span],
-        sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
-    )  # fmt: skip

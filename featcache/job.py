@@ -16,6 +16,7 @@ from featcache import layout
 from featcache.audio import AUDIO_RULES
 from featcache.calibrate import SECONDS, calibrate
 from featcache.description import read_spec
+from featcache.device import memory_of
 from featcache.digest import json_differences
 from featcache.errors import JobError, MismatchError, UsageError
 from featcache.extract import Done, run_shards
@@ -42,7 +43,10 @@ DISK_MARGIN = 1.1
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks of a new cache. For one that exists, what is given must agree with it."""
+    """What the user asks of a new cache. For one that exists, what is given must agree with it.
+
+    What `layout` leaves open is as suits the device that the cache is made on (`Layout.on`).
+    """
 
     upstream: UpstreamConfig | None = None
     profile: str | None = None
@@ -108,7 +112,7 @@ class Job:
             upstream,
             self.request.profile or codecs.DEFAULT_PROFILE,
             self.request.parameters or {},
-            self.request.layout,
+            self.request.layout.on(self.device, memory_of(self.device)),
             self.request.calibration_seconds,
         )
         create_cache(self.storage, made.spec, made.calibration)
@@ -118,7 +122,7 @@ class Job:
         """Do what is missing and seal the segment; None where nothing is.
 
         Args:
-            part: only this share of the shards; the part that finds all others finished seals.
+            part: only this share of the groups of shards; the part that finds all others finished seals.
 
         Raises:
             MismatchError: the model gives other values than the cache was made for.
@@ -130,14 +134,15 @@ class Job:
         writer = self.writer
         writer.begin()
         records = writer.records()
-        left = [s for s in range(self.plan.shards) if s not in records and (part is None or part.holds(s))]
+        plan = self.plan
+        left = [s for s in range(plan.shards) if s not in records and (part is None or part.holds(plan.group(s)))]
         done = Done()
         if left:
             if check_disk:
-                self._check_disk(len(left) / self.plan.shards)
+                self._check_disk(len(left) / plan.shards)
             self.check_values()
             done = self._run(left, strict)
-        done.left_to_others = self.plan.shards - len(writer.records()) if part else 0
+        done.left_to_others = plan.shards - len(writer.records()) if part else 0
         if not done.left_to_others:
             self._seal()
         return done

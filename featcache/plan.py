@@ -7,20 +7,26 @@ of processes on any machine arrive at the same one.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
-from featcache.batches import batch_ends
+from featcache.batches import LAUNCHED_PRICES, PRICES, batch_ends
 from featcache.digest import canonical_json, digest, digest_arrays
 from featcache.errors import UsageError
 from featcache.geometry import SAMPLE_RATE, Geometry
-from featcache.spec import WINDOW_RULE, CacheSpec
+from featcache.spec import ROWS_BATCHED, WINDOW_RULE, CacheSpec
 
 # Ids that are digested at a time.
 _BLOCK = 1 << 16
+# A group of shards holds so many full batches: enough rows of like length for full ones with little padding.
+_GROUP_BATCHES = 8
+# All shards of a group are in memory at once. Of their largest plane there is no more than this, in bytes.
+_GROUP_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,9 @@ class Plan:
         shard: `(rows,)` int64, the shard of each row.
         position: `(rows,)` int64, the first frame of each row in the segment's arrays.
         shard_frames: frames of one shard.
+        can_pad: whether the rows of a batch may be of unequal length.
+        batch_samples: most samples of a batch of several rows, padding included.
+        shards_together: batches are cut over so many consecutive shards, a group; see `shards_together`.
     """
 
     ids: Sequence[str]
@@ -121,6 +130,7 @@ class Plan:
     shard_frames: int
     can_pad: bool
     batch_samples: int
+    shards_together: int = 1
 
     @property
     def rows(self) -> int:
@@ -156,12 +166,19 @@ class Plan:
                 self.shard_frames,
                 self.batch_samples,
                 self.can_pad,
+                # Plans of shards by themselves keep the digest that they had when there were no others.
+                *([self.shards_together] if self.shards_together > 1 else []),
             ]
         )
 
     def shard_rows(self, shard: int) -> range:
         """The rows of a shard."""
         return range(*np.searchsorted(self.shard, [shard, shard + 1]).tolist())
+
+    def rows_with_frames(self, shard: int) -> int:
+        """How many rows of a shard go through the model."""
+        span = self.shard_rows(shard)
+        return int((self.frames[span.start : span.stop] > 0).sum())
 
     def model_seconds(self, rows: Sequence[int] | slice = slice(None)) -> float:
         """Seconds of audio that go through the model for some rows, or for all: windows overlap."""
@@ -172,28 +189,53 @@ class Plan:
         span = self.shard_rows(shard)
         return self.model_seconds(slice(span.start, span.stop))
 
-    def batches(self, shard: int) -> Iterator[list[int]]:
-        """The forward passes of a shard: rows of like length together, the longest first (`featcache.batches`).
+    @property
+    def groups(self) -> int:
+        return -(-self.shards // self.shards_together)
+
+    def group(self, shard: int) -> int:
+        """The group that a shard is in."""
+        return shard // self.shards_together
+
+    def grouped(self, shards: Iterable[int]) -> list[list[int]]:
+        """Some shards by group, each group's in order."""
+        return [list(of_one) for _, of_one in groupby(sorted(shards), self.group)]
+
+    def batches(self, group: int) -> Iterator[list[int]]:
+        """The forward passes of a group of shards: rows of like length together, the longest first.
 
         Models that cannot pad get rows of equal length only. A batch holds at most `batch_samples`, padding
-        included, or one row.
+        included, or one row. See `featcache.batches`.
         """
-        span = self.shard_rows(shard)
+        first_shard = group * self.shards_together
+        span = range(*np.searchsorted(self.shard, [first_shard, first_shard + self.shards_together]).tolist())
         size = self.stop[span.start : span.stop] - self.start[span.start : span.stop]
         order = np.argsort(-size, kind="stable")
         order = order[self.frames[span.start : span.stop][order] > 0]
         rows, first = (order + span.start).tolist(), 0
-        for end in batch_ends(size[order], self.batch_samples, self.can_pad).tolist():
+        prices = LAUNCHED_PRICES if self.shards_together > 1 else PRICES
+        for end in batch_ends(size[order], self.batch_samples, self.can_pad, prices).tolist():
             yield rows[first:end]
             first = end
+
+    def batches_of(self, shards: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """The passes that give these shards of one group, whole, each with those of the shards that it has rows of.
+
+        What a device gives for a row depends on the rows beside it, so those of other shards are in it too.
+        """
+        wanted = set(shards)
+        for batch in self.batches(self.group(shards[0])):
+            among = sorted(wanted.intersection(self.shard[batch].tolist()))
+            if among:
+                yield batch, among
 
     @cached_property
     def passes(self) -> tuple[int, float]:
         """How many forward passes there are, and the share of their samples that is padding."""
         size = self.stop - self.start
         count = real = padded = 0
-        for shard in range(self.shards):
-            for batch in self.batches(shard):
+        for group in range(self.groups):
+            for batch in self.batches(group):
                 count += 1
                 real += int(size[batch].sum())
                 padded += len(batch) * int(size[batch[0]])
@@ -202,7 +244,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Part:
-    """Part `number` (from 1) `of` so many: every `of`-th shard."""
+    """Part `number` (from 1) `of` so many: every `of`-th group of shards."""
 
     number: int
     of: int
@@ -219,8 +261,8 @@ class Part:
             raise UsageError(f"--part {text}: write I/N with I from 1 to N, as in --part 2/8")
         return cls(int(number), int(of))
 
-    def holds(self, shard: int) -> bool:
-        return shard % self.of == self.number - 1
+    def holds(self, group: int) -> bool:
+        return group % self.of == self.number - 1
 
 
 def _digest_of_texts(texts: Sequence[str]) -> str:
@@ -257,7 +299,20 @@ def make_plan(ids: Sequence[str], samples: Sequence[int] | np.ndarray, spec: Cac
         shard_frames=shard_frames,
         can_pad=spec.can_pad,
         batch_samples=int(spec.layout.batch_seconds * SAMPLE_RATE),
+        shards_together=shards_together(spec, shard_frames, bytes_per_frame),
     )
+
+
+def shards_together(spec: CacheSpec, shard_frames: int, bytes_per_frame: int) -> int:
+    """Over how many shards batches are cut: one where rows run alone, else as many as hold some full batches.
+
+    At least two where rows run together: `Plan.batches` knows by it that each pass is launched as a whole.
+    """
+    if spec.identity.get("rows") != ROWS_BATCHED:
+        return 1
+    frames = _GROUP_BATCHES * spec.layout.batch_seconds * spec.geometry.frame_rate
+    affordable = _GROUP_BYTES // (shard_frames * bytes_per_frame)
+    return max(2, min(math.ceil(frames / shard_frames), affordable))
 
 
 def _cut(samples: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, dict[str, np.ndarray]]:

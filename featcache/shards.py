@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from featcache.block import ShardBlock
 from featcache.lease import Leases
@@ -21,23 +21,51 @@ def leased(
     Args:
         stopped: no more shards are wanted.
     """
-    waiting = list(shards)
+    for [shard] in leased_groups(writer, leases, [[shard] for shard in shards], stopped):
+        yield shard
+
+
+def leased_groups(
+    writer: SegmentWriter,
+    leases: Leases,
+    groups: Iterable[Sequence[int]],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[list[int]]:
+    """As `leased`, of shards that are computed together: those of a group that are free at the same time."""
+    waiting = [list(group) for group in groups]
     while waiting and not stopped():
-        others: list[int] = []
-        for shard in waiting:
+        others: list[list[int]] = []
+        for group in waiting:
             if stopped():
                 return
-            if leases.acquire(_lease_key(writer, shard)):
-                # Another process may have finished it since we looked.
-                if writer.is_done(shard):
-                    leases.release(_lease_key(writer, shard))
-                else:
-                    yield shard
-            else:
-                others.append(shard)
-        waiting = [shard for shard in others if not writer.is_done(shard)]
+            ours, theirs = _lease_group(writer, leases, group)
+            if ours:
+                yield ours
+            others.append(theirs)
+        waiting = [left for theirs in others if (left := [s for s in theirs if not writer.is_done(s)])]
         if waiting:
             leases.wait(POLL_SECONDS)
+
+
+def _lease_group(writer: SegmentWriter, leases: Leases, group: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Which of these shards are ours now, and which are left to others.
+
+    Whoever has the first that is not done is about to take the rest: of two processes that begin a group at the same
+    time, only one is to compute it.
+    """
+    ours: list[int] = []
+    theirs: list[int] = []
+    for at, shard in enumerate(group):
+        if not leases.acquire(_lease_key(writer, shard)):
+            if not ours:
+                return [], list(group[at:])
+            theirs.append(shard)
+        # Another process may have finished it since we looked.
+        elif writer.is_done(shard):
+            leases.release(_lease_key(writer, shard))
+        else:
+            ours.append(shard)
+    return ours, theirs
 
 
 def finish(

@@ -14,6 +14,16 @@ from featcache.geometry import Geometry
 FORMAT = 1
 # How utterances longer than the upstream's window are cut; see `featcache.plan.windows`.
 WINDOW_RULE: dict[str, Any] = {"version": 1, "overlap_seconds": 2.0}
+# What an identity says of `rows` where those of a batch run as one; on a CPU each runs alone.
+ROWS_BATCHED = "batched"
+# Audio of one forward pass on anything but a CPU, unless the user says otherwise: so much for each GiB of the device's
+# memory, within limits, and the first where that is not known. To launch wav2vec 2.0 Base in bfloat16 takes an H100's
+# host about 31 ms, whatever the batch: 54 s of audio at a time are 1,750 x real time, and 6,000 x take some 400 s (an
+# H200: 96 s in 27 ms, 768 s in 124 ms). 240 s hold about 0.5 GB of the model's activations, and a few times that while
+# it runs.
+DEVICE_BATCH_SECONDS = 240.0
+SECONDS_PER_GIB = 10.0
+LEAST_DEVICE_SECONDS, MOST_DEVICE_SECONDS = 60.0, 480.0
 
 
 class Layout(BaseModel):
@@ -29,11 +39,28 @@ class Layout(BaseModel):
     batch_seconds: float = 60.0
     zstd_level: int = 3
 
+    def on(self, device: str, memory: int | None = None) -> Layout:
+        """This layout with what was left open as suits a device: "cpu", or another as torch names it.
+
+        Args:
+            memory: bytes of the device's own memory; None where it is not known.
+        """
+        if device.startswith("cpu") or "batch_seconds" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"batch_seconds": _device_batch_seconds(memory)})
+
     def frames_per_shard(self, bytes_per_frame: int, total_frames: int) -> int:
         """Frames of one shard, a multiple of the chunk; no more than there are to store."""
         limit = min(self.shard_frames, self.shard_bytes // bytes_per_frame, max(total_frames, 1))
         chunks = -(-limit // self.chunk_frames) if limit == total_frames else limit // self.chunk_frames
         return max(1, chunks) * self.chunk_frames
+
+
+def _device_batch_seconds(memory: int | None) -> float:
+    if memory is None:
+        return DEVICE_BATCH_SECONDS
+    # Cards of one name differ by some MB in what they let programs have.
+    return min(max(SECONDS_PER_GIB * round(memory / 2**30), LEAST_DEVICE_SECONDS), MOST_DEVICE_SECONDS)
 
 
 class Forecast(BaseModel):

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -116,12 +116,21 @@ def extract(
     seconds: Annotated[float, typer.Option(min=10, help="How much speech.")] = 240.0,
     profile: Annotated[str, typer.Option(help="Codec profile.")] = "int8",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Autocast dtype of the model.")
+    ] = "float32",
+    batch_seconds: Annotated[
+        float | None,
+        typer.Option(min=1, help="Audio of one forward pass; as `featcache extract` chooses if left out."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Extraction against the model's forward alone, and against the loops that people write instead."""
+    from featcache.upstreams import UpstreamConfig
     from pipelines.bench.extract import measure, print_table
 
-    _print(measure(manifest, upstream, seconds, profile, device), as_json, print_table)
+    config = UpstreamConfig(id=upstream, dtype=dtype)
+    _print(measure(manifest, config, seconds, profile, device, batch_seconds), as_json, print_table)
 
 
 @app.command("read")
@@ -166,13 +175,16 @@ def train(
     utterances: Annotated[int, typer.Option(min=20, help="Of training, in memory for comparison.")] = 200,
     turns: Annotated[int, typer.Option(min=1, help="How often each way is measured.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Threads that read ahead.")] = 2,
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that read ahead.", show_default="auto")] = None,
+    decode: Annotated[
+        Literal["auto", "host", "device"], typer.Option(help="Where a GPU's codes are decoded.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Training from the cache against training from memory, and against running the model each time."""
     from pipelines.bench.train import measure, print_table
 
-    _print(measure(cache, manifest, utterances, turns, device, workers), as_json, print_table)
+    _print(measure(cache, manifest, utterances, turns, device, workers, decode), as_json, print_table)
 
 
 @app.command()

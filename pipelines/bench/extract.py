@@ -6,6 +6,7 @@ alone is the tuned one: of several ways to batch, that which was fastest on a pa
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import statistics
@@ -29,14 +30,16 @@ from featcache.index import id_hash
 from featcache.inspect import info
 from featcache.job import Job, Request
 from featcache.manifest import Row, absolute, read, resolve, write
+from featcache.memory import ran_out
 from featcache.reading import load_window
+from featcache.spec import Layout
 from featcache.upstreams import Upstream, UpstreamConfig
 from featcache.upstreams import load as load_upstream
 from pipelines.bench.machine import stamp
 
 TURNS = 3
-# Of the recordings, this much decides which forward is the fastest, and is given to the rivals.
-PART_SECONDS = 20.0
+# Of the recordings, this much decides which forward is the fastest: on a CPU, where rivals get it too, and on a device.
+PART_SECONDS, DEVICE_PART_SECONDS = 20.0, 3000.0
 messages = Console(stderr=True)
 Waves = list[np.ndarray]
 
@@ -49,8 +52,18 @@ class Spent:
     realtime_cpu: float
 
 
-def measure(manifest: Path, upstream_id: str, seconds: float, profile: str, device: str) -> dict[str, Any]:
-    """`efficiency`, `padding_waste`, `realtime` and `rivals[]`.
+def measure(
+    manifest: Path,
+    upstream: UpstreamConfig,
+    seconds: float,
+    profile: str,
+    device: str,
+    batch_seconds: float | None = None,
+) -> dict[str, Any]:
+    """`efficiency`, `padding_waste`, `realtime`, `spent` (of the last turn, see `_budget`) and `rivals[]`.
+
+    Args:
+        batch_seconds: audio of one forward pass of the extraction; None is what the command does by itself.
 
     Raises:
         UsageError: the manifest holds no speech.
@@ -59,8 +72,8 @@ def measure(manifest: Path, upstream_id: str, seconds: float, profile: str, devi
         folder = Path(name)
         rows = choose(manifest, seconds)
         write(folder / "manifest.jsonl", rows)
-        upstream = load_upstream(UpstreamConfig(id=upstream_id), device=device)
-        start = _job(folder, "start", upstream, profile)
+        model = load_upstream(upstream, device=device)
+        start = _job(folder, "start", model, profile, batch_seconds)
         start.init()
         plan = start.plan
         batches = [
@@ -68,20 +81,22 @@ def measure(manifest: Path, upstream_id: str, seconds: float, profile: str, devi
                 _wave(load_window(rows[int(plan.utterance[r])], folder / "manifest.jsonl", plan, r).samples)
                 for r in batch
             ]
-            for shard in range(plan.shards)
-            for batch in plan.batches(shard)
+            for group in range(plan.groups)
+            for batch in plan.batches(group)
         ]
-        way, forward = _tuned(upstream, batches)
+        way, forward = _tuned(model, batches)
         alone: list[Spent] = []
         whole: list[Spent] = []
         for turn in range(TURNS):
             alone.append(_spent(forward, plan.seconds))
             shutil.copytree(folder / "start", folder / str(turn))
-            job = _job(folder, str(turn), upstream, profile)
+            job = _job(folder, str(turn), model, profile, batch_seconds)
+            job.trace = folder / "trace.json"
             whole.append(_spent(job.extract, plan.seconds))
             messages.print(f"turn {turn + 1} of {TURNS}: {alone[-1]}, {whole[-1]}")
         card = info(job.cache)
-        rivals = _rivals(rows, upstream, folder)
+        spent = _budget(folder / "trace.json")
+        rivals = _rivals(rows, model, folder)
     return {
         "efficiency": _median(b.realtime / a.realtime for a, b in zip(alone, whole, strict=True)),
         "efficiency_cpu": _median(b.realtime_cpu / a.realtime_cpu for a, b in zip(alone, whole, strict=True)),
@@ -93,8 +108,12 @@ def measure(manifest: Path, upstream_id: str, seconds: float, profile: str, devi
         "bits_per_value": round(card["bits_per_value"], 2),
         "bytes_per_second": round(card["bytes"] / plan.seconds),
         "peak_memory_mb": round(_peak_bytes() / 1e6),
+        "spent": spent,
         "rivals": rivals,
-        "upstream": upstream_id,
+        "upstream": upstream.id,
+        "dtype": upstream.dtype,
+        "device": device,
+        "batch_seconds": plan.batch_samples / SAMPLE_RATE,
         "profile": profile,
         "audio_seconds": round(plan.seconds, 1),
         **stamp(),
@@ -113,9 +132,10 @@ def choose(manifest: Path, seconds: float) -> list[Row]:
     return absolute(chosen, manifest)
 
 
-def _job(folder: Path, name: str, upstream: Upstream, profile: str) -> Job:
+def _job(folder: Path, name: str, upstream: Upstream, profile: str, batch_seconds: float | None) -> Job:
     kind, parameters = parse_profile(profile)
-    request = Request(upstream=upstream.config, profile=kind, parameters=parameters, calibration_seconds=60)
+    layout = Layout() if batch_seconds is None else Layout(batch_seconds=batch_seconds)
+    request = Request(upstream.config, kind, parameters, layout, calibration_seconds=60)
     job = Job(folder / "manifest.jsonl", folder / name, request, upstream.device.type)
     job.use(upstream)
     return job
@@ -138,6 +158,16 @@ def _median(values: Any) -> float:
     return round(statistics.median(values), 3)
 
 
+def _budget(trace: Path) -> dict[str, float]:
+    """Seconds by what was done, from a trace: those of the thread of the model, and `beside it: ...` of all others."""
+    found: dict[str, float] = {}
+    for event in json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]:
+        if event["ph"] == "X":
+            name = event["name"] if event["tid"] == 0 else f"beside it: {event['name']}"
+            found[name] = found.get(name, 0.0) + event["dur"] / 1e6
+    return {name: round(seconds, 3) for name, seconds in found.items()}
+
+
 def _peak_bytes() -> int:
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilobytes if sys.platform == "darwin" else 1024 * kilobytes
@@ -148,33 +178,65 @@ def _peak_bytes() -> int:
 
 def _tuned(upstream: Upstream, batches: list[Waves]) -> tuple[str, Callable[[], None]]:
     """The fastest way through the model of several, and its name."""
-    everything = [wave for batch in batches for wave in batch]
-    ways: dict[str, tuple[bool, list[Waves]]] = {}
-    if upstream.rows_alone:
-        ways["rows alone, a thread each"] = (True, [everything])
-    if upstream.can_pad:
-        ways["padded batches of the plan"] = (False, batches)
-        ways["padded batches, a quarter of that"] = (
-            False,
-            [b[i : i + max(1, len(b) // 4)] for b in batches for i in range(0, len(b), max(1, len(b) // 4))],
-        )
-    ways["one by one"] = (False, [[wave] for wave in everything])
+    ways = _ways(upstream, batches)
     speeds = {}
     for name, (rows_alone, groups) in ways.items():
-        part = _part(groups)
-        _forward(upstream, part[:1], rows_alone)
-        speeds[name] = _spent(lambda p=part, r=rows_alone: _forward(upstream, p, r), _seconds(part)).realtime  # type: ignore[misc]
+        part = _part(groups, PART_SECONDS if upstream.device.type == "cpu" else DEVICE_PART_SECONDS)
+        try:
+            # On a device all of it, as memory is got for each new shape.
+            _forward(upstream, part[:1] if upstream.device.type == "cpu" else part, rows_alone)
+            speeds[name] = _spent(lambda p=part, r=rows_alone: _forward(upstream, p, r), _seconds(part)).realtime  # type: ignore[misc]
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+            messages.print(f"forward, {name}: out of memory")
+            continue
         messages.print(f"forward, {name}: {speeds[name]} x real time")
     best = max(speeds, key=lambda name: speeds[name])
     rows_alone, groups = ways[best]
     return best, lambda: _forward(upstream, groups, rows_alone)
 
 
-def _part(groups: list[Waves]) -> list[Waves]:
-    """Every so many-th group or wave, of about `PART_SECONDS`, so that all lengths are in it."""
-    if len(groups) == 1:
-        return [groups[0][:: max(1, int(_seconds(groups) / PART_SECONDS))]]
-    return groups[:: max(1, int(_seconds(groups) / PART_SECONDS))]
+def _ways(upstream: Upstream, batches: list[Waves]) -> dict[str, tuple[bool, list[Waves]]]:
+    """By name: whether rows run alone, and what goes into each forward."""
+    everything = [wave for batch in batches for wave in batch]
+    ways: dict[str, tuple[bool, list[Waves]]] = {}
+    if upstream.rows_alone:
+        ways["rows alone, a thread each"] = (True, [everything])
+    if upstream.can_pad or not upstream.rows_alone:
+        kind = "padded batches" if upstream.can_pad else "batches of equal length"
+        ways[f"{kind} of the plan"] = (False, batches)
+        ways[f"{kind}, a quarter of that"] = (
+            False,
+            [b[i : i + max(1, len(b) // 4)] for b in batches for i in range(0, len(b), max(1, len(b) // 4))],
+        )
+        if upstream.device.type != "cpu":
+            # A device may want more at a time than the plan gives it.
+            for times, name in ((2, "twice"), (4, "four times")):
+                ways[f"{kind}, {name} that"] = (False, _merged(upstream, batches, times))
+    ways["one by one"] = (False, [[wave] for wave in everything])
+    return ways
+
+
+def _merged(upstream: Upstream, batches: list[Waves], times: int) -> list[Waves]:
+    """So many batches in one, of like lengths: of equal ones where the model cannot pad."""
+    merged: list[Waves] = []
+    count = 0
+    for batch in sorted(batches, key=lambda batch: len(batch[0])):
+        fits = upstream.can_pad or (merged and len(merged[-1][0]) == len(batch[0]))
+        if merged and fits and count < times:
+            merged[-1] = [*merged[-1], *batch]
+            count += 1
+        else:
+            merged.append(batch)
+            count = 1
+    return merged
+
+
+def _part(groups: list[Waves], seconds: float) -> list[Waves]:
+    """Every so many-th group or wave, of about so many seconds, so that all lengths are in it."""
+    every = max(1, int(_seconds(groups) / seconds))
+    return [groups[0][::every]] if len(groups) == 1 else groups[::every]
 
 
 def _seconds(groups: list[Waves]) -> float:

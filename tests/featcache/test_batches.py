@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.batches import PADDING_LIMIT, _cheapest, batch_ends
+from featcache.batches import LAUNCHED_PRICES, PADDING_LIMIT, PRICES, _cheapest, batch_ends
 
 SIZES = st.lists(st.integers(1, 480_000), min_size=1, max_size=60).map(lambda sizes: np.array(sorted(sizes)[::-1]))
 
@@ -17,9 +17,9 @@ def padded(sizes: np.ndarray, ends: np.ndarray) -> int:
     return sum(int(sizes[a]) * (b - a) for a, b in itertools.pairwise([0, *ends.tolist()]))
 
 
-@given(SIZES, st.integers(1, 2_000_000))
-def test_padding_keeps_to_its_limit(sizes: np.ndarray, limit: int) -> None:
-    ends = batch_ends(sizes, limit, can_pad=True)
+@given(SIZES, st.integers(1, 8_000_000), st.sampled_from([PRICES, LAUNCHED_PRICES]))
+def test_padding_keeps_to_its_limit(sizes: np.ndarray, limit: int, prices: tuple[int, ...]) -> None:
+    ends = batch_ends(sizes, limit, True, prices)
     assert ends[-1] == len(sizes) and (np.diff(ends) > 0).all()
     for a, b in itertools.pairwise([0, *ends.tolist()]):
         assert b - a == 1 or (b - a) * sizes[a] <= limit

@@ -20,7 +20,7 @@ from featcache.lease import Lease
 from featcache.manifest import absolute, read, write
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
-from featcache.upstreams import UpstreamConfig
+from featcache.upstreams import UpstreamConfig, load
 from featcache.verify import verify
 from featcache.writer import SegmentWriter
 from pipelines.bench.faults.inputs import repeat
@@ -45,6 +45,28 @@ def test_parameters_of_a_profile_are_part_of_what_is_asked(speech: Path, tmp_pat
     with pytest.raises(MismatchError, match="profile 'residual:step=1.0' is asked for.*step=0.5"):
         ask({"step": 1.0})
     ask({})  # a profile alone asks for no particular parameters
+
+
+def test_a_new_cache_has_batches_for_the_device_it_is_made_on(speech: Path, tmp_path: Path) -> None:
+    def seconds(place: str, device: str, **given: float) -> float:
+        job = Job(speech, tmp_path / place, Request(MEL, "fp16", layout=Layout(**given)), device)
+        job.use(load(MEL, "cpu"))
+        return job.init().layout.batch_seconds
+
+    assert seconds("a", "cpu") == 60 and seconds("b", "cuda:1") == 240 and seconds("c", "cuda", batch_seconds=90) == 90
+    # One that is there keeps what it has.
+    assert seconds("a", "cuda") == 60 and seconds("b", "cpu") == 240
+    assert Layout(chunk_frames=16).on("mps").chunk_frames == 16
+
+
+def test_a_device_with_more_memory_gets_longer_batches() -> None:
+    def seconds(gigabytes: float) -> float:
+        return Layout().on("cuda", int(gigabytes * 2**30)).batch_seconds
+
+    # What cards of 4, 16, 24 and 80 GB let programs have.
+    assert [seconds(gigabytes) for gigabytes in (3.7, 15.7, 23.6, 79.2)] == [60, 160, 240, 480]
+    assert Layout(batch_seconds=90).on("cuda", 80 << 30).batch_seconds == 90
+    assert Layout().on("cpu", 80 << 30).batch_seconds == 60 and Layout().on("cuda").batch_seconds == 240
 
 
 def test_a_shard_reads_its_own_record_alone(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,11 +143,12 @@ def test_reading_does_not_run_ahead_of_a_writer_that_waits(
     thread.start()
     assert waiting.wait(30)
     time.sleep(1)
-    # One shard is a batch of one row here: one is being written, one waits in each hand, two in each queue.
+    # One shard is a batch of one row here: one is being written, one waits in each hand and in the model, two in each
+    # queue.
     ahead = len(read_rows)
     go_on.set()
     thread.join()
-    assert ahead <= 3 + 2 * extract.QUEUED_BATCHES < len(read_rows) == 12
+    assert ahead <= 4 + 2 * extract.QUEUED_BATCHES < len(read_rows) == 12
     assert verify(tmp_path / "c").whole
 
 

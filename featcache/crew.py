@@ -1,0 +1,49 @@
+"""How many threads work beside the one that runs the model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Crew:
+    """How much is done at a time beside the thread that runs the model; the bytes written do not depend on it.
+
+    Attributes:
+        readers: threads that read audio.
+        encoders: threads that encode rows; 0 where the writing thread does.
+        finishers: threads that compress and write full shards, and so shards beside the one that is filled; 0
+            where the writing thread does.
+        begun: batches in the model.
+    """
+
+    readers: int
+    encoders: int
+    finishers: int
+    begun: int
+
+
+# The forward has the cores. Two batches in the model: the rows of the next one take the threads that the last
+# rows of one leave idle.
+BESIDE_A_CPU = Crew(readers=2, encoders=0, finishers=0, begun=2)
+
+
+def crew_for(device: torch.device, cores: int) -> Crew:
+    """The threads beside a model on this device, where the process may use so many cores.
+
+    An H200 runs wav2vec 2.0 Base at 6,200 x real time, where one thread packs codes at 1,445 x and compresses
+    shards at 2,350 x. Shards that are being finished are in memory twice: there are no more than 6. With a third
+    batch in the model, the device has work while the host is at the end of one and the beginning of another.
+    """
+    if device.type == "cpu":
+        return BESIDE_A_CPU
+    half = max(2, cores // 2)
+    return Crew(readers=min(8, half), encoders=half, finishers=min(6, half), begun=3)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
