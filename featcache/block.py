@@ -8,7 +8,7 @@ import numpy as np
 
 from featcache import layout
 from featcache.codec import Arrays, Plane
-from featcache.layout import Files
+from featcache.layout import Each, Files
 from featcache.spec import Layout
 
 
@@ -47,15 +47,15 @@ class ShardBlock:
                 chunks[number] = np.zeros((length, *plane.frame_shape), plane.dtype)
             chunks[number][place] = frames[frame]
 
-    def render(self) -> Files:
-        """The bytes of the shard's file of each plane, by its name."""
+    def render(self, each: Each = map) -> Files:
+        """The bytes of the shard's file of each plane, by its name; `each` as for `layout.render_shard`."""
         files: Files = {}
         for plane in self._planes:
             if plane.sparse:
                 count = self._frames // self._layout.chunk_frames
                 files[plane.name] = layout.render_sparse(plane, self._layout, self._chunks[plane.name], count)
             else:
-                files[plane.name] = layout.render_shard(plane, self._layout, self._dense[plane.name])
+                files[plane.name] = layout.render_shard(plane, self._layout, self._dense[plane.name], each)
         return files
 
 

@@ -61,7 +61,7 @@ BatchSeconds = Annotated[
         min=1,
         help=(
             "Audio of one forward pass, part of a new cache's plan: 60 where it is made on a CPU, else 10 for each GB "
-            "of the device's memory, up to 480."
+            "of the device's memory, up to 960."
         ),
         show_default=False,
     ),

@@ -15,15 +15,17 @@ class Crew:
     Attributes:
         readers: threads that read audio.
         encoders: threads that encode rows; 0 where the writing thread does.
-        finishers: threads that compress and write full shards, and so shards beside the one that is filled; 0
-            where the writing thread does.
+        finishers: threads that write full shards, and so shards beside the one that is filled; 0 where the writing
+            thread does.
         begun: batches in the model.
+        compressors: threads that compress the chunks of full shards; 0 where those do that write them.
     """
 
     readers: int
     encoders: int
     finishers: int
     begun: int
+    compressors: int = 0
 
 
 # The forward has the cores. Two batches in the model: the rows of the next one take the threads that the last
@@ -35,13 +37,14 @@ def crew_for(device: torch.device, cores: int) -> Crew:
     """The threads beside a model on this device, where the process may use so many cores.
 
     An H200 runs wav2vec 2.0 Base at 6,200 x real time, where one thread packs codes at 1,445 x and compresses
-    shards at 2,350 x. Shards that are being finished are in memory twice: there are no more than 6. With a third
+    shards at 2,350 x. Shards that are being finished are in memory twice: there are no more than 6. Their chunks are
+    shared out, so that the last shards of a run do not keep most cores waiting. With a third
     batch in the model, the device has work while the host is at the end of one and the beginning of another.
     """
     if device.type == "cpu":
         return BESIDE_A_CPU
     half = max(2, cores // 2)
-    return Crew(readers=min(8, half), encoders=half, finishers=min(6, half), begun=3)
+    return Crew(readers=min(8, half), encoders=half, finishers=min(6, half), begun=3, compressors=half)
 
 
 def usable_cores() -> int:

@@ -145,6 +145,7 @@ class _Run:
         self.computed: queue.Queue[_Computed | None] = queue.Queue(QUEUED_BATCHES)
         self.encoders = Pool(self.pipe, crew.encoders, "encode")
         self.finishers = Pool(self.pipe, crew.finishers, "finish")
+        self.compressors = ThreadPoolExecutor(crew.compressors, "compress") if crew.compressors else None
         # Of the thread that writes: shards that are being filled, and the ends of those that are full.
         self.filling: dict[int, _ShardState] = {}
         self.finishing: deque[Callable[[], None]] = deque()
@@ -167,6 +168,8 @@ class _Run:
                         thread.join()
                     self.encoders.close()
                     self.finishers.close()
+                    if self.compressors is not None:
+                        self.compressors.shutdown()
             finally:
                 self.leases.close()
         failed = self.pipe.error
@@ -325,6 +328,7 @@ class _Run:
             written = finish(
                 self.writer, self.leases, state.shard, state.block, [state.audio[row] for row in state.span],
                 sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
+                map if self.compressors is None else self.compressors.map,
             )  # fmt: skip
         with self.counting:
             self.on_progress(0.0, written)

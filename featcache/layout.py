@@ -17,7 +17,7 @@ Arrays are rendered in memory into the bytes of their keys; `featcache.storage` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,9 +87,17 @@ def render_segment(segment: str, codec: Codec, layout: Layout, shards: int, shar
     return files
 
 
-def render_shard(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
-    """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`."""
-    return _render_literal(plane, layout, block) if plane.coder == "literal" else _render(plane, layout, block)
+# As `map`, in whose place the `map` of a pool of threads may stand.
+Each = Callable[[Callable[[int], bytes], Iterable[int]], Iterable[bytes]]
+
+
+def render_shard(plane: Plane, layout: Layout, block: np.ndarray, each: Each = map) -> bytes:
+    """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`.
+
+    Args:
+        each: compresses chunks where we do that ourselves.
+    """
+    return _render_literal(plane, layout, block, each) if plane.coder == "literal" else _render(plane, layout, block)
 
 
 def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray], chunks: int) -> bytes:
@@ -106,13 +114,15 @@ def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray]
     return shardfile.join([rendered.get(number, zero) for number in range(chunks)])
 
 
-def _render_literal(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
+def _render_literal(plane: Plane, layout: Layout, block: np.ndarray, each: Each) -> bytes:
     """The chunks as zarr would write them, with a zstd of our own setting that any other reads."""
     from featcache.codec import literal
 
-    starts = range(0, len(block), layout.chunk_frames)
-    chunks = (np.ascontiguousarray(block[at : at + layout.chunk_frames].transpose(plane.order)) for at in starts)
-    return shardfile.join([shardfile.checked(literal.compress(chunk)) for chunk in chunks])
+    def rendered(at: int) -> bytes:
+        chunk = np.ascontiguousarray(block[at : at + layout.chunk_frames].transpose(plane.order))
+        return shardfile.checked(literal.compress(chunk))
+
+    return shardfile.join(list(each(rendered, range(0, len(block), layout.chunk_frames))))
 
 
 def _render(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
@@ -210,6 +220,7 @@ __all__ = [
     "PENDING",
     "SEGMENTS",
     "SPEC_ATTRIBUTE",
+    "Each",
     "Files",
     "is_shard",
     "next_segment",

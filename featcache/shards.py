@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from featcache.block import ShardBlock
+from featcache.layout import Each
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated, ShardRecord
 from featcache.writer import SegmentWriter
@@ -76,6 +77,7 @@ def finish(
     audio: Sequence[str],
     quarantined: Sequence[Quarantined],
     saturated: Sequence[Saturated] = (),
+    each: Each = map,
 ) -> int:
     """Write a leased shard, then its record, and give the lease back; returns the bytes written.
 
@@ -86,12 +88,13 @@ def finish(
         block: all its frames.
         audio: digests of its rows' audio.
         saturated: rows with values at the profile's limit, in order.
+        each: as for `layout.render_shard`.
 
     Raises:
         JobError: the lease was lost, or the place cannot be written to.
     """
     lease = _lease_key(writer, shard)
-    files = writer.render(block, shard)
+    files = writer.render(block, shard, each)
     leases.check(lease)
     proofs = writer.write_files(files)
     leases.check(lease)

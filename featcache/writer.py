@@ -109,9 +109,9 @@ class SegmentWriter:
         """For the frames of one shard."""
         return ShardBlock(self.codec.planes, self.spec.layout, self.plan.shard_frames)
 
-    def render(self, block: ShardBlock, shard: int) -> dict[str, bytes]:
-        """The bytes of a shard's files, by key relative to the segment."""
-        files = block.render()
+    def render(self, block: ShardBlock, shard: int, each: layout.Each = map) -> dict[str, bytes]:
+        """The bytes of a shard's files, by key relative to the segment; `each` as for `layout.render_shard`."""
+        files = block.render(each)
         return {
             layout.shard_key(self.name, plane, shard).removeprefix(f"{self.name}/"): files[plane.name]
             for plane in self.codec.planes

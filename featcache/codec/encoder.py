@@ -83,6 +83,7 @@ class Encoder(Neighbours):
         self.bounds = Bounds(self.put(inverse), rounding, self.put(limits.bound), self.put(calibration["deviation"]))
         self.limits = limits
         self.rules = Rules(self.near[:, 0], rounding, self.centroid)
+        self.kernels = gpu.Encoding(self, self.bounds, limits.code) if gpu.usable(device) else None
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Coded | np.ndarray]]:
@@ -105,10 +106,7 @@ class _Batch:
         self._encoder, self._rows = encoder, rows
         self._ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         squares = encoder.limits.nmse is not None
-        if gpu.usable(encoder.device):
-            found = gpu.encode(encoder, encoder.bounds, rows, encoder.limits.code, squares)
-        else:
-            found = _ByTorch(encoder, rows).encode(squares)
+        found = _ByTorch(encoder, rows).encode(squares) if encoder.kernels is None else encoder.kernels(rows, squares)
         self._codes, self._small, self._missed = found.codes, found.small, found.missed
         self._frames = begin_copy(found.frames)
         self._squares = None if found.squares is None else begin_copy(found.squares)

@@ -96,50 +96,67 @@ class Bounds:
     deviation: torch.Tensor
 
 
-def encode(known: Neighbours, bounds: Bounds, rows: Sequence[torch.Tensor], limit: int, squares: bool) -> Found:
-    """
+class Encoding:
+    """Codes of rows, with a calibration on one device.
+
     Args:
-        rows: float32 `(frames, taps, channels)`.
         limit: codes from this one on need the tail of their frame.
-        squares: errors are asked for.
     """
-    k, taps, channels = kernels(), known.taps, known.channels
-    frames = sum(len(row) for row in rows)
-    empty = _empty_on(known.device)
-    if not frames:
-        nothing = empty((0, taps, channels), torch.int16)
-        return Found(
-            nothing, nothing.to(torch.int8), nothing.bool(), empty((0, 3), torch.int64), empty((0, taps), torch.float64)
-        )
-    where = Rows.of([row.contiguous() for row in rows])
-    starts, lengths, at = where.places
-    codes, small = (empty((frames, taps, channels), kind) for kind in (torch.int16, torch.int8))
-    rec = empty((taps, frames, channels), torch.int16)
-    rank = known.summary.shape[2]
-    inputs = empty((frames, rank + channels), torch.int8)
-    narrow = empty((frames, 2 * channels), torch.int8)
-    for tap in range(taps):
-        if tap:
-            _sum_up(known, tap, narrow, inputs)
-        for group in known.groups[tap]:
-            mixed = codes if group.alone else product(inputs[:, group.inputs], group.matrix)
-            k.encode[len(where), -(-(group.high - group.low) // WIDTH)](
-                where.base, at, starts, lengths, known.mean[tap], bounds.inverse[tap], known.near[tap],
-                bounds.rounding[tap], known.centroid[tap], mixed, known.shift[tap], rec[max(tap - 1, 0)], codes,
-                small, rec[tap], inputs, narrow,
-                tap, group.low, group.high, rank, taps, channels, known.code_shift[tap], known.input_shift[tap],
-                BELOW=tap > 0, MIXED=not group.alone, WIDTH=WIDTH, STEPS=k.AHEAD, num_warps=1, **k.OPTIONS,
-            )  # fmt: skip
-    missed = empty(codes.shape, torch.uint8)
-    needed, largest, kept = (empty((frames, taps), torch.int32) for _ in range(3))
-    errors = empty((frames, taps), torch.float64) if squares else None
-    k.judge[len(where), -(-where.longest // ROWS), taps](
-        where.base, at, starts, lengths, rec, codes, known.smoother, known.scale, known.mean, bounds.bound,
-        bounds.deviation, missed, needed, largest, kept, kept if errors is None else errors, frames, taps, channels,
-        limit, SQUARES=squares, ROWS=ROWS, WIDTH=COLUMNS, num_warps=4, **k.OPTIONS,
-    )  # fmt: skip
-    of_frames = torch.stack([needed.sum(1), largest.amax(1).long(), kept.sum(1)], dim=1)
-    return Found(codes, small, missed.view(torch.bool), of_frames, None if errors is None else errors.div_(channels))
+
+    def __init__(self, known: Neighbours, bounds: Bounds, limit: int) -> None:
+        self._known, self._bounds, self._limit = known, bounds, limit
+        # What kernels take of each tap. To cut it out for every launch takes longer than to launch.
+        self._scaling = _by_tap(known.mean, bounds.inverse, known.near, bounds.rounding, known.centroid)
+        self._shift = known.shift.unbind()
+
+    def __call__(self, rows: Sequence[torch.Tensor], squares: bool) -> Found:
+        """
+        Args:
+            rows: float32 `(frames, taps, channels)`.
+            squares: errors are asked for.
+        """
+        known = self._known
+        k, taps, channels = kernels(), known.taps, known.channels
+        frames = sum(len(row) for row in rows)
+        empty = _empty_on(known.device)
+        if not frames:
+            nothing = empty((0, taps, channels), torch.int16)
+            of_frames, errors = empty((0, 3), torch.int64), empty((0, taps), torch.float64)
+            return Found(nothing, nothing.to(torch.int8), nothing.bool(), of_frames, errors if squares else None)
+        where = Rows.of([row.contiguous() for row in rows])
+        starts, lengths, at = where.places.unbind()
+        codes, small = (empty((frames, taps, channels), kind) for kind in (torch.int16, torch.int8))
+        rec = empty((taps, frames, channels), torch.int16)
+        rank = known.summary.shape[2]
+        inputs = empty((frames, rank + channels), torch.int8)
+        narrow = empty((frames, 2 * channels), torch.int8)
+        below = rec[0]
+        for tap, here in enumerate(rec.unbind()):
+            if tap:
+                _sum_up(known, tap, narrow, inputs)
+            for group in known.groups[tap]:
+                mixed = codes if group.alone else product(inputs[:, group.inputs], group.matrix)
+                size = group.high - group.low
+                k.encode[len(where), -(-size // WIDTH)](
+                    where.base, at, starts, lengths, *self._scaling[tap], mixed, self._shift[tap], below, codes, small,
+                    here, inputs, narrow,
+                    tap, group.low, group.high, rank, taps, channels, known.code_shift[tap], known.input_shift[tap],
+                    BELOW=tap > 0, MIXED=not group.alone, EVEN=not size % WIDTH, WIDTH=WIDTH, STEPS=k.AHEAD,
+                    num_warps=1, **k.OPTIONS,
+                )  # fmt: skip
+            below = here
+        missed = empty(codes.shape, torch.uint8)
+        needed, largest, kept = (empty((frames, taps), torch.int32) for _ in range(3))
+        errors = empty((frames, taps), torch.float64) if squares else None
+        k.judge[len(where), -(-where.longest // ROWS), taps](
+            where.base, at, starts, lengths, rec, codes, known.smoother, known.scale, known.mean, self._bounds.bound,
+            self._bounds.deviation, missed, needed, largest, kept, kept if errors is None else errors, frames, taps,
+            channels, self._limit, SQUARES=squares, ROWS=ROWS, WIDTH=COLUMNS, num_warps=4, **k.OPTIONS,
+        )  # fmt: skip
+        of_frames = torch.stack([needed.sum(1), largest.amax(1).long(), kept.sum(1)], dim=1)
+        if errors is not None:
+            errors /= channels
+        return Found(codes, small, missed.view(torch.bool), of_frames, errors)
 
 
 class Decoding:
@@ -151,6 +168,11 @@ class Decoding:
         self._counts = known.put(packing.at_limit(radix)[0].astype(np.int32))
         self._order = known.put(packing.padded_order(order, radix).astype(np.int32))
         self._code_shift = known.put(np.array(known.code_shift, np.int32))
+        self._recursion = _by_tap(known.near, known.centroid)
+        self._shift = known.shift.unbind()
+        # Nothing sums up what is below the first tap.
+        self._columns = [slice(0 if tap else known.summary.shape[2], None) for tap in range(known.taps)]
+        self._mixing = [known.mixing[tap][columns] for tap, columns in enumerate(self._columns)]
 
     def __call__(self, block: torch.Tensor, depth: int, taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
         """
@@ -168,7 +190,7 @@ class Decoding:
         body = packing.packed_bytes(known.taps * channels, self._radix)
         digits = packing.DIGITS[self._radix]
         where = Rows.of([row for row in out if len(row)])
-        starts, lengths, at = where.places
+        starts, lengths, at = where.places.unbind()
         empty = _empty_on(block.device)
         codes = empty((frames, depth, channels), torch.int16)
         inputs = empty((depth, frames, rank + channels), torch.int8)
@@ -179,23 +201,26 @@ class Decoding:
             depth, channels, rank, packing.limit_of(self._radix), DIGITS=digits, BYTES=_power_of_two(body),
             HEADER=packing.HEADER, num_warps=4,
         )  # fmt: skip
-        for tap in range(depth):
+        below = rec[0]
+        for tap, (here, said) in enumerate(zip(rec.unbind(), inputs.unbind(), strict=True)):
             if tap:
-                _sum_up(known, tap, narrow, inputs[tap])
-            # Nothing sums up what is below the first tap.
-            columns = slice(0 if tap else rank, None)
-            mixed = product(inputs[tap][:, columns], known.mixing[tap][columns])
+                _sum_up(known, tap, narrow, said)
+            mixed = product(said[:, self._columns[tap]], self._mixing[tap])
             k.decode[len(where), -(-channels // WIDTH)](
-                codes, block, starts, lengths, known.near[tap], known.centroid[tap], mixed, known.shift[tap],
-                rec[max(tap - 1, 0)], rec[tap], narrow,
+                codes, block, starts, lengths, *self._recursion[tap], mixed, self._shift[tap], below, here, narrow,
                 tap, depth, width, channels, known.input_shift[tap],
-                BELOW=tap > 0, WIDTH=WIDTH, STEPS=k.AHEAD, num_warps=1, **k.OPTIONS,
+                BELOW=tap > 0, EVEN=not channels % WIDTH, WIDTH=WIDTH, STEPS=k.AHEAD, num_warps=1, **k.OPTIONS,
             )  # fmt: skip
+            below = here
         wanted = to_device(list(taps), block.device)
         k.smooth[len(where), -(-where.longest // ROWS), len(taps)](
             rec, block, starts, lengths, at, wanted, known.smoother, known.scale, known.mean, where.base, frames,
             depth, len(taps), channels, width, ROWS=ROWS, WIDTH=COLUMNS, num_warps=4, **k.OPTIONS,
         )  # fmt: skip
+
+
+def _by_tap(*arrays: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    return list(zip(*(array.unbind() for array in arrays), strict=True))
 
 
 def _sum_up(known: Neighbours, tap: int, narrow: torch.Tensor, inputs: torch.Tensor) -> None:

@@ -51,13 +51,13 @@ def _target(value, mean, inverse):
 
 
 @triton.jit
-def _hand_on(now, frame, last, channel, inside, rec, narrow, narrow_shift, channels):
-    """A reconstruction into `rec`, and into what the next tap's summary is made of: beside a frame the one before."""
-    tl.store(rec + frame * channels + channel, now.to(tl.int16), mask=inside)
+def _hand_on(now, rec_at, narrow_at, mask, follows, narrow_shift, channels):
+    """A reconstruction to its place, and to those in what the next tap's summary is made of: beside a frame the one
+    before."""
+    tl.store(rec_at, now.to(tl.int16), mask=mask)
     small = _narrow(_shifted(now, narrow_shift))
-    at = narrow + frame * 2 * channels + channel
-    tl.store(at, small, mask=inside)
-    tl.store(at + 3 * channels, small, mask=inside & (last == 0))
+    tl.store(narrow_at, small, mask=mask)
+    tl.store(narrow_at + 3 * channels, small, mask=mask & follows)
 
 
 @triton.jit
@@ -68,20 +68,20 @@ def _none_before(at, mask, WIDTH: tl.constexpr):
 
 @triton.jit
 def _ahead_of_encoding(
-    value_at, below, mixed, frame, t, length, stride, channels, columns, channel, low, inside,
+    value_at, below_at, mixed_at, left, stride, channels, columns, zero, inside,
     BELOW: tl.constexpr, MIXED: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """What `STEPS` frames from `t` on take: values, reconstructions of the tap below, what the inputs say."""
+    """What the next `STEPS` frames take, of `left` ones: values, reconstructions of the tap below, what inputs say."""
     read = ()
     for step in tl.static_range(STEPS):
-        mask = inside & (t + step < length)
-        value = tl.load(value_at + (t + step) * stride, mask=mask, other=0.0)
-        under = channel * 0
+        mask = inside & (step < left)
+        value = tl.load(value_at + step * stride, mask=mask, other=0.0)
+        under = zero
         if BELOW:
-            under = tl.load(below + (frame + step) * channels + channel, mask=mask, other=0).to(tl.int32)
-        said = channel * 0
+            under = tl.load(below_at + step * channels, mask=mask, other=0).to(tl.int32)
+        said = zero
         if MIXED:
-            said = tl.load(mixed + (frame + step) * columns + channel - low, mask=mask, other=0)
+            said = tl.load(mixed_at + step * columns, mask=mask, other=0)
         read = read + ((value, under, said),)
     return read
 
@@ -91,7 +91,7 @@ def encode(
     values, at, starts, lengths, mean, inverse, near, rounding, centroid, mixed, mixed_shift,
     below, codes, small, rec, inputs, narrow,
     tap, low, high, rank, taps, channels, code_shift, narrow_shift,
-    BELOW: tl.constexpr, MIXED: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
+    BELOW: tl.constexpr, MIXED: tl.constexpr, EVEN: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Codes and reconstructions of the channels `low` to `high` of a tap, and what is handed on of them.
 
@@ -102,10 +102,12 @@ def encode(
         below, rec: int16 `(frames, channels)`, reconstructions of the tap below and of this one.
         codes, small: int16 and int8 `(frames, taps, channels)`. inputs: int8 `(frames, rank + channels)`.
         narrow: int8 `(frames, 2, channels)`.
+        EVEN: all channels of a program are there.
     """
     row = tl.program_id(0)
-    channel = low + tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = channel < high
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    channel = low + column
+    inside = column >= 0 if EVEN else channel < high
     m = tl.load(mean + channel, mask=inside, other=0.0)
     i = tl.load(inverse + channel, mask=inside, other=0.0)
     own = tl.load(near + channel, mask=inside, other=0)
@@ -115,27 +117,36 @@ def encode(
     shrink = tl.load(centroid + channel, mask=inside, other=0)
     shift = tl.load(mixed_shift + channel, mask=inside, other=0)
     start = tl.load(starts + row)
-    length = tl.load(lengths + row)
+    left = tl.load(lengths + row).to(tl.int32)
+    stride = taps * channels
+    columns = high - low
+    # Places go on from step to step, as their products would take longer than what is done there.
     value_at = values + tl.load(at + row) + tap * channels + channel
-    now = tl.zeros((WIDTH,), dtype=tl.int32)
-    before = tl.zeros((WIDTH,), dtype=tl.int32)
-    _none_before(narrow + start * 2 * channels + channels + channel, inside & (length > 0), WIDTH)
-    t = length * 0
+    below_at = below + start * channels + channel
+    mixed_at = mixed + start * columns + column
+    code_at = (start * taps + tap) * channels + channel
+    input_at = inputs + start * (rank + channels) + rank + channel
+    rec_at = rec + start * channels + channel
+    narrow_at = narrow + start * 2 * channels + channel
+    zero = tl.zeros((WIDTH,), dtype=tl.int32)
+    now = zero
+    before = zero
+    _none_before(narrow_at + channels, inside & (left > 0), WIDTH)
     read = _ahead_of_encoding(
-        value_at, below, mixed, start, t, length, taps * channels, channels, high - low, channel, low, inside,
-        BELOW, MIXED, STEPS,
-    )  # fmt: skip
-    while t < length:
+        value_at, below_at, mixed_at, left, stride, channels, columns, zero, inside, BELOW, MIXED, STEPS
+    )
+    while left > 0:
+        value_at += STEPS * stride
+        below_at += STEPS * channels
+        mixed_at += STEPS * columns
         following = _ahead_of_encoding(
-            value_at, below, mixed, start + t + STEPS, t + STEPS, length, taps * channels, channels, high - low,
-            channel, low, inside, BELOW, MIXED, STEPS,
-        )  # fmt: skip
+            value_at, below_at, mixed_at, left - STEPS, stride, channels, columns, zero, inside, BELOW, MIXED, STEPS
+        )
         for step in tl.static_range(STEPS):
             value, under, said = read[step]
-            mask = inside & (t + step < length)
-            frame = start + t + step
+            mask = inside & (step < left)
             goal = _target(value, m, i)
-            added = tl.zeros((WIDTH,), dtype=tl.int32)
+            added = zero
             if BELOW:
                 added = (here_weight * under + before_weight * before + BELOW_HALF) >> BELOW_BITS
                 before = under
@@ -150,41 +161,46 @@ def encode(
             moved = tl.where(size > 0, (size << UNIT_BITS) - shrink, 0)
             now = predicted + tl.where(error < 0, -moved, moved)
             now = tl.minimum(tl.maximum(now, -RANGE), RANGE)
-            place = (frame * taps + tap) * channels + channel
-            tl.store(codes + place, code.to(tl.int16), mask=mask)
-            tl.store(small + place, code.to(tl.int8), mask=mask)
-            tl.store(inputs + frame * (rank + channels) + rank + channel, _narrow(code << code_shift), mask=mask)
-            _hand_on(now, frame, t + step + 1 == length, channel, mask, rec, narrow, narrow_shift, channels)
+            tl.store(codes + code_at + step * stride, code.to(tl.int16), mask=mask)
+            tl.store(small + code_at + step * stride, code.to(tl.int8), mask=mask)
+            tl.store(input_at + step * (rank + channels), _narrow(code << code_shift), mask=mask)
+            _hand_on(
+                now, rec_at + step * channels, narrow_at + step * 2 * channels, mask, step + 1 < left, narrow_shift,
+                channels,
+            )  # fmt: skip
         read = following
-        t += STEPS
+        code_at += STEPS * stride
+        input_at += STEPS * (rank + channels)
+        rec_at += STEPS * channels
+        narrow_at += STEPS * 2 * channels
+        left -= STEPS
 
 
 @triton.jit
 def _ahead_of_decoding(
-    codes, mixed, below, block, frame, t, length, tap, depth, width, channels, channel, inside,
+    code_at, mixed_at, below_at, flag_at, left, stride, channels, width, zero, inside,
     BELOW: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
-    """What `STEPS` frames from `t` on take: codes, what the inputs say, the tap below, where rows begin."""
+    """What the next `STEPS` frames take, of `left` ones: codes, what inputs say, the tap below, where rows begin."""
     read = ()
     for step in tl.static_range(STEPS):
-        mask = inside & (t + step < length)
-        here = frame + step
-        code = tl.load(codes + (here * depth + tap) * channels + channel, mask=mask, other=0).to(tl.int32)
-        said = tl.load(mixed + here * channels + channel, mask=mask, other=0)
-        under = channel * 0
+        mask = inside & (step < left)
+        code = tl.load(code_at + step * stride, mask=mask, other=0).to(tl.int32)
+        said = tl.load(mixed_at + step * channels, mask=mask, other=0)
+        under = zero
         if BELOW:
-            under = tl.load(below + here * channels + channel, mask=mask, other=0).to(tl.int32)
-        begins = tl.load(block + here * width, mask=t + step < length, other=0) & 1
-        follows = tl.load(block + (here + 1) * width, mask=t + step + 1 < length, other=1) & 1
+            under = tl.load(below_at + step * channels, mask=mask, other=0).to(tl.int32)
+        begins = tl.load(flag_at + step * width, mask=step < left, other=0) & 1
+        follows = tl.load(flag_at + (step + 1) * width, mask=step + 1 < left, other=1) & 1
         read = read + ((code, said, under, begins, follows),)
     return read
 
 
-@triton.jit(do_not_specialize=["tap", "code_shift", "narrow_shift"])
+@triton.jit(do_not_specialize=["tap", "narrow_shift"])
 def decode(
     codes, block, starts, lengths, near, centroid, mixed, mixed_shift, below, rec, narrow,
     tap, depth, width, channels, narrow_shift,
-    BELOW: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
+    BELOW: tl.constexpr, EVEN: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """The reconstructions of a tap from its codes, and what is handed on of them.
 
@@ -195,30 +211,39 @@ def decode(
     """
     row = tl.program_id(0)
     channel = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = channel < channels
+    inside = channel >= 0 if EVEN else channel < channels
     own = tl.load(near + channel, mask=inside, other=0)
     here_weight = tl.load(near + channels + channel, mask=inside, other=0)
     before_weight = tl.load(near + 2 * channels + channel, mask=inside, other=0)
     shrink = tl.load(centroid + channel, mask=inside, other=0)
     shift = tl.load(mixed_shift + channel, mask=inside, other=0)
     start = tl.load(starts + row)
-    length = tl.load(lengths + row)
-    now = tl.zeros((WIDTH,), dtype=tl.int32)
-    before = tl.zeros((WIDTH,), dtype=tl.int32)
-    _none_before(narrow + start * 2 * channels + channels + channel, inside & (length > 0), WIDTH)
-    t = length * 0
+    left = tl.load(lengths + row).to(tl.int32)
+    stride = depth * channels
+    code_at = codes + (start * depth + tap) * channels + channel
+    mixed_at = mixed + start * channels + channel
+    below_at = below + start * channels + channel
+    flag_at = block + start * width
+    rec_at = rec + start * channels + channel
+    narrow_at = narrow + start * 2 * channels + channel
+    zero = tl.zeros((WIDTH,), dtype=tl.int32)
+    now = zero
+    before = zero
+    _none_before(narrow_at + channels, inside & (left > 0), WIDTH)
     read = _ahead_of_decoding(
-        codes, mixed, below, block, start, t, length, tap, depth, width, channels, channel, inside, BELOW, STEPS
+        code_at, mixed_at, below_at, flag_at, left, stride, channels, width, zero, inside, BELOW, STEPS
     )
-    while t < length:
+    while left > 0:
+        code_at += STEPS * stride
+        mixed_at += STEPS * channels
+        below_at += STEPS * channels
+        flag_at += STEPS * width
         following = _ahead_of_decoding(
-            codes, mixed, below, block, start + t + STEPS, t + STEPS, length, tap, depth, width, channels, channel,
-            inside, BELOW, STEPS,
-        )  # fmt: skip
+            code_at, mixed_at, below_at, flag_at, left - STEPS, stride, channels, width, zero, inside, BELOW, STEPS
+        )
         for step in tl.static_range(STEPS):
             code, said, under, begins, follows = read[step]
-            mask = inside & (t + step < length)
-            frame = start + t + step
+            mask = inside & (step < left)
             now = tl.where(begins == 1, 0, now)
             added = _shifted(said, shift)
             if BELOW:
@@ -228,12 +253,14 @@ def decode(
             sign = (code > 0).to(tl.int32) - (code < 0).to(tl.int32)
             now = ((own * now + WEIGHT_HALF) >> WEIGHT_BITS) + added + (code << UNIT_BITS) - sign * shrink
             now = tl.minimum(tl.maximum(now, -RANGE), RANGE)
-            _hand_on(now, frame, follows, channel, mask, rec, narrow, narrow_shift, channels)
-            # Nor does one that begins within.
-            within = mask & (follows == 1) & (t + step + 1 < length)
-            _none_before(narrow + (frame + 1) * 2 * channels + channels + channel, within, WIDTH)
+            at = narrow_at + step * 2 * channels
+            _hand_on(now, rec_at + step * channels, at, mask, follows == 0, narrow_shift, channels)
+            # Nor has one that begins within.
+            _none_before(at + 3 * channels, mask & (follows == 1) & (step + 1 < left), WIDTH)
         read = following
-        t += STEPS
+        rec_at += STEPS * channels
+        narrow_at += STEPS * 2 * channels
+        left -= STEPS
 
 
 @triton.jit

@@ -26,7 +26,7 @@ from featcache.upstreams import UpstreamConfig
 from featcache.writer import SegmentWriter
 from tests.helpers import contents, make_speech
 
-MANY = Crew(readers=3, encoders=4, finishers=3, begun=3)
+MANY = Crew(readers=3, encoders=4, finishers=3, begun=3, compressors=2)
 CREWS = [BESIDE_A_CPU, Crew(readers=1, encoders=0, finishers=0, begun=1), Crew(2, 2, 1, 2), MANY]
 # Shards of a few batches each, and batches of several rows.
 LAYOUT = Layout(chunk_frames=16, shard_frames=128, batch_seconds=1.4)
@@ -58,8 +58,8 @@ def hire(monkeypatch: pytest.MonkeyPatch, crew: Crew) -> None:
 def test_a_cpu_keeps_its_cores_and_a_device_gets_help() -> None:
     assert crew_for(torch.device("cpu"), 64) == BESIDE_A_CPU
     assert (BESIDE_A_CPU.encoders, BESIDE_A_CPU.finishers) == (0, 0)
-    assert crew_for(torch.device("cuda", 1), 16) == Crew(readers=8, encoders=8, finishers=6, begun=3)
-    assert crew_for(torch.device("mps"), 1) == Crew(readers=2, encoders=2, finishers=2, begun=3)
+    assert crew_for(torch.device("cuda", 1), 16) == Crew(readers=8, encoders=8, finishers=6, begun=3, compressors=8)
+    assert crew_for(torch.device("mps"), 1) == Crew(readers=2, encoders=2, finishers=2, begun=3, compressors=2)
 
 
 @pytest.mark.parametrize("encodes", [False, True])
@@ -72,9 +72,9 @@ def test_any_crew_writes_the_same_bytes(
     names: set[str] = set()
     render = ShardBlock.render
 
-    def watched(block: ShardBlock) -> Any:
+    def watched(block: ShardBlock, each: Any) -> Any:
         names.add(threading.current_thread().name.split("_")[0])
-        return render(block)
+        return render(block, each)
 
     monkeypatch.setattr(ShardBlock, "render", watched)
     found = []

@@ -63,8 +63,8 @@ def test_a_device_with_more_memory_gets_longer_batches() -> None:
     def seconds(gigabytes: float) -> float:
         return Layout().on("cuda", int(gigabytes * 2**30)).batch_seconds
 
-    # What cards of 4, 16, 24 and 80 GB let programs have.
-    assert [seconds(gigabytes) for gigabytes in (3.7, 15.7, 23.6, 79.2)] == [60, 160, 240, 480]
+    # What cards of 4, 16, 24, 80 and 141 GB let programs have.
+    assert [seconds(gigabytes) for gigabytes in (3.7, 15.7, 23.6, 79.2, 139.8)] == [60, 160, 240, 790, 960]
     assert Layout(batch_seconds=90).on("cuda", 80 << 30).batch_seconds == 90
     assert Layout().on("cpu", 80 << 30).batch_seconds == 60 and Layout().on("cuda").batch_seconds == 240
 

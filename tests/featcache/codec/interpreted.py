@@ -18,7 +18,7 @@ from tests.featcache.codec.examples import build, speech_like
 CASES: list[tuple[tuple[int, int], dict[str, Any]]] = [
     ((1, 1), {"step": 0.5}),
     ((2, 20), {"step": 0.05}),
-    ((3, 70), {"bits": 1.0}),
+    ((2, 128), {"bits": 1.0}),
     ((2, 20), {"nmse": 0.1}),
 ]
 

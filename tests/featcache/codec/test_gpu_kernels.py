@@ -17,12 +17,12 @@ KERNELS = {
     "encode": (
         f"values: *fp32, {ROWS}, mean inverse: *fp32, near rounding centroid mixed mixed_shift: *i32, below codes: "
         "*i16, small: *i8, rec: *i16, inputs narrow: *i8, tap low high rank taps channels code_shift narrow_shift: i32",
-        {"BELOW": True, "MIXED": True, "WIDTH": 32, "STEPS": 8},
+        {"BELOW": True, "MIXED": True, "EVEN": True, "WIDTH": 32, "STEPS": 8},
     ),
     "decode": (
         "codes: *i16, block: *u8, starts lengths: *i64, near centroid mixed mixed_shift: *i32, below rec: *i16, "
         "narrow: *i8, tap depth width channels narrow_shift: i32",
-        {"BELOW": True, "WIDTH": 32, "STEPS": 8},
+        {"BELOW": True, "EVEN": True, "WIDTH": 32, "STEPS": 8},
     ),
     "narrow_sums": ("sums shift: *i32, inputs: *i8, count rank width: i32", {"BLOCK": 1024}),
     "judge": (
