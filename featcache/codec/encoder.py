@@ -1,7 +1,7 @@
 """Prediction and quantisation of profile `residual` on a device; the codes of `featcache.codec.kernels`.
 
-On CUDA Triton's kernels do it (`featcache.codec.gpu`), elsewhere torch alone. What goes to the host is the codes and
-the few values that are kept as they are. Packing is left to the CPU.
+On CUDA Triton's kernels do it (`featcache.codec.gpu`), and pack the codes; elsewhere torch alone, and packing is left
+to the CPU. What goes to the host is the codes and the few values that are kept as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from featcache.codec import gpu
+from featcache.codec import gpu, packing
 from featcache.codec.arithmetic import RANGE
 from featcache.codec.gpu import Bounds, Found
 from featcache.codec.host import begin_copy, to_device
@@ -30,14 +30,19 @@ class Limits:
 
     Attributes:
         bound: float32 `(taps, channels)`; values farther than that from the truth are kept exactly.
-        code: codes from this one on need the tail of their frame, which has room for `tail` quarters of a byte.
+        radix, tail: as frames are packed (`featcache.codec.packing`), `tail` in bytes.
         nmse: of each tap of a row, at most.
     """
 
     bound: np.ndarray
-    code: int
+    radix: int
     tail: int
     nmse: float | None = None
+
+    @property
+    def code(self) -> int:
+        """Codes from this one on need the tail of their frame."""
+        return packing.limit_of(self.radix)
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class Coded:
     """A row on the host.
 
     Attributes:
-        codes: int8, or int16 where it has others, `(frames, taps, channels)`.
+        block: uint8 `(frames, bytes)`, frames as they are stored, flags still zero; or
+        codes: int8, or int16 where it has others, `(frames, taps, channels)`. One of the two is None.
         at: int64 `(values, 3)`, in order: frame, tap and channel of each value that is kept exactly.
         exact: float32 `(values,)`, those.
     """
 
-    codes: np.ndarray
+    block: np.ndarray | None
+    codes: np.ndarray | None
     at: np.ndarray
     exact: np.ndarray
 
@@ -83,7 +90,9 @@ class Encoder(Neighbours):
         self.bounds = Bounds(self.put(inverse), rounding, self.put(limits.bound), self.put(calibration["deviation"]))
         self.limits = limits
         self.rules = Rules(self.near[:, 0], rounding, self.centroid)
-        self.kernels = gpu.Encoding(self, self.bounds, limits.code) if gpu.usable(device) else None
+        self.kernels: gpu.Encoding | None = None
+        if gpu.usable(device):
+            self.kernels = gpu.Encoding(self, self.bounds, calibration["order"], limits.radix, limits.tail)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Coded | np.ndarray]]:
@@ -107,7 +116,9 @@ class _Batch:
         self._ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         squares = encoder.limits.nmse is not None
         found = _ByTorch(encoder, rows).encode(squares) if encoder.kernels is None else encoder.kernels(rows, squares)
-        self._codes, self._small, self._missed = found.codes, found.small, found.missed
+        self._codes, self._packed, self._missed = found.codes, found.packed, found.missed
+        # Most rows have codes of this kind alone: one launch for all of them.
+        self._small = found.codes.to(torch.int8) if found.packed is None else None
         self._frames = begin_copy(found.frames)
         self._squares = None if found.squares is None else begin_copy(found.squares)
 
@@ -128,20 +139,29 @@ class _Batch:
         needed, largest = frames[:, :2].max(axis=0, initial=0)
         kept = int(frames[:, 2].sum())
         # An exact value costs the bytes of seven of the row's with its place.
-        if needed > limits.tail or 7 * kept > row.numel() or not self._keeps_nmse(squares):
+        if needed > packing.budget_of(limits.tail) or 7 * kept > row.numel() or not self._keeps_nmse(squares):
             return begin_copy(row)
-        codes = begin_copy((self._small if largest <= 127 else self._codes)[span])
+        block: Callable[[], np.ndarray | None] = _nothing
+        codes: Callable[[], np.ndarray | None] = _nothing
+        if self._packed is not None:
+            block = begin_copy(self._packed[span])
+        else:
+            codes = begin_copy((self._small if self._small is not None and largest <= 127 else self._codes)[span])
         missed = self._missed[span]
         # To look for values that are not there would wait for the device.
         at = begin_copy(missed.nonzero()) if kept else lambda: np.zeros((0, 3), np.int64)
         exact = begin_copy(row[missed]) if kept else lambda: np.zeros(0, np.float32)
-        return lambda: Coded(codes(), at(), exact())
+        return lambda: Coded(block(), codes(), at(), exact())
 
     def _keeps_nmse(self, squares: np.ndarray | None) -> bool:
         if squares is None or self._encoder.limits.nmse is None:
             return True
         total = squares.sum(axis=0) * (1 + ROUNDING)
         return bool((total <= self._encoder.limits.nmse * len(squares)).all())
+
+
+def _nothing() -> None:
+    return None
 
 
 class _ByTorch:
@@ -177,8 +197,7 @@ class _ByTorch:
             if errors is not None:
                 relative = (error / encoder.bounds.deviation[tap]).masked_fill_(missed[:, tap], 0)
                 errors[:, tap] = relative.square_().sum(1, dtype=torch.float64) / encoder.channels
-        small = self._codes.to(torch.int8)
-        return Found(self._codes, small, missed, torch.stack([needed, largest, kept], dim=1), errors)
+        return Found(self._codes, None, missed, torch.stack([needed, largest, kept], dim=1), errors)
 
     def _values(self, tap: int) -> torch.Tensor:
         """float32 `(frames, channels)`."""

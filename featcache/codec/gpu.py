@@ -73,14 +73,15 @@ class Found:
 
     Attributes:
         codes: int16 `(frames, taps, channels)`.
-        small: int8 of that shape: the same, where a row has none that int8 does not hold.
+        packed: uint8 `(frames, bytes)`, the codes as they are stored, flags still zero; frames whose tail has no room
+            for theirs are not right. None where packing is left to the CPU.
         missed: bool of that shape: what is farther from the truth than the bound.
         frames: int64 `(frames, 3)`: what each needs of its tail, its largest code, how many values are missed.
         squares: float64 `(frames, taps)`, mean squared errors of the others in deviations; None where none are asked.
     """
 
     codes: torch.Tensor
-    small: torch.Tensor
+    packed: torch.Tensor | None
     missed: torch.Tensor
     frames: torch.Tensor
     squares: torch.Tensor | None
@@ -100,11 +101,12 @@ class Encoding:
     """Codes of rows, with a calibration on one device.
 
     Args:
-        limit: codes from this one on need the tail of their frame.
+        order: of the calibration. radix, tail: as frames are packed, `tail` in bytes.
     """
 
-    def __init__(self, known: Neighbours, bounds: Bounds, limit: int) -> None:
-        self._known, self._bounds, self._limit = known, bounds, limit
+    def __init__(self, known: Neighbours, bounds: Bounds, order: np.ndarray, radix: int, tail: int) -> None:
+        self._known, self._bounds, self._radix, self._tail = known, bounds, radix, tail
+        self._order = known.put(packing.padded_order(order, radix).astype(np.int32))
         # What kernels take of each tap. To cut it out for every launch takes longer than to launch.
         self._scaling = _by_tap(known.mean, bounds.inverse, known.near, bounds.rounding, known.centroid)
         self._shift = known.shift.unbind()
@@ -122,10 +124,10 @@ class Encoding:
         if not frames:
             nothing = empty((0, taps, channels), torch.int16)
             of_frames, errors = empty((0, 3), torch.int64), empty((0, taps), torch.float64)
-            return Found(nothing, nothing.to(torch.int8), nothing.bool(), of_frames, errors if squares else None)
+            return Found(nothing, self._pack(nothing), nothing.bool(), of_frames, errors if squares else None)
         where = Rows.of([row.contiguous() for row in rows])
         starts, lengths, at = where.places.unbind()
-        codes, small = (empty((frames, taps, channels), kind) for kind in (torch.int16, torch.int8))
+        codes = empty((frames, taps, channels), torch.int16)
         rec = empty((taps, frames, channels), torch.int16)
         rank = known.summary.shape[2]
         inputs = empty((frames, rank + channels), torch.int8)
@@ -138,8 +140,8 @@ class Encoding:
                 mixed = codes if group.alone else product(inputs[:, group.inputs], group.matrix)
                 size = group.high - group.low
                 k.encode[len(where), -(-size // WIDTH)](
-                    where.base, at, starts, lengths, *self._scaling[tap], mixed, self._shift[tap], below, codes, small,
-                    here, inputs, narrow,
+                    where.base, at, starts, lengths, *self._scaling[tap], mixed, self._shift[tap], below, codes, here,
+                    inputs, narrow,
                     tap, group.low, group.high, rank, taps, channels, known.code_shift[tap], known.input_shift[tap],
                     BELOW=tap > 0, MIXED=not group.alone, EVEN=not size % WIDTH, WIDTH=WIDTH, STEPS=k.AHEAD,
                     num_warps=1, **k.OPTIONS,
@@ -151,12 +153,29 @@ class Encoding:
         k.judge[len(where), -(-where.longest // ROWS), taps](
             where.base, at, starts, lengths, rec, codes, known.smoother, known.scale, known.mean, self._bounds.bound,
             self._bounds.deviation, missed, needed, largest, kept, kept if errors is None else errors, frames, taps,
-            channels, self._limit, SQUARES=squares, ROWS=ROWS, WIDTH=COLUMNS, num_warps=4, **k.OPTIONS,
+            channels, packing.limit_of(self._radix), SQUARES=squares, ROWS=ROWS, WIDTH=COLUMNS, num_warps=4,
+            **k.OPTIONS,
         )  # fmt: skip
         of_frames = torch.stack([needed.sum(1), largest.amax(1).long(), kept.sum(1)], dim=1)
         if errors is not None:
             errors /= channels
-        return Found(codes, small, missed.view(torch.bool), of_frames, errors)
+        return Found(codes, self._pack(codes), missed.view(torch.bool), of_frames, errors)
+
+    def _pack(self, codes: torch.Tensor) -> torch.Tensor:
+        """uint8 `(frames, bytes)` of int16 `(frames, taps, channels)`."""
+        frames, values = len(codes), self._known.taps * self._known.channels
+        body = packing.packed_bytes(values, self._radix)
+        before, words = packing.HEADER + body, -(-self._tail // 4)
+        out = codes.new_zeros((frames, before + self._tail), dtype=torch.uint8)
+        fields = codes.new_zeros((frames, words), dtype=torch.int32)
+        if frames:
+            kernels().pack[frames,](
+                codes, self._order, out, fields, values, out.shape[1], body, words, packing.limit_of(self._radix),
+                RADIX=self._radix, DIGITS=packing.DIGITS[self._radix], BYTES=_power_of_two(body),
+                HEADER=packing.HEADER, num_warps=4,
+            )  # fmt: skip
+            out[:, before:] |= fields.view(torch.uint8)[:, : self._tail]
+        return out
 
 
 class Decoding:

@@ -89,7 +89,7 @@ def _ahead_of_encoding(
 @triton.jit(do_not_specialize=["tap", "low", "high", "code_shift", "narrow_shift"])
 def encode(
     values, at, starts, lengths, mean, inverse, near, rounding, centroid, mixed, mixed_shift,
-    below, codes, small, rec, inputs, narrow,
+    below, codes, rec, inputs, narrow,
     tap, low, high, rank, taps, channels, code_shift, narrow_shift,
     BELOW: tl.constexpr, MIXED: tl.constexpr, EVEN: tl.constexpr, WIDTH: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
@@ -100,7 +100,7 @@ def encode(
         mean ... centroid, mixed_shift: of this tap.
         mixed: int32 `(frames, high - low)`, what the inputs say of them.
         below, rec: int16 `(frames, channels)`, reconstructions of the tap below and of this one.
-        codes, small: int16 and int8 `(frames, taps, channels)`. inputs: int8 `(frames, rank + channels)`.
+        codes: int16 `(frames, taps, channels)`. inputs: int8 `(frames, rank + channels)`.
         narrow: int8 `(frames, 2, channels)`.
         EVEN: all channels of a program are there.
     """
@@ -124,7 +124,7 @@ def encode(
     value_at = values + tl.load(at + row) + tap * channels + channel
     below_at = below + start * channels + channel
     mixed_at = mixed + start * columns + column
-    code_at = (start * taps + tap) * channels + channel
+    code_at = codes + (start * taps + tap) * channels + channel
     input_at = inputs + start * (rank + channels) + rank + channel
     rec_at = rec + start * channels + channel
     narrow_at = narrow + start * 2 * channels + channel
@@ -161,8 +161,7 @@ def encode(
             moved = tl.where(size > 0, (size << UNIT_BITS) - shrink, 0)
             now = predicted + tl.where(error < 0, -moved, moved)
             now = tl.minimum(tl.maximum(now, -RANGE), RANGE)
-            tl.store(codes + code_at + step * stride, code.to(tl.int16), mask=mask)
-            tl.store(small + code_at + step * stride, code.to(tl.int8), mask=mask)
+            tl.store(code_at + step * stride, code.to(tl.int16), mask=mask)
             tl.store(input_at + step * (rank + channels), _narrow(code << code_shift), mask=mask)
             _hand_on(
                 now, rec_at + step * channels, narrow_at + step * 2 * channels, mask, step + 1 < left, narrow_shift,
@@ -425,3 +424,55 @@ def unpack(
         shift = tl.load(code_shift + tap, mask=wanted, other=0)
         at = (tap * frames.to(tl.int64) + frame) * (rank + channels) + rank + place % channels
         tl.store(inputs + at, _narrow(code << shift), mask=wanted)
+
+
+@triton.jit
+def pack(
+    codes, order, out, fields, values, width, body, words, limit,
+    RADIX: tl.constexpr, DIGITS: tl.constexpr, BYTES: tl.constexpr, HEADER: tl.constexpr,
+):  # fmt: skip
+    """The codes of a frame as `featcache.codec.packing` describes them, but for what `fields` holds of its tail.
+
+    Args:
+        codes: int16 `(frames, values)`. order: int32 `(body * DIGITS,)`, `values` and more for none.
+        out: uint8 `(frames, width)`, zeros.
+        fields: int32 `(frames, words)`, zeros: the tail's first part, two bits for each code at the limit.
+    """
+    frame = tl.program_id(0).to(tl.int64)
+    number = tl.arange(0, BYTES)
+    inside = number < body
+    reached = tl.zeros((BYTES,), tl.int32)
+    farther = tl.zeros((BYTES,), tl.int32)
+    field = tl.zeros((BYTES,), tl.int32)
+    symbols = ()
+    sizes = ()
+    for digit in tl.static_range(DIGITS):
+        place = tl.load(order + number * DIGITS + digit, mask=inside, other=values)
+        code = tl.load(codes + frame * values + place, mask=place < values, other=0).to(tl.int32)
+        size = tl.abs(code)
+        beyond = tl.maximum(size - limit, 0)
+        field |= tl.minimum(beyond, 3) << (2 * reached)
+        reached += (size >= limit).to(tl.int32)
+        farther += (beyond >= 3).to(tl.int32)
+        symbols = symbols + (2 * tl.minimum(size, limit) - (code > 0).to(tl.int32),)
+        sizes = sizes + (beyond,)
+    byte = tl.zeros((BYTES,), tl.int32)
+    for digit in tl.static_range(DIGITS):
+        byte = byte * RADIX + symbols[DIGITS - 1 - digit]
+    begin = out + frame * width + HEADER
+    tl.store(begin + number, byte.to(tl.uint8), mask=inside)
+    # Those of a byte are at most ten bits, in one word or two.
+    rank = tl.cumsum(reached, axis=0) - reached
+    bits = field.to(tl.int64) << (2 * (rank & 15))
+    at = fields + frame * words + (rank >> 4)
+    first = (bits & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
+    second = (bits >> 32).to(tl.int32)
+    tl.atomic_or(at, first, mask=(first != 0) & ((rank >> 4) < words))
+    tl.atomic_or(at + 1, second, mask=(second != 0) & ((rank >> 4) + 1 < words))
+    large = (tl.sum(reached, axis=0) + 3) // 4 + 2 * (tl.cumsum(farther, axis=0) - farther)
+    for digit in tl.static_range(DIGITS):
+        beyond = sizes[digit]
+        more = (beyond >= 3) & (large + 1 < width - HEADER - body)
+        tl.store(begin + body + large, ((beyond - 3) & 255).to(tl.uint8), mask=more)
+        tl.store(begin + body + large + 1, ((beyond - 3) >> 8).to(tl.uint8), mask=more)
+        large += 2 * more.to(tl.int32)

@@ -92,7 +92,12 @@ def assemble(codes: np.ndarray, order: np.ndarray, radix: int, tail: int) -> np.
     body = packed_bytes(taps * channels, radix)
     out = np.zeros((frames, HEADER + body + tail), np.uint8)
     kernels_pack.assemble(codes, *at_limit(radix), order, radix, HEADER, body, out)
-    return out.view(WORD).reshape(frames, out.shape[1] // PIECE, WORDS)
+    return as_words(out)
+
+
+def as_words(frames: np.ndarray) -> np.ndarray:
+    """int64 `(frames, piece, word)`, the same bytes as uint8 `(frames, bytes)`."""
+    return frames.view(WORD).reshape(len(frames), frames.shape[1] // PIECE, WORDS)
 
 
 def tail_quarters(codes: np.ndarray, radix: int) -> np.ndarray:

@@ -167,8 +167,8 @@ class Residual(Codec):
         if device not in self._encoders:
             limits = Limits(
                 bound=self._bound,
-                code=packing.limit_of(self.radix),
-                tail=packing.budget_of(self.tail),
+                radix=self.radix,
+                tail=self.tail,
                 nmse=self.parameters.get("nmse"),
             )
             self._encoders[device] = Encoder(self.calibration, self._scale, self._inverse, limits, device)
@@ -176,11 +176,15 @@ class Residual(Codec):
 
     def _encoded(self, coded: Coded) -> EncodedRow:
         """What a device has coded, as it is stored."""
-        block = self._block(np.ascontiguousarray(coded.codes.swapaxes(0, 1)))
+        if coded.codes is not None:
+            block = self._block(np.ascontiguousarray(coded.codes.swapaxes(0, 1)))
+        else:
+            assert coded.block is not None
+            block = packing.as_words(coded.block)
         block[:1, 0, 0] |= FIRST
         if not len(coded.at):
             return EncodedRow({"codes": block}, 0)
-        exact = np.zeros(coded.codes.shape, np.float32)
+        exact = np.zeros((len(block), self.taps, self.channels), np.float32)
         # Zero marks what is not kept, as in `kernels_pack.keep_exact`.
         exact[tuple(coded.at.T)] = np.where(coded.exact == 0, np.float32(-0.0), coded.exact)
         block[coded.at[:, 0], 0, 0] |= EXACT

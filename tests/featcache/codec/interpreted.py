@@ -5,12 +5,13 @@ TRITON_INTERPRET=1 python -m tests.featcache.codec.interpreted
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from featcache.codec import gpu
+from featcache.codec import gpu, packing
 from featcache.codec.device import Decoder
 from featcache.codec.encoder import Coded
 from tests.featcache.codec.examples import build, speech_like
@@ -48,8 +49,29 @@ def check(shape: tuple[int, int], parameters: dict[str, Any]) -> None:
             assert torch.equal(torch.cat(out), codec.decode(planes, lengths, taps)), (shape, parameters, taps)
 
 
+def check_packing(radix: int, taps: int = 2, channels: int = 70, frames: int = 3) -> None:
+    """With tails that are full of codes beyond the limit, small and large ones."""
+    rng = np.random.default_rng(radix)
+    limit = packing.limit_of(radix)
+    codes = rng.integers(-limit, limit + 1, (frames, taps, channels)).astype(np.int16)
+    beyond = rng.choice([0, 0, 1, 2, 3, 300], codes.shape).astype(np.int16)
+    codes += np.where(np.abs(codes) == limit, np.sign(codes) * np.minimum(beyond, 511 - limit), 0).astype(np.int16)
+    by_tap = np.ascontiguousarray(codes.swapaxes(0, 1))
+    order = rng.permutation(taps * channels).astype(np.uint32)
+    tail = packing.tail_bytes(taps * channels, radix, packing.tail_quarters(by_tap, radix).max())
+    packed_order = packing.padded_order(order, radix)
+    known = SimpleNamespace(taps=taps, channels=channels)
+    encoding: Any = SimpleNamespace(
+        _known=known, _radix=radix, _tail=tail, _order=torch.from_numpy(packed_order.astype(np.int32))
+    )
+    found = packing.as_words(gpu.Encoding._pack(encoding, torch.from_numpy(codes)).numpy())
+    assert found.tobytes() == packing.assemble(by_tap, packed_order, radix, tail).tobytes(), radix
+
+
 if __name__ == "__main__":
     gpu.usable = lambda device: True
+    for number in packing.DIGITS:
+        check_packing(number)
     for case in CASES:
         check(*case)
     print("the same")

@@ -16,7 +16,7 @@ ROWS = "at starts lengths: *i64"
 KERNELS = {
     "encode": (
         f"values: *fp32, {ROWS}, mean inverse: *fp32, near rounding centroid mixed mixed_shift: *i32, below codes: "
-        "*i16, small: *i8, rec: *i16, inputs narrow: *i8, tap low high rank taps channels code_shift narrow_shift: i32",
+        "*i16, rec: *i16, inputs narrow: *i8, tap low high rank taps channels code_shift narrow_shift: i32",
         {"BELOW": True, "MIXED": True, "EVEN": True, "WIDTH": 32, "STEPS": 8},
     ),
     "decode": (
@@ -34,6 +34,10 @@ KERNELS = {
         "rec: *i16, block: *u8, starts lengths at wanted: *i64, smoother: *i32, scale mean out: *fp32, "
         "frames depth chosen channels width: i32",
         {"ROWS": 16, "WIDTH": 128},
+    ),
+    "pack": (
+        "codes: *i16, order: *i32, out: *u8, fields: *i32, values width body words limit: i32",
+        {"RADIX": 3, "DIGITS": 5, "BYTES": 1024, "HEADER": 1},
     ),
     "unpack": (
         "block: *u8, table: *i8, counts order code_shift: *i32, codes: *i16, inputs: *i8, "
