@@ -133,6 +133,27 @@ def extract(
     _print(measure(manifest, config, seconds, profile, device, batch_seconds), as_json, print_table)
 
 
+@app.command()
+def device(
+    manifest: Annotated[Path, typer.Option(help="Speech to run the model on.")] = Path("data/demo/manifest.jsonl"),
+    upstream: Annotated[str, typer.Option(help="The model.")] = "package:whisper-base",
+    seconds: Annotated[float, typer.Option(min=1, help="Speech in a batch.")] = 60.0,
+    profile: Annotated[str, typer.Option(help="Codec profile.")] = "residual:1.0",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"], typer.Option(help="Autocast dtype of the model.")
+    ] = "float32",
+    turns: Annotated[int, typer.Option(min=1, help="How often each is run.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """The forward, the codec where the model runs, both together, and whether bytes are those of the CPU."""
+    from featcache.upstreams import UpstreamConfig
+    from pipelines.bench.device import measure, print_table
+
+    config = UpstreamConfig(id=upstream, dtype=dtype)
+    _print(measure(manifest, config, seconds, profile, device, turns), as_json, print_table)
+
+
 @app.command("read")
 def read_command(
     cache: Annotated[Path, typer.Option(help="Where the features come from.")] = Path("caches/demo"),
