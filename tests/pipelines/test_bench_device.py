@@ -19,7 +19,7 @@ def test_what_it_says(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(device, "CALIBRATION_SECONDS", 3.0)
     found = device.measure(make_speech(tmp_path, 12), MEL, 2.0, profile, "cpu", 1)
     assert found["bytes_agree"] and found["floats_agree"]
-    assert found["rows"] > 1 and found["audio_seconds"] >= 2
+    assert found["rows"] > 1 and found["audio_seconds"] >= 1
     for name in ("forward_realtime", "encode_realtime", "both_realtime", "efficiency", "decode_values_s"):
         assert found[name] > 0
 
