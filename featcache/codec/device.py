@@ -41,7 +41,9 @@ class Decoder(Neighbours):
         """
         block = block.flatten(1).view(torch.uint8)
         if self._kernels is not None and all(row.is_contiguous() for row in out):
-            self._kernels(block, depth, taps, out)
+            # Triton launches on the device that is current.
+            with torch.cuda.device_of(block):
+                self._kernels(block, depth, taps, out)
             return
         first = (block[:, 0] & packing.FIRST) != 0
         rec = self.reconstruct(self.codes(block)[:, :depth], first)
