@@ -36,11 +36,11 @@ BESIDE_A_CPU = Crew(readers=2, encoders=0, finishers=0, begun=2)
 def crew_for(device: torch.device, cores: int) -> Crew:
     """The threads beside a model on this device, where the process may use so many cores.
 
-    An H200 runs wav2vec 2.0 Base at 9,000 x real time, where one thread compresses shards at 2,350 x, reads FLAC at some
-    6,000 x, and encodes far slower what the device leaves to it: some rows, and all of other profiles. Shards that are
-    being finished are in memory twice: there are no more than 6. Their chunks are shared out, so that the last shards of
-    a run do not keep most cores waiting. With a third batch in the model, the device has work while the host is at the
-    end of one and the beginning of another.
+    An H200 runs wav2vec 2.0 Base at 9,000 x real time, where one thread compresses shards at 2,350 x, reads FLAC at
+    some 6,000 x, and encodes far slower what the device leaves to it: some rows, and all of other profiles. Shards that
+    are being finished are in memory twice: there are no more than 6. Their chunks are shared out, so that the last
+    shards of a run do not keep most cores waiting. With a third batch in the model, the device has work while the host
+    is at the end of one and the beginning of another.
     """
     if device.type == "cpu":
         return BESIDE_A_CPU
