@@ -38,8 +38,8 @@ from featcache.upstreams import load as load_upstream
 from pipelines.bench.machine import stamp
 
 TURNS = 3
-# Of the recordings, this much is given to the rivals, and decides which forward is the fastest on a CPU (of less, one long
-# row on a thread of its own would) and on a device.
+# Of the recordings, this much is given to the rivals, and decides which forward is the fastest on a CPU (of less, one
+# long row on a thread would) and on a device.
 PART_SECONDS, TUNING_SECONDS, DEVICE_PART_SECONDS = 20.0, 120.0, 3000.0
 messages = Console(stderr=True)
 Waves = list[np.ndarray]
