@@ -1,4 +1,4 @@
-"""Copies from a device to the host that wait for what they copy, and for nothing that was begun after it."""
+"""Copies between a device and the host that wait for what they copy, and for nothing that was begun after it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ def begin_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
         return lambda: tensor.cpu().numpy()
     found = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     found.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record(torch.cuda.current_stream(tensor.device))
+    wait = begin_wait(tensor.device)
 
     def end() -> np.ndarray:
-        copied.synchronize()
+        wait()
         return found.numpy()
 
     return end

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from featcache.codec.host import to_device
 from featcache.errors import UpstreamError
 from featcache.geometry import SAMPLE_RATE, Geometry
 from featcache.upstreams import taps as tap_rules
@@ -269,15 +270,9 @@ def standardise(wave: Tensor, epsilon: float) -> Tensor:
     return torch.nn.functional.layer_norm(wave, wave.shape, eps=epsilon)
 
 
-def counts_on(device: torch.device, counts: Sequence[int]) -> Tensor:
-    """int64 `(len(counts),)` on `device`. CUDA is not waited for, as a copy from pageable memory would."""
-    cuda = device.type == "cuda"
-    return torch.tensor(counts, pin_memory=cuda).to(device, non_blocking=cuda)
-
-
 def frame_mask(frames: Sequence[int], longest: int, device: torch.device) -> Tensor:
     """Bool `(batch, longest)`: true on each row's own frames."""
-    return torch.arange(longest, device=device) < counts_on(device, frames).unsqueeze(1)
+    return torch.arange(longest, device=device) < to_device(frames, device).unsqueeze(1)
 
 
 def _tensor(waveform: np.ndarray) -> Tensor:

@@ -19,10 +19,11 @@ from torch import Tensor
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
 from torchaudio.pipelines import Wav2Vec2Bundle
 
+from featcache.codec.host import to_device
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import norms
-from featcache.upstreams.base import Network, Upstream, UpstreamConfig, counts_on, pad, refuse_options, standardise
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, pad, refuse_options, standardise
 from featcache.upstreams.hashing import sha256_of_state
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -73,7 +74,7 @@ class TorchaudioUpstream(Upstream):
         if self.normalise:
             waves = [standardise(wave, EPSILON) for wave in waves]
         waves_bs = pad(waves, self.device)
-        lengths = None if len(set(frames)) == 1 else counts_on(self.device, frames)
+        lengths = None if len(set(frames)) == 1 else to_device(frames, self.device)
         self.recorder.start()
         with self._autocast(), norms.own_lengths(samples):
             x, _ = self.model.feature_extractor(waves_bs, None)

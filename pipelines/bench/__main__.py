@@ -15,6 +15,7 @@ from featcache.errors import FeatcacheError
 app = typer.Typer(name="pipelines.bench", no_args_is_help=True, pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Autocast dtype of the model.")]
 
 
 @app.callback()
@@ -116,9 +117,7 @@ def extract(
     seconds: Annotated[float, typer.Option(min=10, help="How much speech.")] = 240.0,
     profile: Annotated[str, typer.Option(help="Codec profile.")] = "int8",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Autocast dtype of the model.")
-    ] = "float32",
+    dtype: Dtype = "float32",
     batch_seconds: Annotated[
         float | None,
         typer.Option(min=1, help="Audio of one forward pass; as `featcache extract` chooses if left out."),
@@ -140,9 +139,7 @@ def device(
     seconds: Annotated[float, typer.Option(min=1, help="Speech in a batch.")] = 60.0,
     profile: Annotated[str, typer.Option(help="Codec profile.")] = "residual:1.0",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Autocast dtype of the model.")
-    ] = "float32",
+    dtype: Dtype = "float32",
     turns: Annotated[int, typer.Option(min=1, help="How often each is run.")] = 5,
     as_json: Json = False,
 ) -> None:

@@ -163,9 +163,8 @@ def test_a_shard_does_not_wait_for_one_of_another_process(
     assert len(list(storage.list_keys(f"{segment}/ledger"))) == shards and not thread.is_alive()
 
 
-def test_shards_in_memory_are_bounded(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = begun(speech, tmp_path)("c")
-    hire(monkeypatch, Crew(readers=2, encoders=2, finishers=2, begun=3))
+def blocks_while_writing_stands_still(job: Job, expected: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Of an extraction whose writes wait: how many shards are in memory then, and how many there were at the end."""
     made: list[ShardBlock] = []
     go_on = threading.Event()
     new_block, write_files = SegmentWriter.new_block, SegmentWriter.write_files
@@ -183,11 +182,19 @@ def test_shards_in_memory_are_bounded(speech: Path, tmp_path: Path, monkeypatch:
     thread = threading.Thread(target=job.extract)
     thread.start()
     deadline = time.monotonic() + 60
-    while len(made) < 3 and time.monotonic() < deadline:
+    while len(made) < expected and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
-    # Two are being written, the third is full.
     there = len(made)
     go_on.set()
-    thread.join()
-    assert there == 3 and len(made) == job.plan.shards > 4
+    thread.join(60)
+    assert not thread.is_alive()
+    return there, len(made)
+
+
+def test_shards_in_memory_are_bounded(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = begun(speech, tmp_path)("c")
+    hire(monkeypatch, Crew(readers=2, encoders=2, finishers=2, begun=3))
+    there, made = blocks_while_writing_stands_still(job, 3, monkeypatch)
+    # Two are being written, the third is full.
+    assert there == 3 and made == job.plan.shards > 4

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from featcache import cluster_job, manifest
 from featcache import plan as planning
-from featcache.block import ShardBlock
 from featcache.cluster_job import ClusterJob
 from featcache.crew import BESIDE_A_CPU, Crew
 from featcache.errors import JobError
@@ -33,7 +32,7 @@ from featcache.repair import repair
 from featcache.storage import LocalStorage
 from featcache.upstreams import Upstream
 from featcache.writer import SegmentWriter
-from tests.featcache.test_extract_threads import MANY, begun, hire
+from tests.featcache.test_extract_threads import MANY, begun, blocks_while_writing_stands_still, hire
 from tests.helpers import contents, make_speech
 
 ROOT = Path(__file__).parents[2]
@@ -247,30 +246,8 @@ def test_a_group_and_one_a_finisher_are_in_memory(
 ) -> None:
     job = make("c")
     hire(monkeypatch, Crew(readers=2, encoders=2, finishers=2, begun=3))
-    made: list[ShardBlock] = []
-    go_on = threading.Event()
-    new_block, write_files = SegmentWriter.new_block, SegmentWriter.write_files
-
-    def counted(self: SegmentWriter) -> ShardBlock:
-        made.append(new_block(self))
-        return made[-1]
-
-    def slow(self: SegmentWriter, files: dict[str, bytes]) -> Any:
-        go_on.wait(60)
-        return write_files(self, files)
-
-    monkeypatch.setattr(SegmentWriter, "new_block", counted)
-    monkeypatch.setattr(SegmentWriter, "write_files", slow)
-    thread = threading.Thread(target=job.extract)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while len(made) < TOGETHER + 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    there = len(made)
-    go_on.set()
-    thread.join(60)
-    assert there == TOGETHER + 2 and len(made) == job.plan.shards
+    there, made = blocks_while_writing_stands_still(job, TOGETHER + 2, monkeypatch)
+    assert there == TOGETHER + 2 and made == job.plan.shards
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 
 
