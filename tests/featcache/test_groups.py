@@ -230,14 +230,18 @@ def test_shards_of_another_process_are_waited_for_with_nothing_begun(
     thread = threading.Thread(target=job.extract)
     thread.start()
     others = set(range(job.plan.shards)) - left
+
+    def held() -> set[str]:
+        return set(storage.list_keys(f"{SEGMENT}/leases")) - {lease}
+
     deadline = time.monotonic() + 60
-    while not recorded(tmp_path / "c") >= others and time.monotonic() < deadline:
+    # A shard's lease goes after its record is there.
+    while (not recorded(tmp_path / "c") >= others or held()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    held = [key for key in storage.list_keys(f"{SEGMENT}/leases") if key != lease]
-    done, alive = recorded(tmp_path / "c"), thread.is_alive()
+    done, still, alive = recorded(tmp_path / "c"), held(), thread.is_alive()
     storage.delete(lease)
     thread.join(60)
-    assert done == others and alive and not held and not thread.is_alive()
+    assert done == others and alive and not still and not thread.is_alive()
     assert contents(tmp_path / "c") == contents(tmp_path / "whole")
 
 
