@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from featcache.codec import gpu, packing
+from featcache.codec import gpu, packing, trial
 from featcache.codec.arithmetic import UNIT_BITS
 from featcache.codec.neighbours import Neighbours
 from featcache.codec.scan import scan
@@ -28,7 +28,21 @@ class Decoder(Neighbours):
         self.place = self.put(np.argsort(calibration["order"]).astype(np.int64))
         self.radix = radix
         self.table = self.put(packing.table(radix))
-        self._kernels = gpu.Decoding(self, calibration["order"], radix) if gpu.usable(device) else None
+        self._kernels: gpu.Decoding | None = None
+        if gpu.usable(device):
+            kernels = gpu.Decoding(self, calibration["order"], radix)
+            if trial.agrees("decoding", lambda: self._agree(kernels, calibration["order"])):
+                self._kernels = kernels
+
+    def _agree(self, kernels: gpu.Decoding, order: np.ndarray) -> bool:
+        """Whether kernels give the floats that torch alone gives."""
+        stored = trial.blocks(order, self.taps, self.radix)
+        block = self.put(stored.reshape(len(stored), -1).view(np.uint8))
+        taps = range(self.taps)
+        out = torch.empty((len(block), self.taps, self.channels), device=self.device)
+        with torch.cuda.device_of(block):
+            kernels(block, self.taps, taps, list(out.split(trial.LENGTHS)))
+        return torch.equal(out, self._by_torch(block, self.taps, taps))
 
     def decode_into(self, block: torch.Tensor, depth: int, taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
         """Decode whole rows laid end to end.
@@ -45,10 +59,14 @@ class Decoder(Neighbours):
             with torch.cuda.device_of(block):
                 self._kernels(block, depth, taps, out)
             return
-        first = (block[:, 0] & packing.FIRST) != 0
-        rec = self.reconstruct(self.codes(block)[:, :depth], first)
-        for row, part in zip(out, self.smooth(rec, first, taps).split([len(row) for row in out]), strict=True):
+        found = self._by_torch(block, depth, taps)
+        for row, part in zip(out, found.split([len(row) for row in out]), strict=True):
             row.copy_(part)
+
+    def _by_torch(self, block: torch.Tensor, depth: int, taps: Sequence[int]) -> torch.Tensor:
+        """float32 `(frames, len(taps), channels)`."""
+        first = (block[:, 0] & packing.FIRST) != 0
+        return self.smooth(self.reconstruct(self.codes(block)[:, :depth], first), first, taps)
 
     def codes(self, block: torch.Tensor) -> torch.Tensor:
         """int32 `(frames, taps, channels)` from `(frames, bytes)`."""

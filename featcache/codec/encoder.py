@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from featcache.codec import gpu, packing
+from featcache.codec import gpu, packing, trial
 from featcache.codec.arithmetic import RANGE
 from featcache.codec.gpu import Bounds, Found
 from featcache.codec.host import begin_copy, to_device
@@ -92,8 +92,29 @@ class Encoder(Neighbours):
         self.rules = Rules(self.near[:, 0], rounding, self.centroid)
         self.kernels: gpu.Encoding | None = None
         if gpu.usable(device):
-            self.kernels = gpu.Encoding(self, self.bounds, calibration["order"], limits.radix, limits.tail)
+            kernels = gpu.Encoding(self, self.bounds, calibration["order"], limits.radix, limits.tail)
+            if trial.agrees("encoding", lambda: self._agree(kernels, calibration["order"])):
+                self.kernels = kernels
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def _agree(self, kernels: gpu.Encoding, order: np.ndarray) -> bool:
+        """Whether kernels give what torch alone gives, and the bytes that the CPU packs."""
+        rows = trial.rows(self.mean, self.bounds.deviation)
+        squares = self.limits.nmse is not None
+        with torch.cuda.device_of(self.mean):
+            found, expected = kernels(rows, squares), _ByTorch(self, rows).encode(squares)
+        radix, tail = self.limits.radix, self.limits.tail
+        fits = (expected.frames[:, 0] <= packing.budget_of(tail)).cpu().numpy()
+        codes = np.ascontiguousarray(expected.codes.cpu().numpy()[fits].swapaxes(0, 1))
+        packed = packing.assemble(codes, packing.padded_order(order, radix), radix, tail)
+        return (
+            _close(found.squares, expected.squares)
+            and torch.equal(found.codes, expected.codes)
+            and torch.equal(found.missed, expected.missed)
+            and torch.equal(found.frames, expected.frames)
+            and found.packed is not None
+            and packing.as_words(found.packed.cpu().numpy())[fits].tobytes() == packed.tobytes()
+        )
 
     def begin(self, rows: Sequence[torch.Tensor]) -> Callable[[], list[Coded | np.ndarray]]:
         """Begin to encode rows, float32 `(frames, taps, channels)` each, after what the current stream is at.
@@ -158,6 +179,12 @@ class _Batch:
             return True
         total = squares.sum(axis=0) * (1 + ROUNDING)
         return bool((total <= self._encoder.limits.nmse * len(squares)).all())
+
+
+def _close(found: torch.Tensor | None, expected: torch.Tensor | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return torch.allclose(found, expected, rtol=ROUNDING, atol=0)
 
 
 def _nothing() -> None:

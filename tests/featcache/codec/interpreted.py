@@ -5,6 +5,7 @@ TRITON_INTERPRET=1 python -m tests.featcache.codec.interpreted
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,8 +69,25 @@ def check_packing(radix: int, taps: int = 2, channels: int = 70, frames: int = 3
     assert found.tobytes() == packing.assemble(by_tap, packed_order, radix, tail).tobytes(), radix
 
 
+def check_trial() -> None:
+    """Kernels that give other bytes are not used, and that is said."""
+    real = gpu.Encoding._pack
+    gpu.Encoding._pack = lambda self, codes: real(self, codes) ^ 1  # type: ignore[method-assign]
+    codec, row = build({"step": 0.5}, [speech_like(200, 0, 1, 3)]), speech_like(5, 1, 1, 3)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        [made] = codec.begin_encoding([torch.from_numpy(row)])()
+    gpu.Encoding._pack = real  # type: ignore[method-assign]
+    assert made.rest().planes["codes"].tobytes() == codec.encode(row).planes["codes"].tobytes()
+    [warning] = said
+    assert "kernels for encoding" in str(warning.message) and "is not right" in str(warning.message)
+
+
 if __name__ == "__main__":
     gpu.usable = lambda device: True
+    check_trial()
+    # From here on they have to pass their trials.
+    warnings.simplefilter("error", RuntimeWarning)
     for number in packing.DIGITS:
         check_packing(number)
     for case in CASES:

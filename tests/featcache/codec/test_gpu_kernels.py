@@ -8,6 +8,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
+
+from featcache.codec import gpu
+from featcache.codec.device import Decoder
+from tests.featcache.codec.examples import build, speech_like
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -67,6 +72,24 @@ def test_a_kernel_compiles_without_fused_arithmetic(name: str) -> None:
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=gpu_kernels.OPTIONS)
     assert f".entry {name}" in made.asm["ptx"] and "fma.rn.f32" not in made.asm["ptx"]
+
+
+@needs_triton
+def test_where_triton_cannot_run_torch_does_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it has no GPU; elsewhere it may have no C compiler."""
+    monkeypatch.setattr(gpu, "usable", lambda device: True)
+    codec, row = build({"step": 0.5}), speech_like(30, 1)
+    with pytest.warns(RuntimeWarning, match=r"kernels for encoding on a GPU cannot be used here \(.*\): torch does it"):
+        [made] = codec.begin_encoding([torch.from_numpy(row)])()
+    encoded = made.rest()
+    assert encoded.planes["codes"].tobytes() == codec.encode(row).planes["codes"].tobytes()
+    with pytest.warns(RuntimeWarning, match="kernels for decoding"):
+        decoder = Decoder(codec.calibration, codec._scale, codec.radix, torch.device("cpu"))
+    out = torch.empty(row.shape)
+    block = torch.from_numpy(encoded.planes["codes"])
+    decoder.decode_into(block, codec.taps, range(codec.taps), [out])
+    planes = {"codes": block, "exact": torch.zeros(0, *row.shape[1:])}
+    assert torch.equal(out, codec.decode(planes, [len(row)], range(codec.taps)))
 
 
 @needs_triton
