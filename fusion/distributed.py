@@ -91,7 +91,10 @@ def world(device: str = "auto") -> Iterator[World]:
 def cores() -> int:
     """Cores that the arithmetic may use: as many as OMP_NUM_THREADS says, or all that this process may run on."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(told) if told.isdecimal() and int(told) else len(os.sched_getaffinity(0))
+    if told.isdecimal() and int(told):
+        return int(told)
+    # Not every system has it.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(threads: int, device: torch.device) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from featcache.crew import usable_cores
+
 
 def stamp() -> dict[str, str]:
     """`machine` (processor, cores, memory, GPU where there is one) and `commit`, for a benchmark's JSON."""
@@ -16,9 +18,8 @@ def stamp() -> dict[str, str]:
 
 
 def machine() -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    parts = [_processor(), f"{cores} cores", f"{memory:.0f} GB"]
+    parts = [_processor(), f"{usable_cores()} cores", f"{memory:.0f} GB"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join(parts)

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from featcache import upstreams
+from featcache.crew import usable_cores
 from featcache.errors import FeatcacheError, UsageError
 from fusion import checkpoint, head, modules, optimiser
 from fusion.data import Batch, moments
@@ -168,7 +169,7 @@ class LiveLearner(MeasuredLearner):
         super().__init__(recipe, Speech(cache, manifest), files, here, console, known, baseline=baseline)
         if here.device.type == "cpu" and not recipe.train.threads and "OMP_NUM_THREADS" not in os.environ:
             # the model wants all cores: readers of recordings need next to nothing
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(usable_cores())
         network = self.head.network
         self._count(upstream_parameters=self._upstream_parameters, encoder_parameters=modules.count_parameters(network))
 
