@@ -24,10 +24,11 @@ from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
-from featcache.plan import Part, Plan, make_plan, predicted_bytes
+from featcache.plan import Part, Plan, make_plan
 from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.segment import Segment
+from featcache.sizes import predicted_bytes
 from featcache.spans import tracing
 from featcache.spec import CacheSpec, Layout
 from featcache.storage import Address, Storage, open_storage

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.manifest import Row
-from featcache.plan import ProfileSize, make_plan, predicted_bytes, profile_sizes
+from featcache.plan import make_plan
 from featcache.reading import row_samples
+from featcache.sizes import ProfileSize, predicted_bytes, profile_sizes
 from featcache.spec import CacheSpec
 from featcache.views import VIEW
 

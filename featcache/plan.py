@@ -19,7 +19,8 @@ from featcache.batches import LAUNCHED_PRICES, PRICES, batch_ends
 from featcache.digest import canonical_json, digest, digest_arrays
 from featcache.errors import UsageError
 from featcache.geometry import SAMPLE_RATE, Geometry
-from featcache.spec import ROWS_BATCHED, WINDOW_RULE, CacheSpec
+from featcache.spec import ROWS_BATCHED, CacheSpec
+from featcache.windows import windows
 
 # Ids that are digested at a time.
 _BLOCK = 1 << 16
@@ -27,78 +28,6 @@ _BLOCK = 1 << 16
 _GROUP_BATCHES = 8
 # All shards of a group are in memory at once. Of their largest plane there is no more than this, in bytes.
 _GROUP_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class Window:
-    """A piece of an utterance that goes through the model in one forward pass.
-
-    Samples `start .. stop` of the utterance go in; of the frames that come out, `frames` are kept from
-    frame `keep` on.
-    """
-
-    start: int
-    stop: int
-    keep: int
-    frames: int
-
-
-def windows(samples: int, geometry: Geometry) -> list[Window]:
-    """Cut an utterance to the model's window.
-
-    Up to `geometry.window_samples` it is one window. Beyond, windows of that length start every
-    `window - overlap` samples (overlap: 2 s) and each keeps its frames but for one second at an inner
-    edge; the kept frames abut, so that the utterance has exactly `geometry.frames(samples)` of them.
-    """
-    size = geometry.window_samples
-    cut = []
-    start = 0
-    while size is not None and start + size < samples:
-        cut.append(_inner(start, size, geometry))
-        start += _stride(size, geometry)
-    return [*cut, _last(start, samples, geometry)]
-
-
-def stream_windows(blocks: Iterable[np.ndarray], geometry: Geometry) -> Iterator[tuple[Window, np.ndarray]]:
-    """The windows of `windows` with their samples, of an utterance that comes in blocks (samples,).
-
-    No more than one window and one block are held.
-    """
-    size = geometry.window_samples
-    held: list[np.ndarray] = []
-    start = there = 0
-    for block in blocks:
-        held.append(block)
-        there += len(block)
-        while size is not None and start + size < there:
-            samples = np.concatenate(held)
-            yield _inner(start, size, geometry), samples[:size]
-            start += _stride(size, geometry)
-            held = [samples[_stride(size, geometry) :].copy()]
-    samples = np.concatenate(held) if held else np.zeros(0, np.float32)
-    yield _last(start, there, geometry), samples
-
-
-def _margin(geometry: Geometry) -> int:
-    """Frames at an inner edge that a window does not keep."""
-    return -(-int(WINDOW_RULE["overlap_seconds"] * SAMPLE_RATE) // (2 * geometry.hop))
-
-
-def _stride(size: int, geometry: Geometry) -> int:
-    return size - 2 * _margin(geometry) * geometry.hop
-
-
-def _inner(start: int, size: int, geometry: Geometry) -> Window:
-    """A window behind which the utterance goes on."""
-    margin = _margin(geometry)
-    keep = margin if start else 0
-    end = (start + _stride(size, geometry)) // geometry.hop + margin
-    return Window(start, start + size, keep, end - start // geometry.hop - keep)
-
-
-def _last(start: int, samples: int, geometry: Geometry) -> Window:
-    keep = _margin(geometry) if start else 0
-    return Window(start, samples, keep, geometry.frames(samples) - start // geometry.hop - keep)
 
 
 @dataclass(frozen=True)
@@ -345,40 +274,3 @@ def _pack(frames: np.ndarray, shard_frames: int) -> tuple[np.ndarray, np.ndarray
         position[first:end] = end_of[first:end] - frames[first:end] + (current * shard_frames - before)
         current, first = current + 1, end
     return shard, position
-
-
-# Bytes of index, labels and ledger for one utterance, measured on the demo's cache.
-OVERHEAD_PER_UTTERANCE = 150
-
-
-def predicted_bytes(frames: int, utterances: int, spec: CacheSpec, bits_per_value: float) -> int:
-    """Size of a segment of so many frames and utterances, from the calibration's bits per value."""
-    values = frames * len(spec.taps) * spec.channels
-    return int(values * bits_per_value / 8) + OVERHEAD_PER_UTTERANCE * utterances
-
-
-@dataclass(frozen=True)
-class ProfileSize:
-    """What a manifest takes in one profile; `nmse` is the worst tap's, None where it was not measured."""
-
-    profile: str
-    bits_per_value: float
-    bytes: int
-    nmse: float | None
-
-
-def profile_sizes(samples: Sequence[int], spec: CacheSpec) -> list[ProfileSize]:
-    """A whole manifest in every profile that the calibration has tried; the cache's own comes first.
-
-    Args:
-        samples: length of each utterance at 16 kHz.
-    """
-    frames = int(spec.geometry.frames_of(np.asarray(samples, np.int64)).sum())
-    own = spec.forecasts.get(spec.profile_text)
-    tried = {spec.profile_text: (spec.bits_per_value, own.nmse if own else None)}
-    for text, found in spec.forecasts.items():
-        tried.setdefault(text, (found.bits_per_value, found.nmse))
-    return [
-        ProfileSize(text, bits, predicted_bytes(frames, len(samples), spec, bits), nmse)
-        for text, (bits, nmse) in tried.items()
-    ]

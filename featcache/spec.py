@@ -12,7 +12,7 @@ from featcache.digest import digest, digest_arrays
 from featcache.geometry import Geometry
 
 FORMAT = 1
-# How utterances longer than the upstream's window are cut; see `featcache.plan.windows`.
+# How utterances longer than the upstream's window are cut; see `featcache.windows`.
 WINDOW_RULE: dict[str, Any] = {"version": 1, "overlap_seconds": 2.0}
 # What an identity says of `rows` where those of a batch run as one; on a CPU each runs alone.
 ROWS_BATCHED = "batched"

@@ -1,7 +1,7 @@
 """Raw audio to text: the frozen upstream, then a trained head, with no cache between them.
 
 A recording streams through: samples go through the upstream in overlapping windows, cut by the same rule as in a
-cache (`featcache.plan.windows`), so that the head reads here what it would read there. The head in its turn reads
+cache (`featcache.windows`), so that the head reads here what it would read there. The head in its turn reads
 windows of features, each giving its logits but for two seconds at an inner edge. Their text is read off in
 stretches that end in a pause. So memory does not grow with the length of the recording.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 from featcache import audio, upstreams
 from featcache.errors import MismatchError, UsageError
 from featcache.geometry import SAMPLE_RATE
-from featcache.plan import stream_windows
 from featcache.spec import values_id
+from featcache.windows import stream_windows
 from fusion import checkpoint, decode
 from fusion.align import Word, align_tokens, words_of
 from fusion.run import Run

@@ -15,7 +15,7 @@ from featcache.errors import CacheError, UsageError
 from featcache.geometry import SAMPLE_RATE
 from featcache.job import measured_rates
 from featcache.lease import TTL_SECONDS
-from featcache.plan import profile_sizes
+from featcache.sizes import profile_sizes
 from featcache.spec import CacheSpec
 from featcache.store import Cache
 from featcache.transfer import PART_MIB

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from featcache.errors import JobError
-from featcache.plan import windows
 from featcache.upstreams import Upstream
+from featcache.windows import windows
 from fusion.head import Head
 from pipelines.reproduce.speech import split_waves
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from featcache import codec as codecs
 from featcache.forecast import PROFILES, bits_per_value, forecast
-from featcache.plan import make_plan, predicted_bytes, profile_sizes
+from featcache.plan import make_plan
+from featcache.sizes import predicted_bytes, profile_sizes
 from featcache.spec import Forecast, Layout
 from tests.featcache.codec.examples import speech_like
 from tests.helpers import make_spec

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from featcache import codec as codecs
 from featcache.geometry import Geometry
-from featcache.plan import make_plan, shards_together, windows
+from featcache.plan import make_plan, shards_together
 from featcache.spec import ROWS_BATCHED, CacheSpec, Layout
 from featcache.upstreams import UpstreamConfig, load
+from featcache.windows import windows
 from tests.helpers import make_spec
 
 WAV2VEC2 = Geometry.conv(((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)), window_samples=20 * 16_000)

@@ -12,7 +12,7 @@ import soxr
 from featcache import _sndfile, audio
 from featcache.errors import AudioError
 from featcache.geometry import Geometry
-from featcache.plan import stream_windows, windows
+from featcache.windows import stream_windows, windows
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
