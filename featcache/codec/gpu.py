@@ -1,4 +1,4 @@
-"""Profile `residual` on CUDA: what `featcache.codec.gpu_kernels` needs around its kernels.
+"""Profile `residual` on CUDA: what `featcache.codec.gpu_kernels` and `gpu_kernels_pack` need around their kernels.
 
 A tap takes a product for its summary, and for encoding a product and a recursion for each of its groups; decoding has
 the codes of all groups, and takes one of both. Nothing here waits for the device.
@@ -33,6 +33,13 @@ def kernels() -> Any:
     except ImportError:
         return None
     return gpu_kernels
+
+
+def packers() -> Any:
+    """The kernels that pack and unpack; only where the others are there."""
+    from featcache.codec import gpu_kernels_pack
+
+    return gpu_kernels_pack
 
 
 def usable(device: torch.device) -> bool:
@@ -169,7 +176,7 @@ class Encoding:
         out = codes.new_zeros((frames, before + self._tail), dtype=torch.uint8)
         fields = codes.new_zeros((frames, words), dtype=torch.int32)
         if frames:
-            kernels().pack[frames,](
+            packers().pack[frames,](
                 codes, self._order, out, fields, values, out.shape[1], body, words, packing.limit_of(self._radix),
                 RADIX=self._radix, DIGITS=packing.DIGITS[self._radix], BYTES=_power_of_two(body),
                 HEADER=packing.HEADER, num_warps=4,
@@ -215,7 +222,7 @@ class Decoding:
         inputs = empty((depth, frames, rank + channels), torch.int8)
         rec = empty((depth, frames, channels), torch.int16)
         narrow = empty((frames, 2 * channels), torch.int8)
-        k.unpack[frames,](
+        packers().unpack[frames,](
             block, self._table, self._counts, self._order, self._code_shift, codes, inputs, width, body, frames,
             depth, channels, rank, packing.limit_of(self._radix), DIGITS=digits, BYTES=_power_of_two(body),
             HEADER=packing.HEADER, num_warps=4,

@@ -59,14 +59,14 @@ def test_a_kernel_compiles_without_fused_arithmetic(name: str) -> None:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from featcache.codec import gpu_kernels
+    from featcache.codec import gpu_kernels, gpu_kernels_pack
 
     arguments, constants = KERNELS[name]
     types = {}
     for part in arguments.split(", "):
         names, kind = part.split(": ")
         types |= dict.fromkeys(names.split(), kind)
-    kernel = getattr(gpu_kernels, name)
+    kernel = getattr(gpu_kernels_pack if name in ("pack", "unpack") else gpu_kernels, name)
     signature = types | dict.fromkeys(constants, "constexpr")
     assert kernel.arg_names == list(signature)
     source = triton.compiler.ASTSource(kernel, signature, constants)
