@@ -295,10 +295,16 @@ def _rivals(rows: Sequence[Row], upstream: Upstream, folder: Path) -> list[dict[
 
 
 def _transformers_loop(rows: Sequence[Row], upstream: Upstream, place: Path) -> None:
-    """The documented use of a Whisper encoder: features of 30 s, every hidden state, one file an utterance."""
+    """The documented use of a Whisper encoder: features of 30 s, every hidden state, one file an utterance.
+
+    Raises:
+        AttributeError: it is another model.
+    """
     from transformers import WhisperFeatureExtractor
 
-    encoder: Any = upstream.encoder  # type: ignore[attr-defined]
+    encoder: Any = getattr(upstream, "encoder", None)
+    if encoder is None:
+        raise AttributeError(f"this loop is for Whisper, and {upstream.config.id} is not one")
     extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
     for number, row in enumerate(rows):
         samples = load_audio(resolve(row, place), offset=row.offset, duration=row.duration)
