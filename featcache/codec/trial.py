@@ -15,8 +15,9 @@ import torch
 from featcache.codec import packing
 from featcache.memory import ran_out
 
-# More than what the kernels read ahead, and not a multiple of it; and a row of one frame.
-LENGTHS = (11, 1)
+# More than what the kernels read ahead, and not a multiple of it; together more than the 16 frames below which products
+# do not go to tensor cores.
+LENGTHS = (15, 2)
 # Values in deviations that are no row's usual ones: kept exactly, in the tail of a frame, or as a large code.
 STRAYS = (1e6, -40.0, 12.0, -3.0)
 
