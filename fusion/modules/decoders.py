@@ -104,7 +104,8 @@ class BLSTM(Decoder):
         self._finish(2 * hidden)
 
     def body(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        # Autocast runs cuDNN's LSTM in float16, also where it is to be bfloat16: small gradients are zero there.
+        # Autocast runs cuDNN's LSTM in float16, also where it is to be bfloat16: small gradients are zero there. On a
+        # CPU oneDNN's is slower in bfloat16 than in float32.
         with torch.autocast(x.device.type, enabled=False):
             return self._both_ways(x.float(), lengths)
 

@@ -285,7 +285,7 @@ def _rivals(rows: Sequence[Row], upstream: Upstream, folder: Path) -> list[dict[
         place.mkdir()
         try:
             spent = _spent(lambda loop=loop, place=place: loop(part, upstream, place), total)  # type: ignore[misc]
-        except (ImportError, AttributeError) as error:
+        except (ImportError, UsageError) as error:
             found.append({"name": name, "absent": str(error)})
             continue
         size = sum(file.stat().st_size for file in place.iterdir())
@@ -298,13 +298,13 @@ def _transformers_loop(rows: Sequence[Row], upstream: Upstream, place: Path) -> 
     """The documented use of a Whisper encoder: features of 30 s, every hidden state, one file an utterance.
 
     Raises:
-        AttributeError: it is another model.
+        UsageError: it is another model.
     """
     from transformers import WhisperFeatureExtractor
 
     encoder: Any = getattr(upstream, "encoder", None)
     if encoder is None:
-        raise AttributeError(f"this loop is for Whisper, and {upstream.config.id} is not one")
+        raise UsageError(f"this loop is for Whisper, and {upstream.config.id} is not one")
     extractor = WhisperFeatureExtractor(feature_size=encoder.config.num_mel_bins)
     for number, row in enumerate(rows):
         samples = load_audio(resolve(row, place), offset=row.offset, duration=row.duration)
