@@ -108,7 +108,8 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
     infinite samples, or truncated, that is, less there in the slice than the header promises. (Ogg
     promises nothing: a cut Ogg file is only shorter than its manifest says.) JobError as `probe`.
     """
-    return np.concatenate(list(stream(path, offset=offset, duration=duration)))
+    blocks = list(stream(path, offset=offset, duration=duration))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def stream(path: str | Path, *, offset: float = 0.0, duration: float | None = None) -> Iterator[Pcm]:
@@ -185,7 +186,7 @@ def resample(pcm: Pcm, rate: int) -> Pcm:
 
 def _downmix(block: Pcm) -> Pcm:
     if block.shape[1] == 1:
-        return block[:, 0].copy()
+        return np.ascontiguousarray(block[:, 0])
     with np.errstate(over="ignore", invalid="ignore"):  # non-finite samples are refused by name later
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 

@@ -1,11 +1,17 @@
-"""How many threads work beside the one that runs the model."""
+"""The thread that runs the model, and how many work beside it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+
+# How long a thread may keep the interpreter's lock while another wants it, beside a device.
+SWITCH_SECONDS = 0.0002
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,7 @@ class Crew:
 
     Attributes:
         readers: threads that read audio.
+        batches: those that are read and made the model's input at a time.
         encoders: threads that encode rows; 0 where the writing thread does.
         finishers: threads that write full shards, and so shards beside the one that is filled; 0 where the writing
             thread does.
@@ -25,6 +32,7 @@ class Crew:
     encoders: int
     finishers: int
     begun: int
+    batches: int = 1
     compressors: int = 0
 
 
@@ -45,7 +53,27 @@ def crew_for(device: torch.device, cores: int) -> Crew:
     if device.type == "cpu":
         return BESIDE_A_CPU
     half = max(2, cores // 2)
-    return Crew(readers=min(8, half), encoders=half, finishers=min(6, half), begun=3, compressors=half)
+    return Crew(readers=min(8, half), encoders=half, finishers=min(6, half), begun=3, batches=2, compressors=half)
+
+
+@contextlib.contextmanager
+def launching(device: torch.device) -> Iterator[None]:
+    """This thread launches what a device does, beside threads that use the cores.
+
+    To share out its small copies would wait, in each of them, for cores that the others have, and torch's own threads
+    spin meanwhile. And it is not to wait 5 ms for the interpreter's lock whenever a library call gave it away.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    threads, interval = torch.get_num_threads(), sys.getswitchinterval()
+    torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        torch.set_num_threads(threads)
 
 
 def usable_cores() -> int:

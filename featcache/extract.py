@@ -1,9 +1,9 @@
 """Run a plan: read -> forward -> encode -> write shard -> ledger record, all at the same time.
 
-Three stages joined by bounded queues: a thread reads audio and takes the shards' leases, this thread runs
-the model, a thread puts encoded rows into shards. Data goes forward only; a failure in any stage stops all of
-them. On a CPU the writing thread also encodes rows and finishes shards, as the forward has the cores; beside
-another device both have threads of their own.
+Three stages joined by bounded queues: a thread reads audio, makes the model's input of it and takes the shards'
+leases; this thread runs the model; a thread puts encoded rows into shards. Data goes forward only; a failure in any
+stage stops all of them. On a CPU the writing thread also encodes rows and finishes shards, as the forward has the
+cores; beside another device both have threads of their own.
 
 Where batches are cut over a group of shards, all of its shards are filled at a time. A batch runs whole even where
 some of its rows are of shards that are not ours to write: what it gives for those is thrown away.
@@ -16,7 +16,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,9 +24,11 @@ from pathlib import Path
 import torch
 
 from featcache.activations import Activations, begin_rows
+from featcache.block import ShardBlock
 from featcache.codec import EncodedRow
-from featcache.crew import Crew, crew_for, usable_cores
+from featcache.crew import Crew, crew_for, launching, usable_cores
 from featcache.errors import JobError
+from featcache.filling import ShardState
 from featcache.geometry import SAMPLE_RATE
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated
@@ -38,7 +40,7 @@ from featcache.reading import Pcm, load_window
 from featcache.shards import finish, leased_groups
 from featcache.spans import Spans
 from featcache.upstreams import Upstream
-from featcache.upstreams.base import Begin
+from featcache.upstreams.base import Begin, Prepared
 from featcache.writer import SegmentWriter
 
 QUEUED_BATCHES = 2
@@ -71,12 +73,13 @@ class Done:
 class _Read:
     """A batch with its samples, and the shards that are ours to write of those it has rows of.
 
-    Without rows: shards that have none to compute.
+    Without rows: shards that have none to compute. `prepared`: for the model, where there are samples.
     """
 
     shards: list[int]
     rows: list[int]
     audio: list[Pcm]
+    prepared: Prepared
 
 
 # A row as it is stored, or the reason against it; the call waits for that.
@@ -147,8 +150,10 @@ class _Run:
         self.finishers = Pool(self.pipe, crew.finishers, "finish")
         self.compressors = ThreadPoolExecutor(crew.compressors, "compress") if crew.compressors else None
         # Of the thread that writes: shards that are being filled, and the ends of those that are full.
-        self.filling: dict[int, _ShardState] = {}
+        self.filling: dict[int, ShardState] = {}
         self.finishing: deque[Callable[[], None]] = deque()
+        # Blocks of shards that are finished, for the next ones.
+        self.blocks: list[ShardBlock] = []
 
     def run(self, shards: Sequence[int]) -> Done:
         def read() -> None:
@@ -183,22 +188,28 @@ class _Run:
     # The stages
 
     def read(self, shards: Sequence[int]) -> None:
-        with ThreadPoolExecutor(self.crew.readers, "read") as pool:
+        with (
+            ThreadPoolExecutor(self.crew.readers, "read") as rows,
+            ThreadPoolExecutor(self.crew.batches, "prepare") as batches,
+        ):
             groups = self.plan.grouped(shards)
             for ours in leased_groups(self.writer, self.leases, groups, self.pipe.stop.is_set):
                 bare = [shard for shard in ours if not self.plan.rows_with_frames(shard)]
                 if bare:
-                    self.pipe.put(self.loaded, _Read(bare, [], []))
+                    self.pipe.put(self.loaded, _Read(bare, [], [], self.upstream.prepare([])))
+                begun: deque[Future[_Read]] = deque()
                 for batch, among in self.plan.batches_of(ours):
                     if self.pipe.stop.is_set():
                         return
-                    with self.spans.span("read"):
-                        audio = list(pool.map(self._load, batch))
-                    self.pipe.put(self.loaded, _Read(among, batch, audio))
+                    begun.append(batches.submit(self._prepared, rows, batch, among))
+                    if len(begun) == self.crew.batches:
+                        self.pipe.put(self.loaded, begun.popleft().result())
+                for left in begun:
+                    self.pipe.put(self.loaded, left.result())
         self.pipe.put(self.loaded, None)
 
     def compute(self) -> None:
-        with self.upstream.overlapping() as begin:
+        with launching(self.upstream.device), self.upstream.overlapping() as begin:
             begun: deque[tuple[_Read, Callable[[], list[Activations]]]] = deque()
             for item in self.spans.each("wait for audio", self.pipe.poll(self.loaded, PATIENCE_SECONDS)):
                 if item is not None:
@@ -230,15 +241,21 @@ class _Run:
 
     # Their parts
 
+    def _prepared(self, threads: ThreadPoolExecutor, batch: list[int], among: list[int]) -> _Read:
+        with self.spans.span("read"):
+            audio = list(threads.map(self._load, batch))
+            samples = [pcm.samples for pcm in audio if pcm.samples is not None]
+            return _Read(among, batch, audio, self.upstream.prepare(samples, threads.map))
+
     def _load(self, row: int) -> Pcm:
         return load_window(self.rows[int(self.plan.utterance[row])], self.manifest, self.plan, row)
 
     def _begun(self, item: _Read, begin: Begin) -> Callable[[], list[Activations]]:
         """Begin the forward pass of a batch, and what its device does for the encoding."""
         plan, codec = self.plan, self.writer.codec
-        usable = [(row, pcm.samples) for row, pcm in zip(item.rows, item.audio, strict=True) if pcm.samples is not None]
-        kept = [slice(int(plan.keep[row]), int(plan.keep[row] + plan.frames[row])) for row, _ in usable]
-        return begin_rows(codec, self.upstream.device, begin([samples for _, samples in usable]), kept, self.spans)
+        usable = [row for row, pcm in zip(item.rows, item.audio, strict=True) if pcm.samples is not None]
+        kept = [slice(int(plan.keep[row]), int(plan.keep[row] + plan.frames[row])) for row in usable]
+        return begin_rows(codec, self.upstream.device, begin(item.prepared), kept, self.spans)
 
     def _ended(self, item: _Read, end: Callable[[], list[Activations]]) -> _Computed:
         with _memory_explained(self.plan):
@@ -289,8 +306,8 @@ class _Run:
         else:
             finish_it()
 
-    def _new_state(self, shard: int) -> _ShardState:
-        state = _ShardState(shard, self.writer)
+    def _new_state(self, shard: int) -> ShardState:
+        state = ShardState(shard, self.plan, self.blocks.pop() if self.blocks else self.writer.new_block())
         for row in state.span:
             if self.plan.frames[row] <= 0:
                 state.leave_out(self.plan, row, self._why_no_frames(row))
@@ -313,13 +330,13 @@ class _Run:
                     raise JobError(f"{plan.ids[plan.utterance[row]]!r} cannot be used: {found} (--strict)")
                 continue
             at = int(plan.position[row]) - state.shard * plan.shard_frames
-            state.block.put(found.planes, at)
+            state.block.put(found.planes, at, found.held)
             state.audio[row] = pcm.digest
             if found.saturated:
                 state.saturated.append(Saturated(row=row, values=found.saturated))
             state.seconds += len(pcm.samples) / SAMPLE_RATE if pcm.samples is not None else 0.0
 
-    def _finish(self, state: _ShardState) -> None:
+    def _finish(self, state: ShardState) -> None:
         """Write a full shard, then its record."""
         if self.strict and state.quarantined:
             first = state.quarantined[0]
@@ -330,6 +347,8 @@ class _Run:
                 sorted(state.quarantined, key=lambda q: q.row), sorted(state.saturated, key=lambda s: s.row),
                 map if self.compressors is None else self.compressors.map,
             )  # fmt: skip
+            state.block.clear()
+            self.blocks.append(state.block)
         with self.counting:
             self.on_progress(0.0, written)
             self.done.shards += 1
@@ -351,20 +370,3 @@ def _memory_explained(plan: Plan) -> Iterator[None]:
             "cache's plan and are never cut silently; finished shards are safe: go on with the same command on a "
             "larger machine, or make the cache anew with a smaller --batch-seconds"
         ) from error
-
-
-class _ShardState:
-    """A shard that is being filled, and what is known of it so far; `missing`: rows that are still to be computed."""
-
-    def __init__(self, shard: int, writer: SegmentWriter) -> None:
-        self.shard = shard
-        self.span = writer.plan.shard_rows(shard)
-        self.missing = writer.plan.rows_with_frames(shard)
-        self.block = writer.new_block()
-        self.audio = dict.fromkeys(self.span, "")
-        self.quarantined: list[Quarantined] = []
-        self.saturated: list[Saturated] = []
-        self.seconds = 0.0
-
-    def leave_out(self, plan: Plan, row: int, reason: str) -> None:
-        self.quarantined.append(Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=reason))

@@ -45,6 +45,8 @@ SPEC_ATTRIBUTE = "featcache"
 INDEX_CHUNK = 1 << 20
 
 Files = dict[str, bytes]
+# Of shards.
+LargeFiles = dict[str, bytes | memoryview]
 
 
 def segment_name(number: int) -> str:
@@ -88,14 +90,16 @@ def render_segment(segment: str, codec: Codec, layout: Layout, shards: int, shar
 
 
 # As `map`, in whose place the `map` of a pool of threads may stand.
-Each = Callable[[Callable[[int], bytes], Iterable[int]], Iterable[bytes]]
+Each = Callable[[Callable[[int], shardfile.Packed], Iterable[int]], Iterable[shardfile.Packed]]
+# Chunks of a shard that a thread compresses in one go: a sixtieth of a shard of the default size.
+CHUNKS_TOGETHER = 16
 
 
-def render_shard(plane: Plane, layout: Layout, block: np.ndarray, each: Each = map) -> bytes:
+def render_shard(plane: Plane, layout: Layout, block: np.ndarray, each: Each = map) -> bytes | memoryview:
     """The bytes of one shard, from its frames `(shard_frames, *frame_shape)`.
 
     Args:
-        each: compresses chunks where we do that ourselves.
+        each: compresses some chunks at a time, where we do that ourselves.
     """
     return _render_literal(plane, layout, block, each) if plane.coder == "literal" else _render(plane, layout, block)
 
@@ -111,18 +115,20 @@ def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray]
     some = np.concatenate([zeros, *filled.values()])
     zero, *others = shardfile.split(_render(plane, layout, some), 1 + len(filled))
     rendered = dict(zip(filled, others, strict=True))
-    return shardfile.join([rendered.get(number, zero) for number in range(chunks)])
+    return shardfile.join_bytes([rendered.get(number, zero) for number in range(chunks)])
 
 
-def _render_literal(plane: Plane, layout: Layout, block: np.ndarray, each: Each) -> bytes:
+def _render_literal(plane: Plane, layout: Layout, block: np.ndarray, each: Each) -> memoryview:
     """The chunks as zarr would write them, with a zstd of our own setting that any other reads."""
     from featcache.codec import literal
 
-    def rendered(at: int) -> bytes:
-        chunk = np.ascontiguousarray(block[at : at + layout.chunk_frames].transpose(plane.order))
-        return shardfile.checked(literal.compress(chunk))
+    axes = (0, *(1 + axis for axis in plane.order))
+    chunks = block.reshape(-1, layout.chunk_frames, *plane.frame_shape).transpose(axes)
 
-    return shardfile.join(list(each(rendered, range(0, len(block), layout.chunk_frames))))
+    def rendered(at: int) -> shardfile.Packed:
+        return shardfile.pack(literal.compress_each(np.ascontiguousarray(chunks[at : at + CHUNKS_TOGETHER])))
+
+    return shardfile.join(list(each(rendered, range(0, len(chunks), CHUNKS_TOGETHER))))
 
 
 def _render(plane: Plane, layout: Layout, block: np.ndarray) -> bytes:
@@ -222,6 +228,7 @@ __all__ = [
     "SPEC_ATTRIBUTE",
     "Each",
     "Files",
+    "LargeFiles",
     "is_shard",
     "next_segment",
     "read_attributes",

@@ -123,7 +123,7 @@ def from_bytes(kind: type[Proven], data: bytes, name: str, remedy: str) -> Prove
     return record
 
 
-def proof(data: bytes) -> FileProof:
+def proof(data: bytes | memoryview) -> FileProof:
     """Size and digest of a file's bytes."""
     return FileProof(bytes=len(data), sha256=sha256(data))
 

@@ -109,7 +109,7 @@ class SegmentWriter:
         """For the frames of one shard."""
         return ShardBlock(self.codec.planes, self.spec.layout, self.plan.shard_frames)
 
-    def render(self, block: ShardBlock, shard: int, each: layout.Each = map) -> dict[str, bytes]:
+    def render(self, block: ShardBlock, shard: int, each: layout.Each = map) -> layout.LargeFiles:
         """The bytes of a shard's files, by key relative to the segment; `each` as for `layout.render_shard`."""
         files = block.render(each)
         return {
@@ -117,7 +117,7 @@ class SegmentWriter:
             for plane in self.codec.planes
         }
 
-    def write_files(self, files: Mapping[str, bytes]) -> dict[str, FileProof]:
+    def write_files(self, files: Mapping[str, bytes | memoryview]) -> dict[str, FileProof]:
         """Make a shard's files durable. The shard counts only once `record` has been called."""
         for key in sorted(files):
             self.storage.write(f"{self.name}/{key}", files[key])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
@@ -44,11 +44,13 @@ class Plane:
 class EncodedRow:
     """One row as it is stored: an array `(frames, *frame_shape)` per plane, but for sparse ones that are all zeros.
 
-    `saturated` counts the values that lay beyond what the profile can hold and were set to its limit.
+    `saturated` counts the values that lay beyond what the profile can hold and were set to its limit. `held` has, for
+    sparse planes of which that is known, the frames that are not all zeros.
     """
 
     planes: Arrays
     saturated: int
+    held: Arrays = field(default_factory=dict)
 
 
 # The rest of a row's encoding.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Encoder(Neighbours):
     its codes alone, nor one of which so much is kept exactly that it is no larger as it is. They are the CPU's.
 
     On CUDA the work has a stream of its own, so that the next forward pass does not wait for the recursion over
-    frames, which leaves most of a device idle.
+    frames, which leaves most of a device idle; and what is fetched once a batch's figures are known has another.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Encoder(Neighbours):
             kernels = gpu.Encoding(self, self.bounds, calibration["order"], limits.radix, limits.tail)
             if trial.agrees("encoding", lambda: self._agree(kernels, calibration["order"])):
                 self.kernels = kernels
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream, self.fetching = (torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2))
 
     def _agree(self, kernels: gpu.Encoding, order: np.ndarray) -> bool:
         """Whether kernels give what torch alone gives, and the bytes that the CPU packs."""
@@ -134,45 +135,95 @@ class _Batch:
 
     def __init__(self, encoder: Encoder, rows: Sequence[torch.Tensor]) -> None:
         self._encoder, self._rows = encoder, rows
-        self._ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
+        ends = np.cumsum([len(row) for row in rows], dtype=np.int64).tolist()
+        self._spans = [slice(end - len(row), end) for row, end in zip(rows, ends, strict=True)]
         squares = encoder.limits.nmse is not None
         found = _ByTorch(encoder, rows).encode(squares) if encoder.kernels is None else encoder.kernels(rows, squares)
-        self._codes, self._packed, self._missed = found.codes, found.packed, found.missed
-        # Most rows have codes of this kind alone: one launch for all of them.
+        self._codes, self._missed = found.codes, found.missed
+        # Nearly all rows are stored as they are here: one launch for all of them.
+        self._packed = None if found.packed is None else begin_copy(found.packed)
         self._small = found.codes.to(torch.int8) if found.packed is None else None
-        self._frames = begin_copy(found.frames)
         self._squares = None if found.squares is None else begin_copy(found.squares)
+        self._frames = begin_copy(found.frames)
 
     def end(self) -> list[Coded | np.ndarray]:
         frames = self._frames()
+        packed = None if self._packed is None else self._packed()
         squares = None if self._squares is None else self._squares()
-        with torch.cuda.stream(self._encoder.stream):
-            begun = []
-            for row, end in zip(self._rows, self._ends, strict=True):
-                span = slice(int(end) - len(row), int(end))
-                begun.append(self._begin_row(row, span, frames[span], None if squares is None else squares[span]))
+        # What is left does not stand behind the batches that were begun since.
+        with torch.cuda.stream(self._encoder.fetching):
+            left = [self._is_left(frames[span], None if squares is None else squares[span]) for span in self._spans]
+            kept = frames[:, 2].copy()
+            for span, is_left in zip(self._spans, left, strict=True):
+                kept[span] *= not is_left
+            exact = self._begin_exact(kept)
+            begun = [
+                begin_copy(row) if is_left else self._begin_codes(span, packed, frames[span], exact)
+                for row, span, is_left in zip(self._rows, self._spans, left, strict=True)
+            ]
             return [end() for end in begun]
 
-    def _begin_row(
-        self, row: torch.Tensor, span: slice, frames: np.ndarray, squares: np.ndarray | None
+    def _begin_codes(
+        self,
+        span: slice,
+        packed: np.ndarray | None,
+        frames: np.ndarray,
+        exact: Callable[[], tuple[np.ndarray, np.ndarray]],
     ) -> Callable[[], Coded | np.ndarray]:
-        limits = self._encoder.limits
-        needed, largest = frames[:, :2].max(axis=0, initial=0)
-        kept = int(frames[:, 2].sum())
-        # An exact value costs the bytes of seven of the row's with its place.
-        if needed > packing.budget_of(limits.tail) or 7 * kept > row.numel() or not self._keeps_nmse(squares):
-            return begin_copy(row)
-        block: Callable[[], np.ndarray | None] = _nothing
-        codes: Callable[[], np.ndarray | None] = _nothing
-        if self._packed is not None:
-            block = begin_copy(self._packed[span])
+        """Begin to fetch a row that is coded here, but for the values that `exact` gives, of all rows."""
+        block, codes = None, None
+        if packed is not None:
+            block = packed[span]
+        elif self._small is not None and frames[:, 1].max(initial=0) <= 127:
+            codes = begin_copy(self._small[span])
         else:
-            codes = begin_copy((self._small if self._small is not None and largest <= 127 else self._codes)[span])
-        missed = self._missed[span]
-        # To look for values that are not there would wait for the device.
-        at = begin_copy(missed.nonzero()) if kept else lambda: np.zeros((0, 3), np.int64)
-        exact = begin_copy(row[missed]) if kept else lambda: np.zeros(0, np.float32)
-        return lambda: Coded(block(), codes(), at(), exact())
+            codes = begin_copy(self._codes[span])
+
+        def end() -> Coded:
+            at, values = exact()
+            low, high = np.searchsorted(at[:, 0], [span.start, span.stop])
+            return Coded(block, codes and codes(), at[low:high] - [span.start, 0, 0], values[low:high])
+
+        return end
+
+    def _is_left(self, frames: np.ndarray, squares: np.ndarray | None) -> bool:
+        """Whether a row is the CPU's."""
+        limits = self._encoder.limits
+        values = len(frames) * self._encoder.taps * self._encoder.channels
+        # An exact value costs the bytes of seven of the row's with its place.
+        return bool(
+            frames[:, 0].max(initial=0) > packing.budget_of(limits.tail)
+            or 7 * frames[:, 2].sum() > values
+            or not self._keeps_nmse(squares)
+        )
+
+    def _begin_exact(self, kept: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Where values are kept exactly, int64 `(values, 3)` with frames of the batch, and float32 `(values,)`, those.
+
+        Args:
+            kept: int64 `(frames,)`, how many of each. So nothing has to wait for their number.
+        """
+        frames = np.flatnonzero(kept)
+        if not len(frames):
+            return lambda: (np.zeros((0, 3), np.int64), np.zeros(0, np.float32))
+        device = self._encoder.device
+        rows = []
+        for row, span in zip(self._rows, self._spans, strict=True):
+            low, high = np.searchsorted(frames, [span.start, span.stop])
+            if low < high:
+                rows.append(row.index_select(0, to_device((frames[low:high] - span.start).tolist(), device)))
+        missed = self._missed.index_select(0, to_device(frames.tolist(), device))
+        at = torch.nonzero_static(missed, size=int(kept.sum()))
+        values = begin_copy(torch.cat(rows)[at.unbind(1)])
+        places = begin_copy(at)
+
+        @cache
+        def end() -> tuple[np.ndarray, np.ndarray]:
+            found = places().copy()
+            found[:, 0] = frames[found[:, 0]]
+            return found, values()
+
+        return end
 
     def _keeps_nmse(self, squares: np.ndarray | None) -> bool:
         if squares is None or self._encoder.limits.nmse is None:
@@ -185,10 +236,6 @@ def _close(found: torch.Tensor | None, expected: torch.Tensor | None) -> bool:
     if found is None or expected is None:
         return found is expected
     return torch.allclose(found, expected, rtol=ROUNDING, atol=0)
-
-
-def _nothing() -> None:
-    return None
 
 
 class _ByTorch:

@@ -258,8 +258,7 @@ def _size_zstd(frames: np.ndarray) -> float:
     """Bytes a frame `(frames, piece, word)` as zstd leaves them, chunk by chunk."""
     chunks = range(0, max(len(frames) // CHUNK_FRAMES, 1) * CHUNK_FRAMES, CHUNK_FRAMES)
     stored = [np.ascontiguousarray(frames[at : at + CHUNK_FRAMES].transpose(literal.ORDER)) for at in chunks]
-    sizes = [len(literal.compress(chunk)) for chunk in stored]
-    return sum(sizes) / min(len(frames), len(chunks) * CHUNK_FRAMES)
+    return sum(map(len, literal.compress_each(stored))) / min(len(frames), len(chunks) * CHUNK_FRAMES)
 
 
 def _chunk_overhead(values: int) -> int:

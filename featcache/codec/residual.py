@@ -145,7 +145,9 @@ class Residual(Codec):
         alone = np.ascontiguousarray(rec[:, begin : begin + len(features) + 1])
         exact, marked = self._exact(features, fitting.smoothed(alone, arrays))
         block[marked, 0, 0] |= EXACT
-        return EncodedRow({"codes": block, "exact": exact} if marked.any() else {"codes": block}, 0)
+        if not marked.any():
+            return EncodedRow({"codes": block}, 0)
+        return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": np.flatnonzero(marked)})
 
     def _block(self, codes: np.ndarray) -> np.ndarray:
         """The plane `codes` from int8 or int16 `(taps, frames, channels)`, without flags."""
@@ -187,8 +189,9 @@ class Residual(Codec):
         exact = np.zeros((len(block), self.taps, self.channels), np.float32)
         # Zero marks what is not kept, as in `kernels_pack.keep_exact`.
         exact[tuple(coded.at.T)] = np.where(coded.exact == 0, np.float32(-0.0), coded.exact)
-        block[coded.at[:, 0], 0, 0] |= EXACT
-        return EncodedRow({"codes": block, "exact": exact}, 0)
+        held = np.unique(coded.at[:, 0])
+        block[held, 0, 0] |= EXACT
+        return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": held})
 
     def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What is kept as it is: float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where."""

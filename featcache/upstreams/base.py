@@ -24,8 +24,26 @@ from featcache.upstreams import taps as tap_rules
 RULES_VERSION = 1
 
 
-# Begins a forward of waveforms; the call that it returns ends it.
-Begin = Callable[[Sequence[np.ndarray]], Callable[[], list[Tensor]]]
+@dataclass(frozen=True)
+class Prepared:
+    """Waveforms ready for a forward pass.
+
+    Attributes:
+        frames: of each waveform.
+        groups: which of them go through the model together.
+        inputs: of each group; waveforms still, where `rows_alone` and threads do that as well.
+    """
+
+    frames: list[int]
+    groups: list[list[int]]
+    inputs: list[Any]
+    rows_alone: bool
+
+
+# Begins a forward of what was prepared; the call that it returns ends it.
+Begin = Callable[[Prepared], Callable[[], list[Tensor]]]
+# As `map`, in whose place the `map` of a pool of threads may stand.
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 
 class UpstreamConfig(BaseModel):
@@ -127,14 +145,14 @@ class Upstream(ABC):
         Raises `UpstreamError` where a waveform is longer than `window_samples`.
         """
         with self._rows_on_threads():
-            return self._begin(waveforms)()
+            return self._begin(self.prepare(waveforms))()
 
     @contextmanager
     def overlapping(self) -> Iterator[Begin]:
         """A way to begin a forward before the one before has ended; values and order are those of `forward_tensors`.
 
             with upstream.overlapping() as begin:
-                first, second = begin(one_batch), begin(another)
+                first, second = begin(upstream.prepare(one_batch)), begin(upstream.prepare(another))
                 features = first()
 
         On a CPU no thread then stands still while others are at the last rows of a batch.
@@ -142,7 +160,14 @@ class Upstream(ABC):
         with self._rows_on_threads():
             yield self._begin
 
-    def _begin(self, waveforms: Sequence[np.ndarray]) -> Callable[[], list[Tensor]]:
+    def prepare(self, waveforms: Sequence[np.ndarray], each: Each = map) -> Prepared:
+        """All of a forward pass that needs no device: any thread may do it ahead of the one that runs the model.
+
+        Args:
+            each: does something for each of the waveforms.
+
+        Raises `UpstreamError` where a waveform is longer than `window_samples`.
+        """
         frames = [self.frames(len(waveform)) for waveform in waveforms]
         window = self.window_samples
         for waveform in waveforms:
@@ -153,16 +178,22 @@ class Upstream(ABC):
         samples = [len(waveform) for waveform in waveforms]
         alone = [[i] for i in range(len(frames)) if frames[i]]
         groups = alone if self.rows_alone else self._groups(samples, frames)
+        waves = [[_tensor(waveforms[i]) for i in group] for group in groups]
+        inputs = waves if self.rows_alone else [self._inputs(group, each) for group in waves]
+        return Prepared(frames, groups, inputs, self.rows_alone)
 
-        def run(group: list[int]) -> Tensor:
-            waves = [_tensor(waveforms[i]) for i in group]
+    def _begin(self, prepared: Prepared) -> Callable[[], list[Tensor]]:
+        def run(inputs: Any) -> Tensor:
             with torch.inference_mode(), _steady(self.device):
-                return self._features(waves)
+                return self._features(self._inputs(inputs) if prepared.rows_alone else inputs)
 
         # In turn, or on the pool's threads where rows run alone.
-        results = self._pool.map(run, groups) if self.rows_alone else iter([run(group) for group in groups])
-
-        return lambda: self._rows(groups, results, frames)
+        results: Iterable[Tensor] = (
+            self._pool.map(run, prepared.inputs)
+            if prepared.rows_alone
+            else iter([run(inputs) for inputs in prepared.inputs])
+        )
+        return lambda: self._rows(prepared.groups, results, prepared.frames)
 
     def forward_live(self, waves: Sequence[Tensor]) -> list[Tensor]:
         """As `forward_tensors`, of CPU waveforms `(samples,)`, but open to gradients and on all threads.
@@ -173,7 +204,8 @@ class Upstream(ABC):
         samples = [len(wave) for wave in waves]
         frames = [self.frames(count) for count in samples]
         groups = self._groups(samples, frames)
-        return self._rows(groups, [self._features([waves[i] for i in group]) for group in groups], frames)
+        inputs = [self._inputs([waves[i] for i in group]) for group in groups]
+        return self._rows(groups, [self._features(part) for part in inputs], frames)
 
     def network(self) -> Network:
         """The model's own modules. What is added to or changed in them shows in `forward_live`.
@@ -204,12 +236,17 @@ class Upstream(ABC):
             if self.rows_alone:
                 torch.set_num_threads(threads)
 
-    @abstractmethod
-    def _features(self, waves: list[Tensor]) -> Tensor:
-        """Float32 `(batch, frames, taps, channels)` of CPU waveforms that all have at least one frame.
+    def _inputs(self, waves: list[Tensor], each: Each = map) -> Padded:
+        """What `_features` takes, of waveforms that all have at least one frame; lengths differ only where `can_pad`.
 
-        Frames beyond a row's own count are cut by the caller. Lengths differ only where `can_pad`.
+        Args:
+            each: does what there is to do for each of them.
         """
+        return pad(waves, self.device)
+
+    @abstractmethod
+    def _features(self, inputs: Padded) -> Tensor:
+        """Float32 `(batch, frames, taps, channels)`; frames beyond a row's own count are cut by the caller."""
 
     def _groups(self, samples: list[int], frames: list[int]) -> list[list[int]]:
         """The rows of each run of the model: all at once, or by equal length; rows without a frame in none."""
@@ -247,22 +284,44 @@ def refuse_options(config: UpstreamConfig, *names: str) -> None:
             raise UpstreamError(f"{config.id}: the option {name} has no meaning for this upstream; leave it out")
 
 
-def pad(waves: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Waveforms `(samples,)` as one float32 `(batch, longest)` on `device`, zeros after each.
+@dataclass(frozen=True)
+class Padded:
+    """Rows in one tensor on the host, zeros after each.
 
-    Also of rows `(frames, bins)`. CUDA is not waited for.
+    Attributes:
+        rows: float32 `(batch, longest, ...)`, in pinned memory for CUDA.
+        lengths: of each row.
     """
+
+    rows: Tensor
+    lengths: list[int]
+
+    def to(self, device: torch.device) -> Tensor:
+        """The rows on a device; CUDA is not waited for."""
+        return self.rows.to(device, non_blocking=True)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def equal(self) -> bool:
+        """Whether there is nothing to mask."""
+        return len(set(self.lengths)) == 1
+
+
+def pad(rows: Sequence[Tensor], device: torch.device) -> Padded:
+    """Rows `(samples,)` or `(frames, bins)`, float32, as they go to a device."""
+    lengths = [len(row) for row in rows]
     if device.type != "cuda":
-        if len(waves) == 1:
-            return waves[0].unsqueeze(0).to(device)
-        return torch.nn.utils.rnn.pad_sequence(list(waves), batch_first=True).to(device)
+        one = rows[0].unsqueeze(0) if len(rows) == 1 else torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        return Padded(one, lengths)
     # Padded in pinned memory itself: one copy less. Torch's allocator keeps it until the device has read it.
-    longest = max(len(wave) for wave in waves)
-    batch = torch.empty((len(waves), longest, *waves[0].shape[1:]), pin_memory=True)
-    for row, wave in zip(batch, waves, strict=True):
-        row[: len(wave)] = wave
-        row[len(wave) :] = 0
-    return batch.to(device, non_blocking=True)
+    batch = torch.empty((len(rows), max(lengths), *rows[0].shape[1:]), pin_memory=True)
+    for place, row in zip(batch, rows, strict=True):
+        place[: len(row)] = row
+        place[len(row) :] = 0
+    return Padded(batch, lengths)
 
 
 def standardise(wave: Tensor, epsilon: float) -> Tensor:

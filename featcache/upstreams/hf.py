@@ -17,7 +17,16 @@ from torch import Tensor
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import convolutions, masks, norms
-from featcache.upstreams.base import Network, Upstream, UpstreamConfig, frame_mask, pad, refuse_options, standardise
+from featcache.upstreams.base import (
+    Each,
+    Network,
+    Padded,
+    Upstream,
+    UpstreamConfig,
+    frame_mask,
+    refuse_options,
+    standardise,
+)
 from featcache.upstreams.hub import Checkpoint, find
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -80,16 +89,16 @@ class TransformersUpstream(Upstream):
     def network(self) -> Network:
         return self._network
 
-    def _features(self, waves: list[Tensor]) -> Tensor:
-        rows = [self.frontend(wave) for wave in waves]
-        lengths = [len(row) for row in rows]
-        mask = None
-        if len(set(lengths)) > 1:
-            mask = frame_mask(lengths, max(lengths), self.device).long()
-        inputs = pad(rows, self.device)
+    def _inputs(self, waves: list[Tensor], each: Each = map) -> Padded:
+        return super()._inputs(list(each(self.frontend, waves)), each)
+
+    def _features(self, inputs: Padded) -> Tensor:
+        lengths, mask = inputs.lengths, None
+        if not inputs.equal:
+            mask = frame_mask(lengths, inputs.longest, self.device).long()
         self.recorder.start()
         with self._autocast(), norms.own_lengths(lengths):
-            self.model(inputs, attention_mask=mask)
+            self.model(inputs.to(self.device), attention_mask=mask)
         return self.recorder.take()
 
 

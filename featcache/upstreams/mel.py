@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featcache.errors import UpstreamError
 from featcache.geometry import SAMPLE_RATE, Geometry
-from featcache.upstreams.base import Upstream, UpstreamConfig, pad, refuse_options
+from featcache.upstreams.base import Padded, Upstream, UpstreamConfig, refuse_options
 from featcache.upstreams.taps import choose
 
 N_FFT = 512
@@ -62,8 +62,8 @@ class MelUpstream(Upstream):
             },
         )
 
-    def _features(self, waves: list[Tensor]) -> Tensor:
-        mel_bft: Tensor = self.mel(pad(waves, self.device))
+    def _features(self, inputs: Padded) -> Tensor:
+        mel_bft: Tensor = self.mel(inputs.to(self.device))
         return mel_bft[..., :-1].clamp(min=FLOOR).log().transpose(1, 2).unsqueeze(2).contiguous()
 
 

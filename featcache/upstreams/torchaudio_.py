@@ -23,7 +23,7 @@ from featcache.codec.host import to_device
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import norms
-from featcache.upstreams.base import Network, Upstream, UpstreamConfig, pad, refuse_options, standardise
+from featcache.upstreams.base import Each, Network, Padded, Upstream, UpstreamConfig, refuse_options, standardise
 from featcache.upstreams.hashing import sha256_of_state
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -68,18 +68,22 @@ class TorchaudioUpstream(Upstream):
     def network(self) -> Network:
         return self._network
 
-    def _features(self, waves: list[Tensor]) -> Tensor:
-        samples = [len(wave) for wave in waves]
+    def _inputs(self, waves: list[Tensor], each: Each = map) -> Padded:
+        return super()._inputs(list(each(_standardised, waves)) if self.normalise else waves, each)
+
+    def _features(self, inputs: Padded) -> Tensor:
+        samples, waves_bs = inputs.lengths, inputs.to(self.device)
         frames = [self.frames(count) for count in samples]
-        if self.normalise:
-            waves = [standardise(wave, EPSILON) for wave in waves]
-        waves_bs = pad(waves, self.device)
         lengths = None if len(set(frames)) == 1 else to_device(frames, self.device)
         self.recorder.start()
         with self._autocast(), norms.own_lengths(samples):
             x, _ = self.model.feature_extractor(waves_bs, None)
             self.model.encoder(x, lengths)
         return self.recorder.take()
+
+
+def _standardised(wave: Tensor) -> Tensor:
+    return standardise(wave, EPSILON)
 
 
 def bundles() -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.nn.functional import pad as pad_last
 from transformers.audio_utils import mel_filter_bank
 
 from featcache.geometry import SAMPLE_RATE, WHISPER_MEL_HOP, Geometry
-from featcache.upstreams.base import Network, Upstream, UpstreamConfig, frame_mask, pad
+from featcache.upstreams.base import Network, Padded, Upstream, UpstreamConfig, frame_mask
 from featcache.upstreams.taps import FINAL, TapRecorder, all_taps, blocks_needed, choose
 
 N_FFT = 400  # samples: 25 ms
@@ -99,9 +99,8 @@ class WhisperUpstream(Upstream):
     def network(self) -> Network:
         return Network(self.encoder, self.encoder.layers, self.encoder.layer_norm)
 
-    def _features(self, waves: list[Tensor]) -> Tensor:
-        samples = [len(wave) for wave in waves]
-        waves_bs = pad(waves, self.device)
+    def _features(self, inputs: Padded) -> Tensor:
+        samples, waves_bs = inputs.lengths, inputs.to(self.device)
         if self.window_policy == "pad":
             window = self.log_mel.window_samples
             waves_bs = pad_last(waves_bs, (0, window - waves_bs.shape[1]))

@@ -202,7 +202,7 @@ def _reading(profiles: Sequence[Profile], rows: Rows) -> list[dict[str, Any]]:
 def _write(profile: Profile, folder: Path, frames: int) -> _Stored:
     """The planes of a profile as a segment on disk, of one shard."""
     padded = frames + -frames % Layout().chunk_frames
-    files = layout.render_segment("s", profile.codec, Layout(), 1, padded)
+    files: layout.LargeFiles = {**layout.render_segment("s", profile.codec, Layout(), 1, padded)}
     for plane in profile.codec.planes:
         files[layout.shard_key("s", plane, 0)] = profile.shards[plane.name]
     for key, data in files.items():

@@ -82,7 +82,7 @@ def measure(
         kept = [slice(0, None)] * len(batch)
         with model.overlapping() as begin:
             for _ in range(BATCHES):
-                begun.append(begin_rows(codec, model.device, begin(batch), kept, Spans(enabled=False)))
+                begun.append(begin_rows(codec, model.device, begin(model.prepare(batch)), kept, Spans(enabled=False)))
                 while len(begun) >= BEGUN:
                     begun.popleft()()
         for end in begun:
@@ -90,7 +90,7 @@ def measure(
 
     def alone() -> None:
         with model.overlapping() as begin:
-            for end in [begin(batch) for _ in range(BATCHES)]:
+            for end in [begin(model.prepare(batch)) for _ in range(BATCHES)]:
                 end()
 
     forward, encode = fastest(lambda: model.forward_tensors(batch)), fastest(lambda: codec.begin_encoding(features)())

@@ -125,7 +125,7 @@ class CountedStorage(Storage):
 class _Writer(SegmentWriter):
     """Writes a byte where the codes of a shard would be."""
 
-    def render(self, block: ShardBlock, shard: int, each: layout.Each = map) -> dict[str, bytes]:
+    def render(self, block: ShardBlock, shard: int, each: layout.Each = map) -> layout.LargeFiles:
         keys = (layout.shard_key(self.name, plane, shard) for plane in self.codec.planes)
         return {key.removeprefix(f"{self.name}/"): b"\0" for key in keys}
 

@@ -19,6 +19,7 @@ from featcache.job import Job, Request
 from featcache.spans import Spans
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig, load
+from featcache.upstreams.base import Padded
 from tests.featcache.codec.examples import build, speech_like
 from tests.helpers import contents, make_speech
 from tests.real import SMALL, TINY
@@ -102,10 +103,10 @@ def extract_both_ways(
     upstream = load(request.upstream, device)
     real = upstream._features
 
-    def features(waves: list[torch.Tensor]) -> torch.Tensor:
-        output = real(waves)
-        for row, wave in enumerate(waves):
-            if len(wave) == spoil:
+    def features(inputs: Padded) -> torch.Tensor:
+        output = real(inputs)
+        for row, samples in enumerate(inputs.lengths):
+            if samples == spoil:
                 output[row, 0, 0, 5] = torch.nan
         return output
 

@@ -28,6 +28,7 @@ from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig
+from featcache.upstreams.base import Padded
 from featcache.verify import verify
 from tests.helpers import contents
 from tests.real import TINY, request
@@ -226,10 +227,10 @@ def test_a_bad_recording_is_left_out_and_the_rest_goes_on(speech: Path, tmp_path
         real = job.upstream._features
         length = audio.samples_of(rows[2].duration)
 
-        def features(waves: list[torch.Tensor]) -> torch.Tensor:
-            output = real(waves)
-            for row, wave in enumerate(waves):
-                if len(wave) == length:
+        def features(inputs: Padded) -> torch.Tensor:
+            output = real(inputs)
+            for row, samples in enumerate(inputs.lengths):
+                if samples == length:
                     output[row, 0, 2, 5] = torch.nan
             return output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from featcache import activations, extract
 from featcache.block import ShardBlock
 from featcache.codec.direct import Int8
-from featcache.crew import BESIDE_A_CPU, Crew, crew_for
+from featcache.crew import BESIDE_A_CPU, SWITCH_SECONDS, Crew, crew_for, launching
 from featcache.errors import JobError
 from featcache.job import Job, Request
 from featcache.lease import Lease
@@ -26,7 +27,7 @@ from featcache.upstreams import UpstreamConfig
 from featcache.writer import SegmentWriter
 from tests.helpers import contents, make_speech
 
-MANY = Crew(readers=3, encoders=4, finishers=3, begun=3, compressors=2)
+MANY = Crew(readers=3, encoders=4, finishers=3, begun=3, batches=2, compressors=2)
 CREWS = [BESIDE_A_CPU, Crew(readers=1, encoders=0, finishers=0, begun=1), Crew(2, 2, 1, 2), MANY]
 # Shards of a few batches each, and batches of several rows.
 LAYOUT = Layout(chunk_frames=16, shard_frames=128, batch_seconds=1.4)
@@ -58,8 +59,12 @@ def hire(monkeypatch: pytest.MonkeyPatch, crew: Crew) -> None:
 def test_a_cpu_keeps_its_cores_and_a_device_gets_help() -> None:
     assert crew_for(torch.device("cpu"), 64) == BESIDE_A_CPU
     assert (BESIDE_A_CPU.encoders, BESIDE_A_CPU.finishers) == (0, 0)
-    assert crew_for(torch.device("cuda", 1), 16) == Crew(readers=8, encoders=8, finishers=6, begun=3, compressors=8)
-    assert crew_for(torch.device("mps"), 1) == Crew(readers=2, encoders=2, finishers=2, begun=3, compressors=2)
+    assert crew_for(torch.device("cuda", 1), 16) == Crew(
+        readers=8, encoders=8, finishers=6, begun=3, batches=2, compressors=8
+    )
+    assert crew_for(torch.device("mps"), 1) == Crew(
+        readers=2, encoders=2, finishers=2, begun=3, batches=2, compressors=2
+    )
 
 
 @pytest.mark.parametrize("encodes", [False, True])
@@ -164,7 +169,7 @@ def test_a_shard_does_not_wait_for_one_of_another_process(
 
 
 def blocks_while_writing_stands_still(job: Job, expected: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """Of an extraction whose writes wait: how many shards are in memory then, and how many there were at the end."""
+    """Of an extraction whose writes wait: how many blocks of shards there are then, and at the end."""
     made: list[ShardBlock] = []
     go_on = threading.Event()
     new_block, write_files = SegmentWriter.new_block, SegmentWriter.write_files
@@ -196,5 +201,15 @@ def test_shards_in_memory_are_bounded(speech: Path, tmp_path: Path, monkeypatch:
     job = begun(speech, tmp_path)("c")
     hire(monkeypatch, Crew(readers=2, encoders=2, finishers=2, begun=3))
     there, made = blocks_while_writing_stands_still(job, 3, monkeypatch)
-    # Two are being written, the third is full.
-    assert there == 3 and made == job.plan.shards > 4
+    # Two are being written, the third is full; those after them take their memory.
+    assert there == made == 3 and job.plan.shards > 4
+
+
+def test_the_thread_that_launches_has_a_thread_of_torch_and_the_lock_soon() -> None:
+    before = torch.get_num_threads(), sys.getswitchinterval()
+    with launching(torch.device("cpu")):
+        assert (torch.get_num_threads(), sys.getswitchinterval()) == before
+    with pytest.raises(KeyError), launching(torch.device("cuda")):
+        assert (torch.get_num_threads(), round(sys.getswitchinterval(), 6)) == (1, SWITCH_SECONDS)
+        raise KeyError
+    assert (torch.get_num_threads(), sys.getswitchinterval()) == before

@@ -25,6 +25,7 @@ from featcache.job import Job, Request
 from featcache.memory import ran_out
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig
+from featcache.upstreams.base import Padded
 from tests.helpers import contents, make_speech
 from tests.real import request
 
@@ -85,8 +86,8 @@ def test_a_batch_beyond_memory_is_never_cut(tmp_path: Path) -> None:
     job.init()
     seen: list[float] = []
 
-    def features(waves: list[torch.Tensor]) -> torch.Tensor:
-        seen.extend(float(wave.abs().sum()) for wave in waves)
+    def features(inputs: Padded) -> torch.Tensor:
+        seen.extend(float(wave.abs().sum()) for wave in inputs.rows)
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
 
     job.upstream._features = features  # type: ignore[method-assign]

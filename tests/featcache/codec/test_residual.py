@@ -177,7 +177,7 @@ def test_pieces_are_smaller_than_what_any_level_makes_of_frames_and_any_zstd_rea
     codes = np.random.default_rng(0).laplace(0, widths / 4, (fitting.CHUNK_FRAMES, len(widths)))
     frames = np.abs(np.rint(codes)).clip(0, 255).astype(np.uint8).reshape(len(codes), -1, literal.PIECE)
     pieces = np.ascontiguousarray(frames.transpose(literal.ORDER))
-    packed = literal.compress(pieces)
+    [packed] = literal.compress_each([pieces])
     levels = {level: len(Zstd(level=level, checksum=True).encode(frames)) for level in range(1, 20)}
     assert len(packed) < 0.95 * min(levels.values())
     assert Zstd().decode(packed) == pieces.tobytes()

@@ -240,7 +240,7 @@ def test_a_batch_goes_to_the_gpu_without_waiting_for_it() -> None:
     device, rows = torch.device("cuda"), [torch.from_numpy(wave) for wave in waves((5000, 16000, 400))]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        batch, mask = pad(rows, device), frame_mask([5000, 16000, 400], 16000, device)
+        batch, mask = pad(rows, device).to(device), frame_mask([5000, 16000, 400], 16000, device)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     expected = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

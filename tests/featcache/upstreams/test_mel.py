@@ -74,7 +74,7 @@ def test_forwards_may_overlap() -> None:
     expected = [upstream.forward(batch) for batch in batches]
     threads = torch.get_num_threads()
     with upstream.overlapping() as begin:
-        ends = [begin(batch) for batch in batches]
+        ends = [begin(upstream.prepare(batch)) for batch in batches]
         found = {number: ends[number]() for number in (2, 0, 1, 3)}
     assert torch.get_num_threads() == threads
     for number, batch in enumerate(expected):

@@ -164,7 +164,7 @@ def test_floor_of_the_log_mel_is_of_the_utterance_alone() -> None:
     log_mel = LogMel(80, 480_000, torch.device("cpu"))
     quiet, loud = torch.from_numpy(speechlike(8000) * 1e-4), torch.from_numpy(speechlike(9000) * 30)
     quiet[4000:] = 0
-    both = log_mel(pad([quiet, loud], torch.device("cpu")), [50, 56])
+    both = log_mel(pad([quiet, loud], torch.device("cpu")).rows, [50, 56])
     np.testing.assert_allclose(both[0, :, :50], log_mel(quiet[None], [50])[0], atol=1e-6)
     assert (both[0, :, 50:] == 0).all()
     assert both[0, :, :50].min() < both[1].min() - 1
