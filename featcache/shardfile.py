@@ -19,12 +19,13 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numcodecs.zstd import Zstd
+from numcodecs import Blosc, Zstd
 
 # Indexes that are kept: 10 kB each.
 _KEPT = 1024
 _CRC_BYTES = 4
 _ABSENT = 2**64 - 1
+_COMPRESSORS = {"zstd": Zstd, "blosc": Blosc}
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 
@@ -38,8 +39,9 @@ class ShardFiles:
         frame_shape: tuple[int, ...],
         dtype: np.dtype,
         order: tuple[int, ...],
+        compressor: str,
     ) -> None:
-        """`order` is that of a chunk's axes as they are stored."""
+        """`order` is that of a chunk's axes as they are stored, `compressor` one of `_COMPRESSORS`."""
         self.chunk_frames = chunk_frames
         self.shard_frames = shard_frames
         self.frame_shape = frame_shape
@@ -47,7 +49,8 @@ class ShardFiles:
         shape = (chunk_frames, *frame_shape)
         self._stored = tuple(shape[axis] for axis in order)
         self._axes = tuple(np.argsort(order).tolist())
-        self._zstd = Zstd()
+        # They read of what they are given how it was made.
+        self._decode = _COMPRESSORS[compressor]().decode
 
     @classmethod
     def of(cls, metadata: bytes) -> ShardFiles | None:
@@ -65,7 +68,7 @@ class ShardFiles:
             shard_frames, *shard_shape = found["chunk_grid"]["configuration"]["chunk_shape"]
             known = (
                 sharding["name"] == "sharding_indexed"
-                and names == ["bytes", "zstd", "crc32c"]
+                and names in [["bytes", compressor, "crc32c"] for compressor in _COMPRESSORS]
                 and endian == "little"
                 and sorted(moved) == list(axes)
                 and _plain(inner["index_codecs"]) == _INDEX_CODECS
@@ -76,7 +79,7 @@ class ShardFiles:
             dtype = np.dtype(found["data_type"]).newbyteorder("<")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return None
-        return cls(frames, shard_frames, tuple(frame_shape), dtype, tuple(moved)) if known else None
+        return cls(frames, shard_frames, tuple(frame_shape), dtype, tuple(moved), names[1]) if known else None
 
     def read(self, path: Path, first: int, end: int) -> np.ndarray:
         """Frames `first .. end` of a shard, counted from its start: `(end - first, *frame_shape)`.
@@ -111,7 +114,7 @@ class ShardFiles:
     def _unpack(self, data: bytes, chunk: int) -> np.ndarray:
         """A chunk `(chunk_frames, *frame_shape)`."""
         block = np.empty(self._stored, self.dtype)
-        self._zstd.decode(_content(data, f"chunk {chunk}"), out=block.view(np.uint8))
+        self._decode(_content(data, f"chunk {chunk}"), out=block.view(np.uint8))
         return block.transpose(self._axes)
 
 

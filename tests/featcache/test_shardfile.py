@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,15 @@ from featcache.shardfile import ShardFiles
 from featcache.spec import Layout
 from tests.helpers import make_cache
 
-PROFILES = ["fp16", "int8", "residual"]
+PROFILES: dict[str, dict[str, Any]] = {"fp16": {}, "int8": {}, "residual": {}, "blosc": {"step": 0.5}}
 
 
 @pytest.fixture(scope="module", params=PROFILES)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(3)
     features = {f"u{i}": rng.standard_normal((1 + 13 * i, 2, 8)).astype(np.float32) for i in range(14)}
-    return make_cache(tmp_path_factory.mktemp(request.param) / "cache", features, profile=request.param)
+    place = tmp_path_factory.mktemp(request.param) / "cache"
+    return make_cache(place, features, profile=request.param, parameters=PROFILES[request.param])
 
 
 def test_every_range_is_what_zarr_reads(place: Path) -> None:
