@@ -42,6 +42,8 @@ def assert_same(found: codecs.EncodedRow, expected: codecs.EncodedRow) -> None:
         assert found.planes[name].dtype == plane.dtype and found.planes[name].shape == plane.shape
         # Not as numbers: NaN is what it was, and zeros keep their sign.
         assert found.planes[name].tobytes() == plane.tobytes(), name
+    for name, frames in found.held.items():
+        assert frames.tolist() == [n for n, frame in enumerate(found.planes[name]) if any(frame.tobytes())]
 
 
 def coded(codec: Residual, rows: list[np.ndarray]) -> list[Coded | None]:
@@ -86,6 +88,23 @@ def test_views_of_a_padded_batch_are_encoded_as_rows(device: str) -> None:
     views = [batch[row, 2:end] for row, end in enumerate((50, 7, 31))]
     for view, row in zip(views, codec.begin_encoding(views)(), strict=True):
         assert_same(row.rest(), codec.encode(view.cpu().numpy()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_batches_that_were_begun_together_do_not_mix(device: str) -> None:
+    """Of each some rows have strays, one has none, one no frame, and one is the CPU's."""
+    codec = codec_of((3, 20), 1)
+    batches = [[speech_like(n + 7 * batch, n, 3, 20) for n in (30, 12, 0, 25, 9)] for batch in range(3)]
+    for number, rows in enumerate(batches):
+        rows[0][5 + number, 1, number] = rows[0][-1, 2, 19] = rows[3][0, 0, 0] = 1e6 + number
+        rows[4] *= 1e5
+    on_device = [[torch.from_numpy(row).to(device) for row in rows] for rows in batches]
+    ends = [codec.begin_encoding(rows) for rows in on_device]
+    for rows, end in zip(batches, ends, strict=True):
+        found = [row.rest() for row in end()]
+        assert [bool(row.held) for row in found] == [True, False, False, True, True]
+        for row, expected in zip(found, rows, strict=True):
+            assert_same(row, codec.encode(expected))
 
 
 def test_ordinary_rows_cross_as_small_codes_alone() -> None:
