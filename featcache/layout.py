@@ -104,7 +104,7 @@ def render_shard(plane: Plane, layout: Layout, block: np.ndarray, each: Each = m
     return _render_literal(plane, layout, block, each) if plane.coder == "literal" else _render(plane, layout, block)
 
 
-def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray], chunks: int) -> bytes:
+def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray], chunks: int) -> memoryview:
     """The bytes of one shard of so many chunks, of which those that are `filled` are not zeros.
 
     Args:
@@ -115,7 +115,7 @@ def render_sparse(plane: Plane, layout: Layout, filled: Mapping[int, np.ndarray]
     some = np.concatenate([zeros, *filled.values()])
     zero, *others = shardfile.split(_render(plane, layout, some), 1 + len(filled))
     rendered = dict(zip(filled, others, strict=True))
-    return shardfile.join_bytes([rendered.get(number, zero) for number in range(chunks)])
+    return shardfile.join([rendered.get(number, zero) for number in range(chunks)])
 
 
 def _render_literal(plane: Plane, layout: Layout, block: np.ndarray, each: Each) -> memoryview:

@@ -118,22 +118,23 @@ class ShardFiles:
         return block.transpose(self._axes)
 
 
-def split(shard: bytes, chunks: int) -> list[bytes]:
-    """The inner chunks of a shard.
-
-    Raises:
-        ValueError: its index is not as it was written.
-    """
-    index = _parse_index(shard[-_index_bytes(chunks) :], chunks)
-    return [shard[int(offset) : int(offset + size)] for offset, size in index]
-
-
 @dataclass(frozen=True)
 class Packed:
     """Some inner chunks end to end: their bytes, uint8 `(bytes,)`, and how long each is."""
 
     data: np.ndarray
     sizes: list[int]
+
+
+def split(shard: bytes | memoryview, chunks: int) -> list[Packed]:
+    """The inner chunks of a shard, each by itself.
+
+    Raises:
+        ValueError: its index is not as it was written.
+    """
+    data = np.frombuffer(shard, np.uint8)
+    index = _parse_index(data[-_index_bytes(chunks) :].tobytes(), chunks)
+    return [Packed(data[offset : offset + size], [size]) for offset, size in index.tolist()]
 
 
 def pack(contents: Sequence[np.ndarray]) -> Packed:
@@ -161,11 +162,6 @@ def join(parts: Sequence[Packed]) -> memoryview:
         out[at : at + len(data)] = data
         at += len(data)
     return out.data
-
-
-def join_bytes(chunks: Sequence[bytes]) -> bytes:
-    """As `join`, of chunks that have their checksums."""
-    return b"".join([*chunks, _index([len(chunk) for chunk in chunks])])
 
 
 def _index(lengths: Sequence[int]) -> bytes:

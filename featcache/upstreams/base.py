@@ -98,6 +98,8 @@ class Upstream(ABC):
     geometry: Geometry
     can_pad: bool
     identity: dict[str, Any]
+    # A row of the model's input from a waveform, on the host; None where that is the waveform itself.
+    frontend: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, config: UpstreamConfig, device: str | torch.device) -> None:
         self.config = config
@@ -240,9 +242,9 @@ class Upstream(ABC):
         """What `_features` takes, of waveforms that all have at least one frame; lengths differ only where `can_pad`.
 
         Args:
-            each: does what there is to do for each of them.
+            each: makes rows of them, where the model does not take them as they are.
         """
-        return pad(waves, self.device)
+        return pad(waves if self.frontend is None else list(each(self.frontend, waves)), self.device)
 
     @abstractmethod
     def _features(self, inputs: Padded) -> Tensor:
@@ -299,10 +301,6 @@ class Padded:
     def to(self, device: torch.device) -> Tensor:
         """The rows on a device; CUDA is not waited for."""
         return self.rows.to(device, non_blocking=True)
-
-    @property
-    def longest(self) -> int:
-        return max(self.lengths)
 
     @property
     def equal(self) -> bool:

@@ -18,7 +18,6 @@ from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import convolutions, masks, norms
 from featcache.upstreams.base import (
-    Each,
     Network,
     Padded,
     Upstream,
@@ -60,10 +59,9 @@ class TransformersUpstream(Upstream):
         del blocks[blocks_needed(self.taps, len(blocks)) :]
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.channels = settings.hidden_size
-        self.frontend: Waveform | FilterBank = (
-            FilterBank(checkpoint) if kind == "wav2vec2-bert" else Waveform(checkpoint)
-        )
-        self.geometry = self.frontend.geometry(settings)
+        frontend = FilterBank(checkpoint) if kind == "wav2vec2-bert" else Waveform(checkpoint)
+        self.frontend = frontend
+        self.geometry = frontend.geometry(settings)
         alike = kind in ("wav2vec2", "hubert", "wavlm")
         masked = alike and not getattr(settings, "conv_pos_batch_norm", False)
         grouped = masked and norms.over_own_frames(model.feature_extractor.conv_layers[0])
@@ -79,7 +77,7 @@ class TransformersUpstream(Upstream):
             )
         self.identity = self._identify(
             family=f"transformers {kind}",
-            normalisation=self.frontend.rule,
+            normalisation=frontend.rule,
             attention=attention,
             **({"group_norm": norms.RULE} if grouped and self.can_pad else {}),
             **({"convolutions": convolutions.RULE} if products else {}),
@@ -89,13 +87,10 @@ class TransformersUpstream(Upstream):
     def network(self) -> Network:
         return self._network
 
-    def _inputs(self, waves: list[Tensor], each: Each = map) -> Padded:
-        return super()._inputs(list(each(self.frontend, waves)), each)
-
     def _features(self, inputs: Padded) -> Tensor:
         lengths, mask = inputs.lengths, None
         if not inputs.equal:
-            mask = frame_mask(lengths, inputs.longest, self.device).long()
+            mask = frame_mask(lengths, inputs.rows.shape[1], self.device).long()
         self.recorder.start()
         with self._autocast(), norms.own_lengths(lengths):
             self.model(inputs.to(self.device), attention_mask=mask)

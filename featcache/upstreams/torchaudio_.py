@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from featcache.codec.host import to_device
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import norms
-from featcache.upstreams.base import Each, Network, Padded, Upstream, UpstreamConfig, refuse_options, standardise
+from featcache.upstreams.base import Network, Padded, Upstream, UpstreamConfig, refuse_options, standardise
 from featcache.upstreams.hashing import sha256_of_state
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
@@ -53,7 +54,7 @@ class TorchaudioUpstream(Upstream):
         self.channels = transformer.pos_conv_embed.embed_dim
         self.geometry = Geometry.conv(tuple((layer.kernel_size, layer.stride) for layer in convolutions))
         self.can_pad = not wavlm and not (grouped and self.device.type == "cpu")
-        self.normalise = normalise
+        self.frontend = partial(standardise, epsilon=EPSILON) if normalise else None
         self.recorder = TapRecorder(transformer.layers, closing, self.taps)
         self._network = Network(self.model, transformer.layers, closing)
         self.identity = self._identify(
@@ -68,9 +69,6 @@ class TorchaudioUpstream(Upstream):
     def network(self) -> Network:
         return self._network
 
-    def _inputs(self, waves: list[Tensor], each: Each = map) -> Padded:
-        return super()._inputs(list(each(_standardised, waves)) if self.normalise else waves, each)
-
     def _features(self, inputs: Padded) -> Tensor:
         samples, waves_bs = inputs.lengths, inputs.to(self.device)
         frames = [self.frames(count) for count in samples]
@@ -80,10 +78,6 @@ class TorchaudioUpstream(Upstream):
             x, _ = self.model.feature_extractor(waves_bs, None)
             self.model.encoder(x, lengths)
         return self.recorder.take()
-
-
-def _standardised(wave: Tensor) -> Tensor:
-    return standardise(wave, EPSILON)
 
 
 def bundles() -> dict[str, Any]:

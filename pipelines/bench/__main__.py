@@ -197,12 +197,13 @@ def train(
     decode: Annotated[
         Literal["auto", "host", "device"], typer.Option(help="Where a GPU's codes are decoded.")
     ] = "auto",
+    recipe: Annotated[Path, typer.Option(help="What is trained.")] = Path("pipelines/recipes/asr.toml"),
     as_json: Json = False,
 ) -> None:
     """Training from the cache against training from memory, and against running the model each time."""
     from pipelines.bench.train import measure, print_table
 
-    _print(measure(cache, manifest, utterances, turns, device, workers, decode), as_json, print_table)
+    _print(measure(cache, manifest, utterances, turns, device, workers, decode, recipe), as_json, print_table)
 
 
 @app.command()

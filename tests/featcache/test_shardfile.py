@@ -116,4 +116,4 @@ def test_a_sparse_shard_has_the_bytes_that_zarr_writes(filled: list[int]) -> Non
         made.put({"exact": block[at : at + 100]}, at)
     found = made.render()["exact"]
     assert found == expected
-    assert shardfile.join_bytes(shardfile.split(found, 5)) == found
+    assert shardfile.join(shardfile.split(found, 5)) == found
