@@ -155,8 +155,10 @@ class LocalStorage(Storage):
                     yield (Path(folder) / name).relative_to(self.root).as_posix()
 
     def folders(self, prefix: str) -> list[str]:
-        path = self.path(prefix)
-        return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+        try:
+            return sorted(entry.name for entry in self.path(prefix).iterdir() if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Temporary file, fsync, rename, fsync of the folder."""
@@ -209,12 +211,9 @@ class LocalStorage(Storage):
 
     def delete_temporary(self, prefix: str) -> None:
         for folder, _, files in os.walk(self.path(prefix)):
-            for name in files:
-                old = time.time() - TEMPORARY_SECONDS
-                if name.startswith(TEMPORARY) and (
-                    left_by_the_dead(name.removeprefix(TEMPORARY)) or (Path(folder) / name).stat().st_mtime < old
-                ):
-                    self.delete((Path(folder) / name).relative_to(self.root).as_posix())
+            for path in (Path(folder) / name for name in files if name.startswith(TEMPORARY)):
+                if left_by_the_dead(path.name.removeprefix(TEMPORARY)) or _untouched(path):
+                    self.delete(path.relative_to(self.root).as_posix())
 
     def free_bytes(self) -> int:
         """Free disk space at the nearest folder that exists."""
@@ -275,6 +274,15 @@ class LocalStorage(Storage):
                 f"{path} cannot be {done} ({error.strerror}): finished shards are safe; mend that and "
                 "run the same command again"
             ) from error
+
+
+def _untouched(path: Path) -> bool:
+    """Whether nobody has written to a temporary file for so long that its writer must be gone."""
+    try:
+        return path.stat().st_mtime < time.time() - TEMPORARY_SECONDS
+    except FileNotFoundError:
+        # Its writer, who is well, has just given it its name.
+        return False
 
 
 def sync_path(path: Path) -> None:

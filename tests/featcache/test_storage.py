@@ -94,3 +94,19 @@ def test_listing_leaves_out_what_is_being_written(tmp_path: Path) -> None:
     )
     assert len(os.listdir(tmp_path / "b")) == 3
     assert storage.read("b/3") is None and storage.size("b/3") is None and storage.folders("c") == []
+
+
+def test_a_file_that_gets_its_name_while_leftovers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread or process may name or remove its temporary file between the listing and the look at it."""
+    storage = LocalStorage(tmp_path)
+    storage.write("lease", b"1")
+    for name in ("b", "c"):
+        (tmp_path / f".tmp-{name}").write_bytes(b"2")
+
+    def named_just_now(name: str) -> bool:
+        (tmp_path / f".tmp-{name}").replace(tmp_path / name)
+        return False
+
+    monkeypatch.setattr("featcache.storage.left_by_the_dead", named_just_now)
+    storage.delete_temporary("")
+    assert sorted(os.listdir(tmp_path)) == ["b", "c", "lease"]
