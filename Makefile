@@ -58,8 +58,9 @@ voices: $(INSTALLED) $(MODEL_NEEDED) $(FILLETS) ## who speaks: a second corpus (
 	@$(BIN)/featcache extract $(FILLETS) $(FILLETS_CACHE) --upstream $(MODEL) --profile $(PROFILE)
 	@$(BIN)/fusion train pipelines/recipes/voice.toml --set cache=$(FILLETS_CACHE)
 
-layers: train ## a probe a tap, similarity of the taps, what HFF attends to
-	@$(BIN)/pipelines layers --cache $(CACHE) --head runs/asr --out runs/layers
+layers: train ## a probe a tap, similarity of the taps, what HFF and a weighted sum attend to
+	@$(BIN)/fusion train $(RECIPE) --set cache=$(CACHE) --set name=asr-weighted-sum --set fuser.kind=weighted_sum
+	@$(BIN)/pipelines layers --cache $(CACHE) --head runs/asr --head runs/asr-weighted-sum --out runs/layers
 
 report: layers ## one HTML page about the run: scores, curves, errors to listen to, layers
 	@$(BIN)/pipelines report runs/asr --manifest $(MANIFEST) --layers runs/layers/layers.json -o runs/report.html

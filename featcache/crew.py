@@ -66,13 +66,23 @@ def launching(device: torch.device) -> Iterator[None]:
     if device.type == "cpu":
         yield
         return
-    threads, interval = torch.get_num_threads(), sys.getswitchinterval()
-    torch.set_num_threads(1)
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        with one_thread():
+            yield
+    finally:
+        sys.setswitchinterval(interval)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Operations of this thread are not shared out meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        sys.setswitchinterval(interval)
         torch.set_num_threads(threads)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from featcache.codec.host import to_device
+from featcache.crew import one_thread
 from featcache.errors import UpstreamError
 from featcache.geometry import SAMPLE_RATE, Geometry
 from featcache.upstreams import taps as tap_rules
@@ -226,17 +227,9 @@ class Upstream(ABC):
                     raise RuntimeError(f"{self.id}: {len(features[i])} frames where {frames[i]} were computed")
         return features
 
-    @contextmanager
-    def _rows_on_threads(self) -> Iterator[None]:
+    def _rows_on_threads(self) -> AbstractContextManager[None]:
         """Where rows run alone, torch has one thread: the matrix library has one setting for all of ours."""
-        threads = torch.get_num_threads()
-        if self.rows_alone:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            if self.rows_alone:
-                torch.set_num_threads(threads)
+        return one_thread() if self.rows_alone else nullcontext()
 
     def _inputs(self, waves: list[Tensor], each: Each = map) -> Padded:
         """What `_features` takes, of waveforms that all have at least one frame; lengths differ only where `can_pad`.

@@ -26,6 +26,7 @@ from rich.table import Table
 from featcache import layout
 from featcache.audio import load
 from featcache.console import table_console
+from featcache.crew import one_thread
 from featcache.errors import UsageError
 from featcache.index import id_hash
 from featcache.manifest import Row, read, resolve
@@ -52,15 +53,11 @@ def compare(manifest: Path, upstream: str, seconds: float, only: Sequence[str] =
     chosen = [m for m in methods() if not only or any(m.name.startswith(name) for name in only)]
     if not chosen:
         raise UsageError(f"no codec's name begins with {only[0]!r}: leave --only out to see all")
-    threads = torch.get_num_threads()
     (calibration, _), (held_out, forward) = activations(manifest, upstream, seconds)
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         rows = [_measure(method, calibration, held_out, forward) for method in chosen]
         profiles = [m for m in chosen if isinstance(m, Profile) and not m.missing]
         reading = _reading(profiles, held_out)
-    finally:
-        torch.set_num_threads(threads)
     return {
         "upstream": upstream,
         "values": sum(row.size for row in held_out),

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from featcache.console import table_console
+from featcache.crew import one_thread
 from featcache.errors import UsageError
 from featcache.index import id_hash
 from featcache.push import push
@@ -42,8 +42,7 @@ def measure(source: Path, utterances: int, passes: int, s3: bool) -> dict[str, A
     Raises:
         UsageError: the cache has too few utterances.
     """
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack, one_thread():
         folder = Path(name)
         place = folder / "cache"
         subset(source, place, {"id": _draw(Cache.open(source), utterances)})
@@ -74,7 +73,6 @@ def measure(source: Path, utterances: int, passes: int, s3: bool) -> dict[str, A
             }
             for reader in readers
         ]
-    torch.set_num_threads(threads)
     return {
         "rows": found,
         "utterances": len(rows),

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import zarr
 
 from featcache.store import Cache
@@ -238,5 +237,4 @@ def open_all(cache: Path, rows: Rows, folder: Path, url: str = "") -> list[Reade
     readers.append(Npy(place("npy"), rows))
     if find_spec("webdataset"):
         readers.append(WebDataset(place("webdataset"), rows))
-    torch.set_num_threads(1)
     return readers
