@@ -1,7 +1,8 @@
 """Batches from a cache: planned from lengths alone, read ahead by threads, decoded for the training device.
 
 The threads that read decode too: on a CPU training leaves them a core (`distributed.use_threads`), and beside a GPU
-there are some. Where there are few, the codes go to the GPU and are decoded there.
+there are some. Where there are few, the codes go to the GPU and are decoded there. On a CPU those threads also do
+what of a step needs no weights (`Loader.prepared`).
 
 The order of an epoch is a pure function of (lengths, batch size, seed, epoch), so a position in it is two
 numbers. Threads, never processes: a forked child of a process that has read hangs in the reader.
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,8 +37,7 @@ Place = Literal["auto", "host", "device"]
 # To launch the kernels that decode a batch takes the training thread a few milliseconds, and a head's whole step some
 # ten. So many threads decode on the host as fast as a GPU trains.
 _HOST_READERS = 4
-Decoding = Callable[[], tuple[Tensor, Tensor]]
-"""Gives features (batch, frames, taps, channels) and lengths (batch,) on the training device."""
+T = TypeVar("T")
 BUCKET_RATIO = 1.15
 """Lengths within this ratio share a bucket: at most 13 % of its frames are padding."""
 
@@ -63,7 +63,7 @@ class Batch:
     lengths: Tensor
     """int64 (batch,), on the device."""
     frames: int
-    """Frames without padding."""
+    """Frames without padding, as they are stored."""
 
 
 @dataclass
@@ -230,44 +230,67 @@ class Loader:
 
     def batches(self, slots: Iterable[Slot]) -> Iterator[Batch]:
         """One `Batch` for each slot, in order. Errors of reading are raised here."""
-        pending: deque[tuple[Slot, Future[Decoding]]] = deque()
+        return self.prepared(slots, lambda number, batch: batch)
+
+    def prepared(self, slots: Iterable[Slot], prepare: Callable[[int, Batch], T]) -> Iterator[T]:
+        """What a function makes of the number of each slot, from 0, and its batch; in order.
+
+        On a CPU the threads that read call it, ahead of whoever asks for the batches; beside a GPU those do.
+        """
         if self._pool is None:
-            for slot in slots:
-                yield self._batch(slot, None)
+            for number, slot in enumerate(slots):
+                yield self._ended(slot, partial(self._begun, slot, partial(prepare, number)))
             return
+        pending: deque[tuple[Slot, Future[Callable[[], T]]]] = deque()
         try:
-            for slot in slots:
-                pending.append((slot, self._pool.submit(self._read, slot.positions)))
+            for number, slot in enumerate(slots):
+                pending.append((slot, self._pool.submit(self._begun, slot, partial(prepare, number))))
                 if len(pending) > 2 * self.workers:
-                    yield self._batch(*pending.popleft())
+                    due, future = pending.popleft()
+                    yield self._ended(due, future.result)
             while pending:
-                yield self._batch(*pending.popleft())
+                due, future = pending.popleft()
+                yield self._ended(due, future.result)
         finally:
             for _, future in pending:
                 future.cancel()
 
-    def _read(self, positions: np.ndarray) -> Decoding:
+    def _begun(self, slot: Slot, prepare: Callable[[Batch], T]) -> Callable[[], T]:
         """What is left to do where the batch is wanted."""
+        decode = self._read(slot.positions)
+
+        def end() -> T:
+            with record_function("decode"):
+                features, lengths = decode()
+            return prepare(Batch(slot, features, lengths, self._frames(slot)))
+
+        if self._pool is None or self.device.type == "cuda":
+            return end
+        made = end()
+        return lambda: made
+
+    def _read(self, positions: np.ndarray) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Gives features (batch, frames, taps, channels) and lengths (batch,) on the training device."""
         encoded = self.cache.read_encoded(self.split.rows[positions].tolist(), self.taps)
         if self.device.type != "cuda":
-            decoded = self.cache.decode(encoded, device=self.device)
-            return lambda: decoded
+            return partial(self.cache.decode, encoded, device=self.device)
         if not self.on_host:
             return partial(self.cache.decode, encoded.pin(), device=self.device)
         features, lengths = (tensor.pin_memory() for tensor in self.cache.decode(encoded))
         return lambda: (features.to(self.device, non_blocking=True), lengths.to(self.device, non_blocking=True))
 
-    def _batch(self, slot: Slot, future: Future[Decoding] | None) -> Batch:
-        began, positions = time.perf_counter(), slot.positions
+    def _ended(self, slot: Slot, begun: Callable[[], Callable[[], T]]) -> T:
+        began = time.perf_counter()
         with record_function("read"):
-            decode = self._read(positions) if future is None else future.result()
+            end = begun()
         read = time.perf_counter()
-        with record_function("decode"):
-            features, lengths = decode()
-        frames = int(self.split.frames[positions].sum())
+        made = end()
         self.watch.waited += (read if self.device.type == "cuda" else time.perf_counter()) - began
-        self.watch.frames += frames
-        return Batch(slot, features, lengths, frames)
+        self.watch.frames += self._frames(slot)
+        return made
+
+    def _frames(self, slot: Slot) -> int:
+        return int(self.split.frames[slot.positions].sum())
 
 
 def threads_of(workers: Workers, device: torch.device) -> int:

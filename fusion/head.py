@@ -80,13 +80,22 @@ class Head(nn.Module):
         self.centre.copy_(centre)
         self.deviation.copy_(torch.where(deviation > 0, deviation, 1.0))
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, lengths: Tensor, prepared: bool = False) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            prepared: both are what `prepare` gave.
+        """
+        if not prepared:
+            features, lengths = self.prepare(features, lengths)
+        logits, out_lengths = self.decoder(self.fuser(features, lengths), lengths)
+        return logits, out_lengths
+
+    def prepare(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What needs no weights: the mean of every `pool` frames, standardised, and how many there are."""
         if self.pool > 1:
             features, lengths = pool_frames(features, lengths, self.pool)
         scale = self.deviation.reciprocal()
-        features = torch.addcmul(-self.centre * scale, features, scale)
-        logits, out_lengths = self.decoder(self.fuser(features, lengths), lengths)
-        return logits, out_lengths
+        return torch.addcmul(-self.centre * scale, features, scale), lengths
 
     def output_frames(self, examples: Sequence[Example]) -> list[int]:
         """Frames of logits that each example gets."""

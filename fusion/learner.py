@@ -6,7 +6,7 @@ A learner is fed by `fusion.stream`, alone or beside others: nothing that it doe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -178,25 +178,37 @@ class Learner:
             self._writer.close()
 
     @property
-    def feed(self) -> tuple[object, ...]:
-        """What decides the features that it is fed: learners of one stream with the same feed may share them."""
-        settings = self.recipe.train
-        return self.spec.taps, settings.mask_time, settings.mask_channels, settings.mask_taps
+    def feed(self) -> Hashable:
+        """What decides what `prepare` makes of a batch: learners of one stream with the same feed may share it."""
+        moments = torch.stack([self.head.centre, self.head.deviation]).cpu().numpy().tobytes()
+        return self.spec.taps, self.head.pool, moments, self._masks
 
     @property
     def masks(self) -> bool:
-        return any(self.feed[1:])
+        return any(self._masks)
 
-    def mask(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Mask the features of the next step in place and return them."""
+    @property
+    def _masks(self) -> tuple[float, float, float]:
+        """Shares of time, channels and taps."""
         settings = self.recipe.train
-        return modules.mask_features(
-            features, lengths, time=settings.mask_time, channels=settings.mask_channels, taps=settings.mask_taps,
-            fill=self.head.centre, generator=torch.Generator().manual_seed(self._seed(self.state.step + 1)),
-        )  # fmt: skip
+        return settings.mask_time, settings.mask_channels, settings.mask_taps
 
-    def step(self, batch: Batch, features: Tensor) -> None:
-        """One update from features that are masked already; every random number is seeded by the step."""
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """What of a step needs no weights: its batch masked, in place, then as the head takes it.
+
+        Any thread may do it, ahead of the step: every random number is seeded by that.
+        """
+        time, channels, taps = self._masks
+        with torch.no_grad(), record_function("prepare"):
+            features = modules.mask_features(
+                batch.features, batch.lengths, time=time, channels=channels, taps=taps, fill=self.head.centre,
+                generator=torch.Generator().manual_seed(self._seed(step)),
+            )  # fmt: skip
+            features, lengths = self.head.prepare(features, batch.lengths)
+        return replace(batch, features=features, lengths=lengths)
+
+    def step(self, batch: Batch) -> None:
+        """One update from a batch that was prepared for it; every random number is seeded by the step."""
         settings = self.recipe.train
         step = self.state.step + 1
         seed = self._seed(step)
@@ -205,7 +217,7 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         with record_function("forward"), randomness.seeded(seed):
             with autocast(settings.precision, self.here.device):
-                logits, lengths = self.model(features, batch.lengths)
+                logits, lengths = self.model(batch.features, batch.lengths, prepared=True)
             loss = self.task.loss(logits, lengths, self.pool.split.targets_of(batch.slot.positions))
         with record_function("backward"):
             loss.backward()

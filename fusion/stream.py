@@ -8,11 +8,13 @@ views, same batch size, same seed. What a head learns does not depend on its nei
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import call
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from torch import Tensor
 from torch.profiler import record_function
 
 from featcache.errors import JobError
@@ -99,6 +101,8 @@ class Stream:
         )  # fmt: skip
         for learner in learners:
             learner.begin()
+        feed_of = {id(learner): learner.feed for learner in learners}
+        feeds = {feed_of[id(learner)]: learner for learner in learners}
         clock = time.perf_counter()
         with (
             stop_signals() as stop,
@@ -107,12 +111,12 @@ class Stream:
             TrainingProgress(self.console, total, step, quiet=not self.here.first) as progress,
         ):
             loader.watch = Stopwatch()
-            for batch in loader.batches(iter(sampler)):
+            for made in loader.prepared(iter(sampler), partial(_prepare, feeds, self.taps, step)):
                 active = [learner for learner in learners if learner.running and learner.state.step == step]
                 step += 1
                 if not active:
                     continue  # those that were behind have ended before they caught up
-                self._step(crew, active, batch)
+                crew.map(call, [partial(learner.step, made[feed_of[id(learner)]]) for learner in active])
                 now = time.perf_counter()
                 for learner in active:
                     learner.seconds += now - clock
@@ -145,17 +149,6 @@ class Stream:
                 run.write(evaluation)
         self.here.barrier()
         return [runs.get(id(learner)) for learner in self.learners]
-
-    def _step(self, crew: Crew, active: Sequence[Learner], batch: Batch) -> None:
-        fed: dict[tuple[object, ...], Tensor] = {}
-        for learner in active:
-            if learner.feed not in fed:
-                features = pick_taps(batch.features, self.taps, learner.spec.taps)
-                if features is batch.features and learner.masks and len(active) > 1:
-                    features = features.clone()  # masked in place, and others read the batch
-                with record_function("mask"):
-                    fed[learner.feed] = learner.mask(features, batch.lengths)
-        crew.map(lambda learner: learner.step(batch, fed[learner.feed]), active)
 
     def _look(self, looking: Sequence[Learner], watch: Stopwatch, progress: TrainingProgress) -> None:
         losses = []
@@ -209,6 +202,25 @@ class Stream:
         raise Interrupted(
             f"stopped at step {step} of {total}, all saved in {where}; the same command goes on from there"
         )
+
+
+def _prepare(
+    feeds: Mapping[Hashable, Learner], taps: Sequence[str], done: int, number: int, batch: Batch
+) -> dict[Hashable, Batch]:
+    """A batch as each of several learners, by its feed, wants it.
+
+    Args:
+        taps: of the batch.
+        done: steps before the first batch.
+        number: of this batch, from 0.
+    """
+    made: dict[Hashable, Batch] = {}
+    for feed, learner in feeds.items():
+        features = pick_taps(batch.features, taps, learner.spec.taps)
+        if features is batch.features and learner.masks and len(feeds) > 1:
+            features = features.clone()  # masked in place, and others read the batch
+        made[feed] = learner.prepare(replace(batch, features=features), done + number + 1)
+    return made
 
 
 def _rows(split: Split) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-PARTS = ("read", "decode", "mask", "forward", "backward", "update", "look at dev")
+PARTS = ("read", "decode", "prepare", "forward", "backward", "update", "look at dev")
 # The first steps start threads and compile kernels.
 SKIPPED = 10
 STEPS = 20

@@ -104,8 +104,8 @@ class MeasuredLearner(Learner):
         self._since = time.perf_counter()
         self._warming = self.here.device.type == "cuda"
 
-    def step(self, batch: Batch, features: Tensor) -> None:
-        super().step(batch, features)
+    def step(self, batch: Batch) -> None:
+        super().step(batch)
         if self._warming:
             self._warming = False
             torch.cuda.synchronize(self.here.device)
@@ -204,19 +204,20 @@ class LiveLearner(MeasuredLearner):
         checkpoint.load_weights(self.head, tensors, self.files.best)
         return Run(self.files, self.spec, self.head.eval(), self.here.device)
 
-    def mask(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Draw what a learner on the cache would mask, for the head to mask."""
+    def prepare(self, batch: Batch, step: int) -> Batch:
+        """Nothing: the upstream comes before what a learner on the cache prepares."""
+        return batch
+
+    def step(self, batch: Batch) -> None:
         if self.masks:
-            settings = self.recipe.train
+            # what a learner on the cache would mask, for the head to mask
+            time, channels, taps = self._masks
             self.head.masks = draw_masks(
-                lengths, (int(lengths.max()), len(self.spec.taps), self.spec.channels), time=settings.mask_time,
-                channels=settings.mask_channels, taps=settings.mask_taps,
+                batch.lengths, (int(batch.lengths.max()), len(self.spec.taps), self.spec.channels),
+                time=time, channels=channels, taps=taps,
                 generator=torch.Generator().manual_seed(self._seed(self.state.step + 1)),
             )  # fmt: skip
-        return features
-
-    def step(self, batch: Batch, features: Tensor) -> None:
-        super().step(batch, features)
+        super().step(batch)
         if self.state.step == 1 and self.entry.method in ADDING:
             names = unreached(self.head.network)
             if names:

@@ -27,7 +27,8 @@ class LiveHead(Head):
     """
 
     def __init__(self, head: Head, upstream: Upstream) -> None:
-        super().__init__(head.fuser, head.decoder, *head.centre.shape)
+        taps, channels = head.centre.shape
+        super().__init__(head.fuser, head.decoder, taps, channels, head.pool)
         self.load_state_dict(head.state_dict())
         self.upstream = upstream
         self.network = upstream.network().module
@@ -40,7 +41,7 @@ class LiveHead(Head):
         self.network.eval()
         return self
 
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, lengths: Tensor, prepared: bool = False) -> tuple[Tensor, Tensor]:
         """Waveforms as `Speech` gives them, and lengths in frames; logits and their lengths."""
         made = self.features(features, lengths)
         if self.training and self.masks is not None:

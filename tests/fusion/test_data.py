@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from featcache import Cache
 from featcache.errors import CorruptCacheError
-from fusion.data import Loader, Sampler, Slot, Workers, most_of, plan_epoch, plan_evaluation, threads_of
+from fusion.data import Batch, Loader, Sampler, Slot, Workers, most_of, plan_epoch, plan_evaluation, threads_of
 from fusion.labels import Split
 from tests.helpers import make_cache
 
@@ -178,6 +178,24 @@ def test_on_the_cpu_threads_that_read_decode_too(
     assert slow.threads and ours == (workers == 0)
     # Training has the cores.
     assert ours or slow.arithmetic == {1}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_on_the_cpu_threads_that_read_prepare_batches_too(
+    stored: tuple[Cache, dict[str, np.ndarray], Split], workers: int
+) -> None:
+    cache, _, split = stored
+    threads: set[str] = set()
+
+    def prepare(number: int, batch: Batch) -> tuple[int, Slot]:
+        threads.add(threading.current_thread().name)
+        return number, batch.slot
+
+    slots = plan_evaluation(split.frames, 30)
+    with Loader(cache, split, torch.device("cpu"), workers=workers) as loader:
+        assert list(loader.prepared(iter(slots), prepare)) == list(enumerate(slots))
+    assert (threading.current_thread().name in threads) == (workers == 0)
+    assert loader.watch.frames == split.frames.sum()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

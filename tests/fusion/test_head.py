@@ -33,6 +33,15 @@ def test_every_frame_of_an_utterance_is_in_one_mean(lengths: list[int], pool: in
         assert not pooled[row, len(expected) :].any()
 
 
+def test_what_is_prepared_elsewhere_gives_the_same_logits() -> None:
+    head_ = Head(build_fuser("last", 3, 8, width=8), build_decoder("linear", 8, 5), taps=3, channels=8, pool=2).eval()
+    head_.standardise_by(torch.randn(3, 8), torch.rand(3, 8))
+    features, lengths = torch.randn(2, 7, 3, 8), torch.tensor([7, 4])
+    expected, of = head_(features, lengths)
+    found, prepared_of = head_(*head_.prepare(features, lengths), prepared=True)
+    assert torch.equal(found, expected) and torch.equal(prepared_of, of)
+
+
 @pytest.mark.parametrize("pool", [2, 3])
 @pytest.mark.parametrize("kind", DECODERS)
 def test_an_utterance_does_not_see_its_batch(kind: str, pool: int) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from featcache import Cache
@@ -48,6 +47,7 @@ def heads(place: Path) -> list[Recipe]:
         toy(place, "short", "fuser.kind=weighted_sum", "train.mask_time=0.3", "train.eval_every=4", steps=8),
         toy(place, "classes", "fuser.kind=ladder", "decoder.kind=attentive", *classes),
         toy(place, "swapped", "fuser.kind=hconv", 'fuser.taps=["2", "0"]', *unmasked),
+        toy(place, "pooled", "fuser.pool=2"),
         toy(place, "other-seed", "seed=2"),
     ]
 
@@ -82,10 +82,10 @@ def test_a_sweep_that_died_goes_on_and_those_behind_catch_up(
 ) -> None:
     step = Learner.step
 
-    def dying(self: Learner, batch: Batch, features: torch.Tensor) -> None:
+    def dying(self: Learner, batch: Batch) -> None:
         if self.state.step == 9:
             raise RuntimeError("power cut")
-        step(self, batch, features)
+        step(self, batch)
 
     chosen = [one for one in heads(place) if one.name in ("hff", "short", "classes")]
     with monkeypatch.context() as patch:
@@ -122,8 +122,8 @@ def test_a_head_whose_loss_is_no_number_fails_alone(
 ) -> None:
     step = Learner.step
 
-    def spoiled(self: Learner, batch: Batch, features: torch.Tensor) -> None:
-        step(self, batch, features)
+    def spoiled(self: Learner, batch: Batch) -> None:
+        step(self, batch)
         if self.recipe.name == "same-view":
             self._loss_sum *= float("nan")
 

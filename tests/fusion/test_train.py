@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from featcache.errors import JobError, MismatchError, UsageError
@@ -89,10 +88,10 @@ def test_a_run_that_died_goes_on_to_the_same_bits(
     whole = _weights(fit(toy(cache, steps=20), tmp_path / "whole")[0].path)
     step = Learner.step
 
-    def dying(self: Learner, batch: Batch, features: torch.Tensor) -> None:
+    def dying(self: Learner, batch: Batch) -> None:
         if self.state.step == die_at:
             raise RuntimeError("power cut")
-        step(self, batch, features)
+        step(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", dying)
@@ -203,8 +202,8 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_good_state(
 ) -> None:
     step = Learner.step
 
-    def spoiled(self: Learner, batch: Batch, features: torch.Tensor) -> None:
-        step(self, batch, features)
+    def spoiled(self: Learner, batch: Batch) -> None:
+        step(self, batch)
         if self.state.step == 15:
             self._loss_sum *= float("nan")
 
@@ -212,6 +211,16 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_good_state(
     with pytest.raises(JobError, match=r"loss is nan .* train\.lr"):
         fit(toy(cache), tmp_path / "runs")
     assert checkpoint.load(tmp_path / "runs/toy/checkpoint.safetensors")[1]["step"] == 10
+
+
+def test_threads_that_prepare_batches_change_no_bit(cache: Path, tmp_path: Path) -> None:
+    """Masks of each step are drawn ahead of it, by whichever thread."""
+    masks = ["fuser.pool=2", "train.mask_time=0.2", "train.mask_channels=0.2", "train.mask_taps=0.2"]
+    alone, _ = fit(toy(cache, *masks, "train.workers=0", steps=10), tmp_path / "alone")
+    threads, _ = fit(toy(cache, *masks, "train.workers=3", steps=10), tmp_path / "threads")
+    assert _weights(alone.path) == _weights(threads.path)
+    unmasked, _ = fit(toy(cache, "fuser.pool=2", "train.mask_time=0.0", steps=10), tmp_path / "unmasked")
+    assert _weights(unmasked.path) != _weights(alone.path)
 
 
 @pytest.mark.parametrize("kind", ["last", "weighted_sum", "concat", "tap", "hconv", "ladder"])
@@ -269,7 +278,7 @@ def test_a_trace_says_where_the_time_of_steps_went(tmp_path: Path) -> None:
     shares = [float(line.split()[-2]) for line in said.split("20 steps")[1].splitlines() if line.strip().endswith("%")]
     assert shares.pop() == 100 and sum(shares) == pytest.approx(100, abs=0.5)
     names = {event["name"] for event in json.loads((tmp_path / "t" / "trace.json").read_text())["traceEvents"]}
-    assert {"read", "decode", "forward", "backward", "update"} <= names
+    assert {"read", "forward", "backward", "update"} <= names
     short = recipe.parse(toy_recipe(tmp_path / "cache", 4, "linear"), ["train.workers=1", "name=short"])
     training.fit(short, runs=tmp_path, console=Console(file=log), trace=tmp_path / "none.json")
     assert "no trace: a run needs more than 10 steps" in log.getvalue() and not (tmp_path / "none.json").exists()

@@ -249,13 +249,13 @@ def test_a_run_with_views_that_died_goes_on_to_the_same_bits(
     step = Learner.step
     drawn: list[list[int]] = []
 
-    def dying(self: Learner, batch: Batch, features: torch.Tensor) -> None:
+    def dying(self: Learner, batch: Batch) -> None:
         if self.state.step == 8:
             raise RuntimeError("power cut")
         drawn.append(batch.slot.positions.tolist())
         # The label goes with the drawn row.
         assert batch.lengths.tolist() == self.pool.split.frames[batch.slot.positions].tolist()
-        step(self, batch, features)
+        step(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", dying)

@@ -98,6 +98,11 @@ def first_batch(learner: MeasuredLearner) -> Batch:
         return next(loader.batches(iter(Sampler(split.frames, 200, 1))))
 
 
+def prepared(learner: MeasuredLearner, batch: Batch) -> Batch:
+    """For the next step; the batch stays as it is."""
+    return learner.prepare(replace(batch, features=batch.features.clone()), learner.state.step + 1)
+
+
 def test_a_live_model_gives_the_features_of_the_cache(speeches: Speeches, tmp_path: Path) -> None:
     """Alone, each row exactly, once through the codec; in a batch, up to the rounding of a batch."""
     entry = replace(BY_NAME["hff_adapters"], method="top_layer", settings={})
@@ -165,7 +170,7 @@ def test_only_what_a_row_trains_moves(speeches: Speeches, tmp_path: Path, name: 
     live.train()
     assert not live.network.training
     for _ in range(2):  # what lies below a bottleneck that starts at zero moves in the second
-        learner.step(batch, learner.mask(batch.features, batch.lengths))
+        learner.step(learner.prepare(batch, learner.state.step + 1))
     moved = {key for key, value in live.named_parameters() if not torch.equal(value, before[key])}
     trained = {key for key, value in live.named_parameters() if value.requires_grad}
     assert moved <= trained
@@ -201,14 +206,14 @@ def test_live_rows_are_masked_as_cached_ones_are(speeches: Speeches, tmp_path: P
     batch = first_batch(cached)
     heard = first_batch(live)
     assert torch.equal(batch.lengths, heard.lengths)
-    features = batch.features.clone()
-    expected = cached.mask(features, batch.lengths)
-    assert (expected != batch.features).any()
-    live.mask(heard.features, heard.lengths)
+    expected = prepared(cached, batch)
+    plain, lengths = cached.head.prepare(batch.features, batch.lengths)
+    assert (expected.features != plain).any() and torch.equal(expected.lengths, lengths)
+    live.step(live.prepare(heard, 1))
     assert live.head.masks is not None
-    masked = live.head._masked(batch.features, live.head.masks)
-    for i, length in enumerate(batch.lengths.tolist()):
-        torch.testing.assert_close(masked[i, :length], expected[i, :length])
+    masked, _ = live.head.prepare(live.head._masked(batch.features, live.head.masks), batch.lengths)
+    for i, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(masked[i, :length], expected.features[i, :length])
     fill = live.head.centre
     assert torch.equal(fill, cached.head.centre)
     assert mask_features(batch.features, batch.lengths) is batch.features
@@ -219,7 +224,7 @@ def test_a_warm_start_says_what_the_cached_head_said(speeches: Speeches, tmp_pat
     batch = first_batch(cached)
     cached.head.train()
     for _ in range(2):
-        cached.step(batch, cached.mask(batch.features.clone(), batch.lengths))
+        cached.step(prepared(cached, batch))
     weights = tmp_path / "best.safetensors"
     checkpoint.save(weights, cached.head.state_dict(), {})
     live = speeches.learner(BY_NAME["hff_adapters"], tmp_path / "live", weights)
@@ -229,6 +234,18 @@ def test_a_warm_start_says_what_the_cached_head_said(speeches: Speeches, tmp_pat
     scale = expected.std()
     assert (logits(live, heard) - expected).abs().max() < 0.02 * scale
     assert (logits(cold, heard) - expected).abs().max() > 0.5 * scale
+
+
+def test_a_live_row_pools_frames_as_the_cached_ones(speeches: Speeches, tmp_path: Path) -> None:
+    overrides = ("fuser.pool=2", "decoder.stack=1")
+    cached = speeches.learner(BY_NAME["hff"], tmp_path / "cached", None, *overrides)
+    live = speeches.learner(replace(BY_NAME["hff_adapters"], warm=""), tmp_path / "live", None, *overrides)
+    assert isinstance(live.head, LiveHead) and live.head.pool == cached.head.pool == 2
+    batch, heard = first_batch(cached), first_batch(live)
+    with torch.no_grad():
+        _, expected = cached.head(batch.features, batch.lengths)
+        _, lengths = live.head(heard.features, heard.lengths)
+    assert torch.equal(lengths, expected) and torch.equal(lengths, (batch.lengths + 1) // 2)
 
 
 def logits(learner: MeasuredLearner, batch: Batch) -> Tensor:
