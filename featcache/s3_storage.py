@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import zarr.abc.store
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import ObjectStore, WrapperStore
+from zarr.storage import ObjectStore
 
 from featcache.blocks import BLOCK_BYTES, Blocks, default_blocks
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, JobError, UsageError
@@ -206,23 +206,59 @@ class S3Storage(Storage):
             raise explain(str(error), self.url.of(key) if key else str(self.url), AGAIN, kind) from error
 
 
-class _BlockStore(WrapperStore[ObjectStore]):
-    """zarr's reads: metadata afresh, chunks and parts of shards by blocks."""
+class _BlockStore(Store):
+    """zarr's reads: metadata afresh, chunks and parts of shards by blocks.
+
+    No `WrapperStore`, which hands what later versions of zarr read in other ways (`get_ranges`) to the store inside,
+    around `get`.
+    """
+
+    supports_writes = supports_deletes = False
+    supports_listing = True
 
     def __init__(self, storage: S3Storage) -> None:
-        super().__init__(ObjectStore(storage._store, read_only=True))
+        super().__init__(read_only=True)
         self._storage = storage
+        self._plain = ObjectStore(storage._store, read_only=True)
+
+    def __eq__(self, value: object) -> bool:
+        return isinstance(value, _BlockStore) and value._storage is self._storage
+
+    __hash__ = object.__hash__
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         storage = self._storage
         with storage._explained(key):
             if storage._blocks is None or key.endswith("zarr.json"):
-                return await self._store.get(key, prototype, byte_range)
+                return await self._plain.get(key, prototype, byte_range)
             head = await asyncio.to_thread(storage.head, key)
             if head is None:
                 return None
             start, end = _resolve(byte_range, head.size)
             return prototype.buffer.from_bytes(await storage.read_range(key, head, start, end))
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        return list(await asyncio.gather(*(self.get(key, prototype, wanted) for key, wanted in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        return await self._plain.exists(key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+
+    async def delete(self, key: str) -> None:
+        self._check_writable()
+
+    def list(self) -> AsyncIterator[str]:
+        return self._plain.list()
+
+    def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        return self._plain.list_prefix(prefix)
+
+    def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        return self._plain.list_dir(prefix)
 
 
 def _resolve(wanted: ByteRequest | None, size: int) -> tuple[int, int]:

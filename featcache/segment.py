@@ -237,17 +237,21 @@ class Segment:
         """Whatever zarr or a codec says about bytes that are not as written becomes one clear error."""
         try:
             return read()
-        except FeatcacheError:
-            raise
-        except OSError as error:
-            if ran_out(error):
-                raise
-            raise CorruptCacheError(f"{self.storage}/{key} cannot be read ({error}): {self.remedy}") from error
-        except Exception as error:
-            if ran_out(error):
-                raise
+        except Exception as raised:
+            error = _first(raised)
+            if isinstance(error, FeatcacheError) or ran_out(error):
+                raise error from error.__cause__
+            if isinstance(error, OSError):
+                raise CorruptCacheError(f"{self.storage}/{key} cannot be read ({error}): {self.remedy}") from raised
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from error
+            raise CorruptCacheError(f"{self.storage}/{key} is damaged ({cause}): {self.remedy}") from raised
+
+
+def _first(error: BaseException) -> BaseException:
+    """Of errors in a group, as zarr may raise them, the first; or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class Ids(LazyTexts):

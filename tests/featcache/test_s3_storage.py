@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import shutil
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from zarr.abc.store import RangeByteRequest
+from zarr.core.buffer import default_buffer_prototype
 
 import featcache
 from featcache import s3_storage
@@ -123,6 +126,28 @@ def test_what_was_read_once_is_not_fetched_again(url: str, bucket: Bucket) -> No
     wire.cut()
     for row in range(12):
         np.testing.assert_array_equal(cache.read(row), first[row])
+
+
+def test_whatever_way_zarr_reads_goes_through_the_blocks(url: str, bucket: Bucket) -> None:
+    """Some versions read several parts of a file at a time, by methods of their own."""
+    wire = Wire(bucket.server.port)
+    storage = S3Storage(S3Url.parse(url), S3Settings.find(endpoint=wire.endpoint))
+    store, prototype = storage.zarr(), default_buffer_prototype()
+    parts = [RangeByteRequest(0, 100), RangeByteRequest(300, 400), None]
+
+    async def read() -> list[bytes]:
+        found = await store.get_partial_values(prototype, [(SHARD, part) for part in parts])
+        if hasattr(store, "get_ranges"):
+            by_number = {}
+            async for group in store.get_ranges(SHARD, parts, prototype=prototype):
+                by_number.update(group)
+            assert [by_number[i].to_bytes() for i in range(3)] == [buffer.to_bytes() for buffer in found]
+        return [buffer.to_bytes() for buffer in found]
+
+    expected = asyncio.run(read())
+    assert expected == [bucket.files()[f"a/cache/{SHARD}"][part] for part in (slice(100), slice(300, 400), slice(None))]
+    wire.cut()
+    assert asyncio.run(read()) == expected
 
 
 def test_damage_is_an_error_that_names_the_shard(url: str, bucket: Bucket) -> None:

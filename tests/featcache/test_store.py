@@ -196,3 +196,25 @@ def test_what_is_no_cache_says_so(tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
     with pytest.raises(CacheError, match="not a feature cache"):
         featcache.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("inside", "kind", "said"),
+    [
+        (CacheError("the server went away"), CacheError, "the server went away"),
+        (ValueError("bad checksum"), CorruptCacheError, "damaged .bad checksum"),
+        (PermissionError(13, "denied"), CorruptCacheError, "cannot be read .*denied"),
+        (MemoryError(), MemoryError, ""),
+    ],
+)
+def test_an_error_that_zarr_raises_in_a_group_is_that_error(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, inside: Exception, kind: type[Exception], said: str
+) -> None:
+    cache = featcache.open(sealed)
+
+    def fetch(*_: object) -> np.ndarray:
+        raise ExceptionGroup("unhandled", [ExceptionGroup("within", [inside])])
+
+    monkeypatch.setattr(cache.segments[0], "_fetch", fetch)
+    with pytest.raises(kind, match=said):
+        cache.read("u0")
