@@ -46,12 +46,12 @@ def test_many_utterances_and_a_long_one(tmp_path: Path) -> None:
     speech = make_speech(tmp_path, 6, seconds=2)
     ran = subprocess.run(
         [sys.executable, "-m", "pipelines.bench", "memory", "--json", "--manifest", str(speech),
-         "--upstream", "mel:8", "--utterances", "500", "--long-seconds", "900"],
+         "--upstream", "mel:8", "--utterances", "500", "--long-seconds", "5400"],
         capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     found = json.loads(ran.stdout)
     assert ran.returncode == 0 and not found["failures"], ran.stdout + ran.stderr
     assert found["many"]["utterances"] == 500 and found["many"]["frames"] == 500 * 60
-    assert found["long"]["audio_seconds"] == 900 and found["long"]["frames"] == 90_000
-    # Windows of it, not the whole.
-    assert found["long"]["peak_mb"] < found["many"]["peak_mb"] + 150
+    assert found["long"]["audio_seconds"] == 5400 and found["long"]["frames"] == 540_000
+    # Windows of it, not the whole, which is 346 MB. Peaks of moments differ by up to 170.
+    assert found["long"]["peak_mb"] < found["many"]["peak_mb"] + 300
