@@ -224,8 +224,6 @@ class _BlockStore(Store):
     def __eq__(self, value: object) -> bool:
         return isinstance(value, _BlockStore) and value._storage is self._storage
 
-    __hash__ = object.__hash__
-
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         storage = self._storage
         with storage._explained(key):

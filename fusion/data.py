@@ -232,18 +232,18 @@ class Loader:
         """One `Batch` for each slot, in order. Errors of reading are raised here."""
         return self.prepared(slots, lambda number, batch: batch)
 
-    def prepared(self, slots: Iterable[Slot], prepare: Callable[[int, Batch], T]) -> Iterator[T]:
-        """What a function makes of the number of each slot, from 0, and its batch; in order.
+    def prepared(self, slots: Iterable[Slot], prepare: Callable[[int, Batch], T], first: int = 0) -> Iterator[T]:
+        """What a function makes of the number of each slot, counted from `first`, and its batch; in order.
 
         On a CPU the threads that read call it, ahead of whoever asks for the batches; beside a GPU those do.
         """
         if self._pool is None:
-            for number, slot in enumerate(slots):
+            for number, slot in enumerate(slots, first):
                 yield self._ended(slot, partial(self._begun, slot, partial(prepare, number)))
             return
         pending: deque[tuple[Slot, Future[Callable[[], T]]]] = deque()
         try:
-            for number, slot in enumerate(slots):
+            for number, slot in enumerate(slots, first):
                 pending.append((slot, self._pool.submit(self._begun, slot, partial(prepare, number))))
                 if len(pending) > 2 * self.workers:
                     due, future = pending.popleft()

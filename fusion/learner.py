@@ -181,24 +181,20 @@ class Learner:
     def feed(self) -> Hashable:
         """What decides what `prepare` makes of a batch: learners of one stream with the same feed may share it."""
         moments = torch.stack([self.head.centre, self.head.deviation]).cpu().numpy().tobytes()
-        return self.spec.taps, self.head.pool, moments, self._masks
+        return self.spec.taps, self.head.pool, moments, self.mask_shares
 
     @property
-    def masks(self) -> bool:
-        return any(self._masks)
-
-    @property
-    def _masks(self) -> tuple[float, float, float]:
-        """Shares of time, channels and taps."""
+    def mask_shares(self) -> tuple[float, float, float]:
+        """Of time, channels and taps."""
         settings = self.recipe.train
         return settings.mask_time, settings.mask_channels, settings.mask_taps
 
-    def prepare(self, batch: Batch, step: int) -> Batch:
+    def prepare(self, step: int, batch: Batch) -> Batch:
         """What of a step needs no weights: its batch masked, in place, then as the head takes it.
 
         Any thread may do it, ahead of the step: every random number is seeded by that.
         """
-        time, channels, taps = self._masks
+        time, channels, taps = self.mask_shares
         with torch.no_grad(), record_function("prepare"):
             features = modules.mask_features(
                 batch.features, batch.lengths, time=time, channels=channels, taps=taps, fill=self.head.centre,

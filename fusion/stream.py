@@ -111,7 +111,7 @@ class Stream:
             TrainingProgress(self.console, total, step, quiet=not self.here.first) as progress,
         ):
             loader.watch = Stopwatch()
-            for made in loader.prepared(iter(sampler), partial(_prepare, feeds, self.taps, step)):
+            for made in loader.prepared(iter(sampler), partial(_prepare, feeds, self.taps), step + 1):
                 active = [learner for learner in learners if learner.running and learner.state.step == step]
                 step += 1
                 if not active:
@@ -204,22 +204,14 @@ class Stream:
         )
 
 
-def _prepare(
-    feeds: Mapping[Hashable, Learner], taps: Sequence[str], done: int, number: int, batch: Batch
-) -> dict[Hashable, Batch]:
-    """A batch as each of several learners, by its feed, wants it.
-
-    Args:
-        taps: of the batch.
-        done: steps before the first batch.
-        number: of this batch, from 0.
-    """
+def _prepare(feeds: Mapping[Hashable, Learner], taps: Sequence[str], step: int, batch: Batch) -> dict[Hashable, Batch]:
+    """The batch of a step, of these taps, as each of several learners, by its feed, wants it."""
     made: dict[Hashable, Batch] = {}
     for feed, learner in feeds.items():
         features = pick_taps(batch.features, taps, learner.spec.taps)
-        if features is batch.features and learner.masks and len(feeds) > 1:
+        if features is batch.features and any(learner.mask_shares) and len(feeds) > 1:
             features = features.clone()  # masked in place, and others read the batch
-        made[feed] = learner.prepare(replace(batch, features=features), done + number + 1)
+        made[feed] = learner.prepare(step, replace(batch, features=features))
     return made
 
 

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +100,7 @@ def measure(
             block = list(itertools.islice(endless, BLOCK))
             # The first batch is on its way when the clock starts, as in the middle of a run.
             with loader() as reading:
-                batches = reading.prepared(itertools.chain(block, block[:1]), partial(_prepare, learner))
+                batches = reading.prepared(itertools.chain(block, block[:1]), learner.prepare)
                 first = next(batches)
                 reading.watch = Stopwatch()
                 following = itertools.chain([first], itertools.islice(batches, BLOCK - 1))
@@ -115,7 +114,7 @@ def measure(
             block = list(itertools.islice(endless, BLOCK))
             drop_pages([path for path in Path(cache).rglob("*") if path.is_file()])
             with loader() as reading:
-                from_cache = _steps(learner, reading.prepared(block, partial(_prepare, learner)), here.device)
+                from_cache = _steps(learner, reading.prepared(block, learner.prepare), here.device)
             in_memory = _steps(learner, _kept(learner, kept, block), here.device)
             cold.append(in_memory.clock / from_cache.clock)
         block = list(itertools.islice(endless, 2))
@@ -152,15 +151,11 @@ def _steps(learner: Learner, batches: Iterable[Batch], device: torch.device) -> 
     return Spent(time.perf_counter() - began, time.process_time() - cpu)
 
 
-def _prepare(learner: Learner, number: int, batch: Batch) -> Batch:
-    return learner.prepare(batch, number + 1)
-
-
 def _kept(learner: Learner, kept: dict[bytes, Batch], slots: Iterable[Slot]) -> Iterator[Batch]:
     for number, slot in enumerate(slots):
         batch = kept[_key(slot)]
         # Masking is in place, and batches in memory are used again.
-        yield _prepare(learner, number, replace(batch, features=batch.features.clone()))
+        yield learner.prepare(number, replace(batch, features=batch.features.clone()))
 
 
 def _on_the_fly(
@@ -179,7 +174,7 @@ def _on_the_fly(
 
     def live(slots: list[Slot]) -> Iterator[Batch]:
         for number, slot in enumerate(slots):
-            yield _prepare(learner, number, replace(kept[_key(slot)], features=forward(slot)))
+            yield learner.prepare(number, replace(kept[_key(slot)], features=forward(slot)))
 
     forward(slots[0])
     both = _steps(learner, live(slots), learner.here.device).clock

@@ -204,14 +204,14 @@ class LiveLearner(MeasuredLearner):
         checkpoint.load_weights(self.head, tensors, self.files.best)
         return Run(self.files, self.spec, self.head.eval(), self.here.device)
 
-    def prepare(self, batch: Batch, step: int) -> Batch:
+    def prepare(self, step: int, batch: Batch) -> Batch:
         """Nothing: the upstream comes before what a learner on the cache prepares."""
         return batch
 
     def step(self, batch: Batch) -> None:
-        if self.masks:
+        time, channels, taps = self.mask_shares
+        if time or channels or taps:
             # what a learner on the cache would mask, for the head to mask
-            time, channels, taps = self._masks
             self.head.masks = draw_masks(
                 batch.lengths, (int(batch.lengths.max()), len(self.spec.taps), self.spec.channels),
                 time=time, channels=channels, taps=taps,

@@ -100,7 +100,7 @@ def first_batch(learner: MeasuredLearner) -> Batch:
 
 def prepared(learner: MeasuredLearner, batch: Batch) -> Batch:
     """For the next step; the batch stays as it is."""
-    return learner.prepare(replace(batch, features=batch.features.clone()), learner.state.step + 1)
+    return learner.prepare(learner.state.step + 1, replace(batch, features=batch.features.clone()))
 
 
 def test_a_live_model_gives_the_features_of_the_cache(speeches: Speeches, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_only_what_a_row_trains_moves(speeches: Speeches, tmp_path: Path, name: 
     live.train()
     assert not live.network.training
     for _ in range(2):  # what lies below a bottleneck that starts at zero moves in the second
-        learner.step(learner.prepare(batch, learner.state.step + 1))
+        learner.step(learner.prepare(learner.state.step + 1, batch))
     moved = {key for key, value in live.named_parameters() if not torch.equal(value, before[key])}
     trained = {key for key, value in live.named_parameters() if value.requires_grad}
     assert moved <= trained
@@ -209,7 +209,7 @@ def test_live_rows_are_masked_as_cached_ones_are(speeches: Speeches, tmp_path: P
     expected = prepared(cached, batch)
     plain, lengths = cached.head.prepare(batch.features, batch.lengths)
     assert (expected.features != plain).any() and torch.equal(expected.lengths, lengths)
-    live.step(live.prepare(heard, 1))
+    live.step(live.prepare(1, heard))
     assert live.head.masks is not None
     masked, _ = live.head.prepare(live.head._masked(batch.features, live.head.masks), batch.lengths)
     for i, length in enumerate(lengths.tolist()):
