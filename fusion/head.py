@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from featcache.errors import UsageError
+from featcache.products import used_on
 from fusion import modules, tasks
 from fusion.modules.decoders import shortened
 from fusion.recipe import Recipe
@@ -95,12 +96,20 @@ class Head(nn.Module):
         if self.pool > 1:
             features, lengths = pool_frames(features, lengths, self.pool)
         scale = self.deviation.reciprocal()
-        return torch.addcmul(-self.centre * scale, features, scale), lengths
+        return torch.addcmul(-self.centre * scale, features, scale, out=_by_taps(features)), lengths
 
     def output_frames(self, examples: Sequence[Example]) -> list[int]:
         """Frames of logits that each example gets."""
         decoder: Any = self.decoder
         return [decoder.output_lengths(shortened(example.frames, self.pool)) for example in examples]
+
+
+def _by_taps(features: Tensor) -> Tensor | None:
+    """Memory for features of this shape, each tap in one piece as `featcache.products` wants it; None where not."""
+    if not used_on(features.device) or (features.requires_grad and torch.is_grad_enabled()):
+        return None
+    batch, frames, taps, channels = features.shape
+    return features.new_empty(taps, batch, frames, channels).permute(1, 2, 0, 3)
 
 
 def pool_frames(features: Tensor, lengths: Tensor, pool: int) -> tuple[Tensor, Tensor]:

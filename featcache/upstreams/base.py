@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from featcache import products
 from featcache.codec.host import to_device
 from featcache.crew import one_thread
 from featcache.errors import UpstreamError
@@ -101,6 +102,8 @@ class Upstream(ABC):
     identity: dict[str, Any]
     # A row of the model's input from a waveform, on the host; None where that is the waveform itself.
     frontend: Callable[[Tensor], Tensor] | None = None
+    # Whether the model has any: what computes their products is part of the identity.
+    linear_layers = True
 
     def __init__(self, config: UpstreamConfig, device: str | torch.device) -> None:
         self.config = config
@@ -187,7 +190,7 @@ class Upstream(ABC):
 
     def _begin(self, prepared: Prepared) -> Callable[[], list[Tensor]]:
         def run(inputs: Any) -> Tensor:
-            with torch.inference_mode(), _steady(self.device):
+            with torch.inference_mode(), _steady(self.device), products.by_onednn(self.device):
                 return self._features(self._inputs(inputs) if prepared.rows_alone else inputs)
 
         # In turn, or on the pool's threads where rows run alone.
@@ -208,7 +211,8 @@ class Upstream(ABC):
         frames = [self.frames(count) for count in samples]
         groups = self._groups(samples, frames)
         inputs = [self._inputs([waves[i] for i in group]) for group in groups]
-        return self._rows(groups, [self._features(part) for part in inputs], frames)
+        with products.by_onednn(self.device):
+            return self._rows(groups, [self._features(part) for part in inputs], frames)
 
     def network(self) -> Network:
         """The model's own modules. What is added to or changed in them shows in `forward_live`.
@@ -269,6 +273,8 @@ class Upstream(ABC):
             "rows": "alone, one thread" if self.device.type == "cpu" else "batched",
             "tf32": False,
         }
+        if self.linear_layers and self.config.dtype == "float32" and products.used_on(self.device):
+            shared["products"] = products.RULE
         return dict(sorted({**shared, **family}.items()))
 
 

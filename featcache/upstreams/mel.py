@@ -26,6 +26,7 @@ class MelUpstream(Upstream):
     """
 
     can_pad = True
+    linear_layers = False
 
     def __init__(self, config: UpstreamConfig, device: str, bins: int) -> None:
         super().__init__(config, device)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from featcache import products
 from featcache.errors import UsageError
 
 EPS = 1e-5
@@ -116,7 +117,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: torch.Tensor, folded: Folded | None = None) -> torch.Tensor:
         """(count, rows, inputs) -> (count, rows, outputs); `folded` where many blocks of rows share it."""
         weight, bias = folded or self.folded()
-        return torch.baddbmm(bias, normalise(x, self.norm), weight)
+        return products.stacked(normalise(x, self.norm), weight, bias)
 
     def start_at_zero(self) -> None:
         """Zero weights and biases: what is added by this layer begins at nothing."""
@@ -128,7 +129,8 @@ class StackedLinear(nn.Module):
 class TapProjection(StackedLinear):
     """Norm and linear layer of each tap: (rows, taps, channels) -> (taps, rows, width).
 
-    The taps are read where they lie: the product runs on a strided view, never on a copy of one tap.
+    The taps are read where they lie. Only oneDNN makes a copy where they are not in one piece each, as `Head.prepare`
+    lays them out.
     """
 
     def __init__(self, taps: int, channels: int, width: int, norm: str = "layer", fan_in: int | None = None):
@@ -152,5 +154,5 @@ class TapProjection(StackedLinear):
         weight, bias = folded or self.folded()
         moments = stored_moments(rows, self.norm)
         if moments is None:
-            return torch.baddbmm(bias, normalise(rows, self.norm).transpose(0, 1), weight)
-        return torch.addcmul(bias, torch.bmm(rows.transpose(0, 1), weight), moments[1].t().unsqueeze(-1))
+            return products.stacked(normalise(rows, self.norm).transpose(0, 1), weight, bias)
+        return torch.addcmul(bias, products.stacked(rows.transpose(0, 1), weight), moments[1].t().unsqueeze(-1))

@@ -47,8 +47,8 @@ class OneTap(nn.Module):
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, frames, taps, channels) -> (batch, frames, width)."""
-        fused: torch.Tensor = self.projection(features[:, :, self.tap : self.tap + 1].flatten(0, 1))
-        return fused.view(features.shape[0], features.shape[1], self.width)
+        folded = self.projection.folded()
+        return by_blocks(lambda rows: self.projection(rows, folded)[0], features[:, :, self.tap : self.tap + 1])
 
 
 class LastTap(OneTap):
@@ -101,8 +101,8 @@ class Concat(nn.Module):
 
     def forward(self, features: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, frames, taps, channels) -> (batch, frames, width)."""
-        fused: torch.Tensor = self.projection(features.flatten(0, 1)).sum(0)
-        return fused.view(features.shape[0], features.shape[1], self.width)
+        folded = self.projection.folded()
+        return by_blocks(lambda rows: self.projection(rows, folded).sum(0), features)
 
 
 class HConv(nn.Module):

@@ -31,6 +31,7 @@ from featcache.inspect import info
 from featcache.job import Job, Request
 from featcache.manifest import Row, absolute, read, resolve, write
 from featcache.memory import ran_out
+from featcache.products import left_to_torch, used_on
 from featcache.reading import load_window
 from featcache.spec import Layout
 from featcache.upstreams import Upstream, UpstreamConfig
@@ -63,6 +64,8 @@ def measure(
 ) -> dict[str, Any]:
     """`efficiency`, `padding_waste`, `realtime`, `spent` (of the last turn, see `_budget`) and `rivals[]`.
 
+    `efficiency_by_torch` is against the same model without `featcache.products`, tuned likewise.
+
     Args:
         batch_seconds: audio of one forward pass of the extraction; None is what the command does by itself.
 
@@ -86,30 +89,39 @@ def measure(
             for batch in plan.batches(group)
         ]
         way, forward = _tuned(model, batches)
+        ours = used_on(model.device)
+        with left_to_torch():
+            way_by_torch, forward_by_torch = _tuned(model, batches) if ours else (way, forward)
         if model.device.type != "cpu":
             # Kernels are compiled, and memory is got, before the clock runs.
             shutil.copytree(folder / "start", folder / "first")
             _job(folder, "first", model, profile, batch_seconds, limit=_enough(rows)).extract()
         alone: list[Spent] = []
+        by_torch: list[Spent] = []
         whole: list[Spent] = []
         for turn in range(TURNS):
             alone.append(_spent(forward, plan.seconds))
+            with left_to_torch():
+                by_torch.append(_spent(forward_by_torch, plan.seconds) if ours else alone[-1])
             shutil.copytree(folder / "start", folder / str(turn))
             job = _job(folder, str(turn), model, profile, batch_seconds)
             job.trace = folder / "trace.json"
             whole.append(_spent(job.extract, plan.seconds))
-            messages.print(f"turn {turn + 1} of {TURNS}: {alone[-1]}, {whole[-1]}")
+            messages.print(f"turn {turn + 1} of {TURNS}: {alone[-1]}, {by_torch[-1]} by torch's products, {whole[-1]}")
         card = info(job.cache)
         spent = _budget(folder / "trace.json")
         rivals = _rivals(rows, model, folder)
     return {
         "efficiency": _median(b.realtime / a.realtime for a, b in zip(alone, whole, strict=True)),
         "efficiency_cpu": _median(b.realtime_cpu / a.realtime_cpu for a, b in zip(alone, whole, strict=True)),
+        "efficiency_by_torch": _median(b.realtime / a.realtime for a, b in zip(by_torch, whole, strict=True)),
         "padding_waste": round(plan.passes[1], 4),
         "realtime": _median(spent.realtime for spent in whole),
         "realtime_cpu": _median(spent.realtime_cpu for spent in whole),
         "forward_realtime": _median(spent.realtime for spent in alone),
         "forward_tuned": way,
+        "forward_realtime_by_torch": _median(spent.realtime for spent in by_torch),
+        "forward_tuned_by_torch": way_by_torch,
         "bits_per_value": round(card["bits_per_value"], 2),
         "bytes_per_second": round(card["bytes"] / plan.seconds),
         "peak_memory_mb": round(_peak_bytes() / 1e6),

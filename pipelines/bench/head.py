@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from featcache import products
 from fusion.modules.hff import HFF, NodeStack
 from fusion.modules.projection import StackedLinear, normalise
 from pipelines.bench.machine import stamp
@@ -31,7 +32,7 @@ def measure(frames: int, taps: int, channels: int, width: int, turns: int, devic
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # nothing is zero, so that every gradient counts
-    features = torch.randn(1, frames, taps, channels, device=device)
+    features = torch.randn(taps, 1, frames, channels, device=device).permute(1, 2, 0, 3)  # as `Head.prepare` gives it
     wanted = torch.randn(1, frames, width, device=device)
 
     def run(forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -113,10 +114,10 @@ def _products(model: HFF, frames: int, kind: torch.dtype, device: str) -> None:
         x, y = _operands(count, frames, inputs, outputs, kind, device)
         weight = layer.weight.detach().to(kind)
         for i in range(count):
-            torch.mm(x[i], weight[i])
-            torch.mm(x[i].t(), y[i])
+            products.linear(x[i], weight[i].t())
+            products.linear(y[i].t(), x[i].t())
             if layer is not model.leaves:  # features need no gradient
-                torch.mm(y[i], weight[i].t())
+                products.linear(y[i], weight[i])
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from featcache.errors import UsageError
+from fusion.head import Head
 from fusion.modules import (
     DECODERS,
     FUSERS,
@@ -166,7 +167,8 @@ def test_the_short_cut_stands_back_where_its_statistics_would_be_wrong() -> None
 def test_the_features_are_not_copied() -> None:
     """No operation of the tree makes a tensor of the size of one tap's features or more."""
     hff = build_fuser("hff", 8, 512, width=8)
-    features = torch.randn(2, 40, 8, 512)
+    head = Head(hff, build_decoder("linear", 8, 5), 8, 512)
+    features, _ = head.prepare(torch.randn(2, 40, 8, 512), torch.tensor([40, 40]))
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         hff(features)
     largest = max(event.self_cpu_memory_usage for event in profile.function_events)

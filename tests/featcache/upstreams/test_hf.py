@@ -257,7 +257,9 @@ def test_group_norm_is_padded_off_the_cpu_alone(checkpoint: Callable[[str], Path
         added = {"group_norm": "each row over its own frames"} if pads == OFF_CPU else {}
         if name in ALIKE:
             added["convolutions"] = "as matrix products"
-        assert elsewhere.identity == {**here.identity, **added, "device": "meta", "rows": "batched"}
+        expected = {**here.identity, **added, "device": "meta", "rows": "batched"}
+        expected.pop("products", None)  # said of a CPU alone
+        assert elsewhere.identity == expected
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, pads) in CASES.items() if pads == NEVER])
