@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from featcache.errors import UpstreamError
+from featcache.products import by_onednn
 from featcache.upstreams import Upstream, UpstreamConfig, hashing, load, whisper_package
 from featcache.upstreams.whisper_package import PACKAGES, Packaged, read_variables
 from tests.featcache.upstreams.checks import BOUND, alone, in_batches, speechlike
@@ -52,7 +53,7 @@ def test_real_encoder_at_30_s_is_transformers_own(name: str, fetch: Fetch) -> No
     wave = speechlike(480_000)
     features = upstream.forward([wave])[0]
     mel = transformers.WhisperFeatureExtractor(feature_size=80)(wave, sampling_rate=16_000, return_tensors="pt")
-    with torch.inference_mode():
+    with torch.inference_mode(), by_onednn(upstream.device):  # the same arithmetic
         out = upstream.encoder(mel["input_features"], output_hidden_states=True)  # type: ignore[attr-defined]
     expected = [*(tap[0] for tap in out.hidden_states[:-1]), out.last_hidden_state[0]]
     kept = [tap for tap in range(len(upstream.taps)) if tap != len(upstream.taps) - 2]  # the raw last is not there
