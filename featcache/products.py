@@ -201,6 +201,8 @@ def _plain_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return (
         kwargs.get("attn_mask") is None
         and query.dim() == 4
+        and query.shape[:2] + query.shape[3:] == key.shape[:2] + key.shape[3:]
+        and key.shape == value.shape
         and key.shape[2] >= _FEWEST_KEYS
         and _ours(query.shape[2], *args)
         and not _open(args)
@@ -213,7 +215,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -
     made = torch.empty_like(query)
     for row in range(len(query)):
         for head in range(query.shape[1]):
-            keys, values = key[row, head], value[row, head].contiguous().t()
+            keys, values = key[row, head].contiguous(), value[row, head].contiguous().t()
             for start in range(0, query.shape[2], _QUERIES):
                 some = slice(start, start + _QUERIES)
                 shares = _product(scaled[row, head, some], keys).softmax(-1)

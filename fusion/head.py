@@ -106,7 +106,8 @@ class Head(nn.Module):
 
 def _by_taps(features: Tensor) -> Tensor | None:
     """Memory for features of this shape, each tap in one piece as `featcache.products` wants it; None where not."""
-    if not used_on(features.device) or (features.requires_grad and torch.is_grad_enabled()):
+    live = features.requires_grad and torch.is_grad_enabled()
+    if live or torch.compiler.is_exporting() or not used_on(features.device):
         return None
     batch, frames, taps, channels = features.shape
     return features.new_empty(taps, batch, frames, channels).permute(1, 2, 0, 3)

@@ -114,6 +114,8 @@ def test_attention_is_redirected_where_it_is_plain(counted: list[tuple[int, ...]
         scaled_dot_product_attention(query, query, query, attn_mask=mask)
         scaled_dot_product_attention(query, query, query, is_causal=True)
         scaled_dot_product_attention(query[:, :, :400], query[:, :, :400], query[:, :, :400])
+        scaled_dot_product_attention(query, query, query[..., :4])
+        scaled_dot_product_attention(query, query[0], query[0])
         scaled_dot_product_attention(query.requires_grad_(), query, query)
         assert not counted
         with torch.no_grad():
