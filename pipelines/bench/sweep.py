@@ -27,7 +27,9 @@ from fusion.train import fit, fit_together
 from pipelines.bench.machine import stamp
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-HFF, PROBES = "HFF, searched rates", "a probe for each tap"
+HFF, PROBES, SUMS = "HFF, searched rates", "a probe for each tap", "weighted sums, searched rates"
+# What SUPERB does with a frozen model: hardly any arithmetic, on all taps.
+_SUM = ('fuser.kind="weighted_sum"', "fuser.width=128")
 quiet = Console(quiet=True)
 
 
@@ -53,6 +55,7 @@ def measure(cache: str, heads: int, steps: int, utterances: int, turns: int) -> 
 
     kinds = {
         HFF: [head("asr.toml", f'name="hff-{i}"', f"train.lr={1e-3 * 1.2**i}") for i in range(heads)],
+        SUMS: [head("lang.toml", f'name="sum-{i}"', *_SUM, f"train.lr={5e-4 * 1.3**i}") for i in range(heads)],
         PROBES: [head("lang.toml", f'name="{tap}"', 'fuser.kind="tap"', f'fuser.tap="{tap}"') for tap in taps[:heads]],
     }
     return {
