@@ -78,7 +78,7 @@ def test_sweep_compares_the_same_heads_both_ways(tmp_path: Path) -> None:
     }
     place = make_cache(tmp_path / "cache", features, labels)
     found = stamped(sweep.measure(str(place), heads=3, steps=2, utterances=20, turns=1))
-    assert [row["name"] for row in found["rows"]] == [sweep.HFF, sweep.PROBES]
+    assert [row["name"] for row in found["rows"]] == [sweep.HFF, sweep.SUMS, sweep.PROBES]
     for row in found["rows"]:
         assert row["heads"] == 3 and row["speedup"] == pytest.approx(row["alone_s"] / row["together_s"], rel=0.2)
     sweep.print_table(found)
