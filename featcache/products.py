@@ -68,11 +68,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows = math.prod(x.shape[:-1])
     if weight.dim() != 2 or not _ours(rows, x, weight, bias):
         return torch_linear(x, weight, bias)
-    flat = x.reshape(rows, x.shape[-1])
-    if _open((x, weight, bias)):
-        made = cast(Tensor, _Linear.apply(flat, weight, bias))
-    else:
-        made = _product(flat, weight, bias)
+    made = cast(Tensor, _Linear.apply(x.reshape(rows, x.shape[-1]), weight, bias))
     return made.view(*x.shape[:-1], len(weight))
 
 
@@ -86,9 +82,7 @@ def stacked(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return _by_torch(x, weight, bias)
     if not x[0].is_contiguous():  # oneDNN would copy it in each product
         x = x.contiguous()
-    if _open((x, weight, bias)):
-        return cast(Tensor, _Stacked.apply(x, weight, bias))
-    return _stacked(x, weight, bias)
+    return cast(Tensor, _Stacked.apply(x, weight, bias))
 
 
 def by_onednn(device: torch.device) -> AbstractContextManager[None]:
@@ -120,11 +114,6 @@ def _ours(rows: int, *tensors: Tensor | None) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
     )
-
-
-def _open(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a gradient is wanted of one of them."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -205,7 +194,7 @@ def _plain_attention(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         and key.shape == value.shape
         and key.shape[2] >= _FEWEST_KEYS
         and _ours(query.shape[2], *args)
-        and not _open(args)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in args))
     )
 
 

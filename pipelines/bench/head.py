@@ -17,6 +17,8 @@ from rich.console import Console
 from torch import Tensor
 
 from featcache import products
+from fusion.head import Head
+from fusion.modules import build_decoder
 from fusion.modules.hff import HFF, NodeStack
 from fusion.modules.projection import StackedLinear, normalise
 from pipelines.bench.machine import stamp
@@ -32,7 +34,8 @@ def measure(frames: int, taps: int, channels: int, width: int, turns: int, devic
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # nothing is zero, so that every gradient counts
-    features = torch.randn(taps, 1, frames, channels, device=device).permute(1, 2, 0, 3)  # as `Head.prepare` gives it
+    whole = Head(model, build_decoder("linear", width, 1), taps, channels).to(device)
+    features, _ = whole.prepare(torch.randn(1, frames, taps, channels, device=device), torch.tensor([frames]))
     wanted = torch.randn(1, frames, width, device=device)
 
     def run(forward: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[Tensor]]:

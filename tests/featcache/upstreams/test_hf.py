@@ -14,6 +14,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from featcache import products
 from featcache.errors import UpstreamError
 from featcache.upstreams import Upstream, UpstreamConfig, convolutions, load, masks
 from featcache.upstreams.base import frame_mask, pad
@@ -260,6 +261,17 @@ def test_group_norm_is_padded_off_the_cpu_alone(checkpoint: Callable[[str], Path
         expected = {**here.identity, **added, "device": "meta", "rows": "batched"}
         expected.pop("products", None)  # said of a CPU alone
         assert elsewhere.identity == expected
+
+
+@pytest.mark.skipif(not products.used_on(torch.device("cpu")), reason="this processor's products are torch's own")
+def test_who_computes_products_is_part_of_the_identity(checkpoint: Callable[[str], Path]) -> None:
+    """Only where oneDNN does."""
+    id = f"hf:{checkpoint(next(iter(CASES)))}"
+    assert load(UpstreamConfig(id=id)).identity["products"] == products.RULE
+    with products.left_to_torch():
+        assert "products" not in load(UpstreamConfig(id=id)).identity
+    for config in (UpstreamConfig(id=id, dtype="bfloat16"), UpstreamConfig(id="mel:80")):
+        assert "products" not in load(config).identity
 
 
 @pytest.mark.parametrize("name", [name for name, (*_, pads) in CASES.items() if pads == NEVER])
