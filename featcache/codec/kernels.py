@@ -296,7 +296,7 @@ def smooth(
 
 
 @numba.njit(nogil=True, cache=True)
-def all_within(
+def beyond(
     rec: np.ndarray,
     at: int,
     smoother: np.ndarray,
@@ -304,13 +304,17 @@ def all_within(
     mean: np.ndarray,
     features: np.ndarray,
     bound: np.ndarray,
-) -> bool:
-    """Whether what `smooth` makes of a row is nowhere farther from it than `bound`; from NaN it is.
+) -> np.ndarray:
+    """Frames of a row in which what `smooth` makes of it is farther from it than `bound` somewhere; from NaN it is.
 
     Args:
         features: float32 `(frames, taps, channels)`. bound: float32 `(taps, channels)`.
+
+    Returns:
+        bool `(frames,)`.
     """
     frames, taps, channels = features.shape
+    marked = np.zeros(frames, np.bool_)
     total = np.empty(channels, np.int32)
     for tap in range(taps):
         for t in range(frames):
@@ -320,6 +324,5 @@ def all_within(
                 y = (total[c] + np.int32(1 << (SMOOTH_SHIFT - 1))) >> np.int32(SMOOTH_SHIFT)
                 estimate = np.float32(y) * scale[tap, c] + mean[tap, c]
                 missed += np.int32(not (abs(features[t, tap, c] - estimate) <= bound[tap, c]))
-            if missed:
-                return False
-    return True
+            marked[t] |= missed > 0
+    return marked

@@ -138,16 +138,34 @@ class Residual(Codec):
         from featcache.codec import kernels
 
         arrays = self.calibration
-        if "nmse" not in self.parameters and kernels.all_within(
-            rec, begin, arrays["smoother"], self._scale, arrays["mean"], features, self._bound
-        ):
+        if "nmse" in self.parameters:
+            frames = np.arange(len(features))
+        else:
+            missed = kernels.beyond(rec, begin, arrays["smoother"], self._scale, arrays["mean"], features, self._bound)
+            frames = np.flatnonzero(missed)
+        if not len(frames):
             return EncodedRow({"codes": block}, 0)
-        alone = np.ascontiguousarray(rec[:, begin : begin + len(features) + 1])
-        exact, marked = self._exact(features, fitting.smoothed(alone, arrays))
-        block[marked, 0, 0] |= EXACT
-        if not marked.any():
+        kept, marked = self._exact(features[frames], self._estimates(rec, begin, frames))
+        frames = frames[marked]
+        block[frames, 0, 0] |= EXACT
+        if not len(frames):
             return EncodedRow({"codes": block}, 0)
-        return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": np.flatnonzero(marked)})
+        exact = np.zeros(features.shape, np.float32)
+        exact[frames] = kept[marked]
+        return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": frames})
+
+    def _estimates(self, rec: np.ndarray, begin: int, frames: np.ndarray) -> np.ndarray:
+        """What decoding makes of some frames of a row, at least one, float32 `(len(frames), taps, channels)`."""
+        from featcache.codec import kernels
+
+        arrays, taps = self.calibration, np.arange(self.taps)
+        out = np.empty((len(frames), self.taps, self.channels), np.float32)
+        at = 0
+        for run in np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1):
+            part = out[at : at + len(run)]
+            kernels.smooth(rec, begin + run[0], arrays["smoother"], self._scale, arrays["mean"], taps, part)
+            at += len(run)
+        return out
 
     def _block(self, codes: np.ndarray) -> np.ndarray:
         """The plane `codes` from int8 or int16 `(taps, frames, channels)`, without flags."""
@@ -194,7 +212,11 @@ class Residual(Codec):
         return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": held})
 
     def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is kept as it is: float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where."""
+        """What is kept as it is of some frames, all of them where NMSE is bounded.
+
+        Returns:
+            float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where.
+        """
         from featcache.codec import kernels_pack
 
         whole = np.zeros(features.shape[:2], np.bool_)
