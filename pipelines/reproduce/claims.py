@@ -48,6 +48,7 @@ def answer(rows: Mapping[str, Row], *, judges: bool) -> list[Claim]:
     answers.fewer("hff_adapters", "full")
     answers.faster("hff_adapters", "full")
     answers.epochs_faster("hff", "full")
+    answers.better("hff_adapters", "last_tap_adapters")
     return answers.claims
 
 

@@ -47,6 +47,8 @@ ENTRIES = (
     Entry("adapters", "Adapters", "last", "adapters", {"width": 64}, rate=0.1),
     # narrower ones: HFF and they together are to be less than 3 % of Whisper base
     Entry("hff_adapters", "HFF + Adapters", "hff", "adapters", {"width": 16}, rate=0.5, warm="hff"),
+    # what of that row's lead is the tree's, and not the trained head's that it starts from
+    Entry("last_tap_adapters", "last tap + Adapters", "last", "adapters", {"width": 16}, rate=0.5, warm="last_tap"),
 )
 """In the order in which they are trained; rows that train little of the upstream stay close to the cached ones."""
 
