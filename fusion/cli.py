@@ -107,13 +107,20 @@ def evaluate(
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.", show_default=False)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of finished runs. Runs of several seeds, joined by commas, count as their mean.",
+            show_default=False,
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show runs side by side, with the paired difference of each to the first."""
     from fusion import comparison
 
-    rows = comparison.compare(runs)
+    rows = comparison.compare([run if Path(run).is_dir() else run.split(",") for run in runs])
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return

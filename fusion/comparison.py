@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,79 @@ from fusion import intervals, tasks
 from fusion.run import Run
 from fusion.tasks import Measure
 
-NOTE = "- first: the value minus that of the first run, paired bootstrap over utterances, 95 % interval"
+NOTE = (
+    "- first: the value minus that of the first, paired bootstrap over utterances, 95 % interval. "
+    "Of several runs, which differ in their seeds, values are means"
+)
+Runs = str | Path | Sequence[str | Path]
 
 
-def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """One JSON-able row a run: its metrics, and for each measure `NAME_difference` as [value, low, high].
+def compare(heads: Sequence[Runs]) -> list[dict[str, Any]]:
+    """One JSON-able row a head: its metrics, and for each measure `NAME_difference` as [value, low, high].
 
-    The first run, with which the others are compared, has no differences.
+    The first, with which the others are compared, has no differences.
+
+    Args:
+        heads: the folder of a run, or those of several that differ in their seeds: their row has the metrics of the
+            first of them with means of the measures, and `NAME_by_seed`.
 
     Raises:
         UsageError: a run is not finished, has another task than the first, or was scored on other utterances.
     """
-    if not paths:
+    groups = [[head] if isinstance(head, str | Path) else list(head) for head in heads]
+    if not groups or not all(groups):
         raise UsageError("nothing to compare; give the folders of two runs or more")
+    first = _Scored.read(groups[0][0])
+    reference: dict[str, intervals.Statistic] = {}
     rows: list[dict[str, Any]] = []
-    first: dict[str, dict[str, Any]] = {}
-    for path in paths:
-        metrics, table = Run.read_metrics(path), Run.read_table(path)
-        row = {"run": str(path), **metrics}
-        if not rows:
-            first = table
-        elif metrics["task"] != rows[0]["task"]:
-            raise UsageError(
-                f"{path} is of task {metrics['task']}, {paths[0]} of task {rows[0]['task']}; compare one task"
-            )
-        elif table.keys() != first.keys():
-            missing = len(first.keys() ^ table.keys())
-            raise UsageError(
-                f"{path} and {paths[0]} were scored on different utterances ({missing} are in one only): "
-                "`fusion eval` both on the same split of the same cache"
-            )
-        elif [table[id_]["reference"] for id_ in first] != [first[id_]["reference"] for id_ in first]:
-            raise UsageError(f"{path} and {paths[0]} have other references; use the same task and label in both")
-        else:
-            here, there = [table[id_] for id_ in first], list(first.values())
-            for measure in measures_of(metrics):
-                difference = intervals.difference(measure.statistic(here), measure.statistic(there), len(first))
+    for group in groups:
+        runs = [_Scored.read(path).like(first) for path in group]
+        row = {"run": ",".join(map(str, group)), **runs[0].metrics}
+        for measure in measures_of(first.metrics):
+            here = [measure.statistic(run.of(first.table)) for run in runs]
+            pooled = intervals.mean_of(here)
+            if len(runs) > 1:
+                row[measure.name] = intervals.value(pooled, len(first.table))
+                row[f"{measure.name}_ci95"] = list(intervals.interval(pooled, len(first.table)))
+                row[f"{measure.name}_by_seed"] = [intervals.value(one, len(first.table)) for one in here]
+            if rows:
+                difference = intervals.difference(pooled, reference[measure.name], len(first.table))
                 row[f"{measure.name}_difference"] = list(difference)
+            else:
+                reference[measure.name] = pooled
         rows.append(row)
     return rows
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A finished run: its metrics, and its table of utterances by id."""
+
+    path: str | Path
+    metrics: Mapping[str, Any]
+    table: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> _Scored:
+        return cls(path, Run.read_metrics(path), Run.read_table(path))
+
+    def like(self, first: _Scored) -> _Scored:
+        """The run itself, which can be compared with the first."""
+        here, there = self.metrics["task"], first.metrics["task"]
+        if here != there:
+            raise UsageError(f"{self.path} is of task {here}, {first.path} of task {there}; compare one task")
+        if self.table.keys() != first.table.keys():
+            missing = len(first.table.keys() ^ self.table.keys())
+            raise UsageError(
+                f"{self.path} and {first.path} were scored on different utterances ({missing} are in one only): "
+                "`fusion eval` both on the same split of the same cache"
+            )
+        if any(self.table[id_]["reference"] != row["reference"] for id_, row in first.table.items()):
+            raise UsageError(f"{self.path} and {first.path} have other references; use the same task and label in both")
+        return self
+
+    def of(self, ids: Iterable[str]) -> list[Mapping[str, Any]]:
+        return [self.table[id_] for id_ in ids]
 
 
 def measures_of(metrics: Mapping[str, Any]) -> tuple[Measure, ...]:
@@ -75,6 +110,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             cells.append("{:.3f}, {:.3f}".format(*row[f"{measure.name}_ci95"]))
             if difference is not None:
                 cells += [f"{difference[0]:+.3f}", f"{difference[1]:+.3f}, {difference[2]:+.3f}"]
-            result.add_row(row["run"], *cells)
+            run, *others = row["run"].split(",")
+            result.add_row(f"{run} and {len(others)} more" if others else run, *cells)
         found.append(result)
     return found

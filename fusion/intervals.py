@@ -11,7 +11,7 @@ rates and the paired differences of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +44,16 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Statistic:
 def divide(a: Array, b: Array) -> Array:
     """a / b, NaN where b is zero."""
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+
+
+def mean_of(statistics: Sequence[Statistic]) -> Statistic:
+    """The mean of statistics of the same utterances: of runs that differ in their seeds, say."""
+
+    def mean(weights: Array) -> Array:
+        found: Array = np.mean([statistic(weights) for statistic in statistics], axis=0)
+        return found
+
+    return mean
 
 
 def value(statistic: Statistic, utterances: int) -> float:

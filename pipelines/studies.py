@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from featcache.errors import JobError, UsageError
 from fusion import intervals, recipe, tasks
-from fusion.intervals import Array, Statistic
+from fusion.intervals import Statistic
 from fusion.recipe import Recipe
 from fusion.run import Run
 from fusion.tasks import Measure
@@ -103,12 +102,7 @@ def finished(path: Path) -> Finished:
 
 def pooled(measure: Measure, ids: Sequence[str], tables: Sequence[Table]) -> Statistic:
     """The mean over tables of a measure, as a function of how often each utterance is drawn."""
-    statistics = [measure.statistic([table[key] for key in ids]) for table in tables]
-
-    def mean(weights: Array) -> Array:
-        return np.mean([statistic(weights) for statistic in statistics], axis=0)
-
-    return mean
+    return intervals.mean_of([measure.statistic([table[key] for key in ids]) for table in tables])
 
 
 def same_ids(tables: Sequence[Table]) -> list[str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -80,6 +81,18 @@ def test_compare_shows_runs_with_the_paired_difference_to_the_first(place: Path)
     assert difference == pytest.approx(rows[1]["cer"] - rows[0]["cer"]) and low <= difference <= high
     printed = call("compare", place / "runs/a", place / "runs/b")
     assert printed.exit_code == 0 and "paired bootstrap" in printed.stdout
+
+
+def test_compare_pools_runs_that_are_joined_by_commas(place: Path) -> None:
+    a, b = place / "runs/a", place / "runs/b"
+    alone = json.loads(call("compare", "--json", a, b).stdout)
+    first, both, same = json.loads(call("compare", "--json", a, f"{a},{b}", f"{b},{b}").stdout)
+    assert first == alone[0]
+    assert both["run"] == f"{a},{b}" and both["cer_by_seed"] == pytest.approx([row["cer"] for row in alone])
+    assert both["cer"] == pytest.approx((alone[0]["cer"] + alone[1]["cer"]) / 2)
+    np.testing.assert_allclose(both["cer_difference"], np.divide(alone[1]["cer_difference"], 2), atol=1e-12)
+    assert same["cer_difference"] == pytest.approx(alone[1]["cer_difference"])
+    assert "and 1 more" in call("compare", a, f"{a},{b}").stdout.replace("\n", " ")
 
 
 def test_compare_refuses_other_utterances(place: Path, tmp_path: Path) -> None:
