@@ -17,16 +17,9 @@ from torch import Tensor
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import convolutions, masks, norms
-from featcache.upstreams.base import (
-    Network,
-    Padded,
-    Upstream,
-    UpstreamConfig,
-    frame_mask,
-    refuse_options,
-    standardise,
-)
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, refuse_options
 from featcache.upstreams.hub import Checkpoint, find
+from featcache.upstreams.padding import Padded, frame_mask, standardise
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
 EPSILON = 1e-7  # of the waveform's variance, as in Wav2Vec2FeatureExtractor

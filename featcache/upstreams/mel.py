@@ -9,7 +9,8 @@ from torch import Tensor
 
 from featcache.errors import UpstreamError
 from featcache.geometry import SAMPLE_RATE, Geometry
-from featcache.upstreams.base import Padded, Upstream, UpstreamConfig, refuse_options
+from featcache.upstreams.base import Upstream, UpstreamConfig, refuse_options
+from featcache.upstreams.padding import Padded
 from featcache.upstreams.taps import choose
 
 N_FFT = 512

@@ -24,8 +24,9 @@ from featcache.codec.host import to_device
 from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.upstreams import norms
-from featcache.upstreams.base import Network, Padded, Upstream, UpstreamConfig, refuse_options, standardise
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig, refuse_options
 from featcache.upstreams.hashing import sha256_of_state
+from featcache.upstreams.padding import Padded, standardise
 from featcache.upstreams.taps import TapRecorder, all_taps, blocks_needed, choose
 
 EPSILON = 1e-5  # of the waveform's layer norm, as in torchaudio's bundles

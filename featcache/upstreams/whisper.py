@@ -22,7 +22,8 @@ from torch.nn.functional import pad as pad_last
 from transformers.audio_utils import mel_filter_bank
 
 from featcache.geometry import SAMPLE_RATE, WHISPER_MEL_HOP, Geometry
-from featcache.upstreams.base import Network, Padded, Upstream, UpstreamConfig, frame_mask
+from featcache.upstreams.base import Network, Upstream, UpstreamConfig
+from featcache.upstreams.padding import Padded, frame_mask
 from featcache.upstreams.taps import FINAL, TapRecorder, all_taps, blocks_needed, choose
 
 N_FFT = 400  # samples: 25 ms

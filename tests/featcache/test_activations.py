@@ -19,7 +19,7 @@ from featcache.job import Job, Request
 from featcache.spans import Spans
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig, load
-from featcache.upstreams.base import Padded
+from featcache.upstreams.padding import Padded
 from tests.featcache.codec.examples import build, speech_like
 from tests.helpers import contents, make_speech
 from tests.real import SMALL, TINY

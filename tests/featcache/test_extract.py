@@ -28,7 +28,7 @@ from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig
-from featcache.upstreams.base import Padded
+from featcache.upstreams.padding import Padded
 from featcache.verify import verify
 from tests.helpers import contents
 from tests.real import TINY, request

@@ -25,7 +25,7 @@ from featcache.job import Job, Request
 from featcache.memory import ran_out
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig
-from featcache.upstreams.base import Padded
+from featcache.upstreams.padding import Padded
 from tests.helpers import contents, make_speech
 from tests.real import request
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from featcache import products
 from featcache.errors import UpstreamError
 from featcache.upstreams import Upstream, UpstreamConfig, convolutions, load, masks
-from featcache.upstreams.base import frame_mask, pad
+from featcache.upstreams.padding import frame_mask, pad
 from tests.featcache.upstreams.checks import (
     BOUND,
     LENGTHS,

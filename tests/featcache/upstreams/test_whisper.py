@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import UpstreamError
 from featcache.upstreams import Upstream, UpstreamConfig, load
-from featcache.upstreams.base import pad
+from featcache.upstreams.padding import pad
 from featcache.upstreams.whisper import LogMel
 from tests.featcache.upstreams.checks import (
     BOUND,
