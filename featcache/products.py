@@ -10,6 +10,7 @@ Other devices and types, autocast, and programs that are compiled or exported ar
 from __future__ import annotations
 
 import math
+import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,12 @@ from torch.overrides import TorchFunctionMode
 
 RULE = "oneDNN"
 """What the identity of features says that were computed so."""
+
+# oneDNN and torch each keep what was made for 1,024 shapes: half a gigabyte, and between them holes of the heap that
+# grow with every new length of a recording. Both look once, when the first product is made. A step of training, and
+# rows of one length, have fewer shapes than this.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "64")
 
 _ENABLED = True
 # A smaller product is over before oneDNN's kernel is found.
