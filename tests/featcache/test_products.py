@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-import sys
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
