@@ -29,7 +29,7 @@ def compare(heads: Sequence[Runs]) -> list[dict[str, Any]]:
 
     Args:
         heads: the folder of a run, or those of several that differ in their seeds: their row has the metrics of the
-            first of them with means of the measures, and `NAME_by_seed`.
+            first of them with means of the measures, and `NAME_by_seed`. `runs` are the folders.
 
     Raises:
         UsageError: a run is not finished, has another task than the first, or was scored on other utterances.
@@ -37,12 +37,14 @@ def compare(heads: Sequence[Runs]) -> list[dict[str, Any]]:
     groups = [[head] if isinstance(head, str | Path) else list(head) for head in heads]
     if not groups or not all(groups):
         raise UsageError("nothing to compare; give the folders of two runs or more")
-    first = _Scored.read(groups[0][0])
+    scored = [[_Scored.read(path) for path in group] for group in groups]
+    first = scored[0][0]
     reference: dict[str, intervals.Statistic] = {}
     rows: list[dict[str, Any]] = []
-    for group in groups:
-        runs = [_Scored.read(path).like(first) for path in group]
-        row = {"run": ",".join(map(str, group)), **runs[0].metrics}
+    for read in scored:
+        runs = [run.like(first) for run in read]
+        folders = [str(run.path) for run in runs]
+        row = {"run": ",".join(folders), "runs": folders, **runs[0].metrics}
         for measure in measures_of(first.metrics):
             here = [measure.statistic(run.of(first.table)) for run in runs]
             pooled = intervals.mean_of(here)
@@ -110,7 +112,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             cells.append("{:.3f}, {:.3f}".format(*row[f"{measure.name}_ci95"]))
             if difference is not None:
                 cells += [f"{difference[0]:+.3f}", f"{difference[1]:+.3f}, {difference[2]:+.3f}"]
-            run, *others = row["run"].split(",")
+            run, *others = row.get("runs", [row["run"]])
             result.add_row(f"{run} and {len(others)} more" if others else run, *cells)
         found.append(result)
     return found
