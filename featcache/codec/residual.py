@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from featcache.codec import fitting, literal, packing
+from featcache.codec import exact, fitting, literal, packing
 from featcache.codec.arithmetic import SMOOTHED_UNIT
 from featcache.codec.base import Arrays, Begun, Codec, EncodedRow, Fitting, Plane, Rest
 from featcache.codec.packing import EXACT, FIRST
@@ -52,6 +52,7 @@ class Residual(Codec):
         self._inverse = fitting.inverse_of(step)
         self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
         self._bound = (step * np.float32(BOUND)).astype(np.float32)
+        self._keeper = exact.Keeper(self.calibration, self._scale, self._bound, parameters.get("nmse"))
         self._order = packing.padded_order(calibration["order"], self.radix)
         self._room = Room()
         self._decoders: dict[torch.device, Any] = {}
@@ -96,8 +97,7 @@ class Residual(Codec):
     def needed(self, plane: str, found: Arrays, frames: int) -> range:
         if plane != "exact":
             return range(frames)
-        marked = np.flatnonzero(self._flags(found["codes"]) & EXACT)
-        return range(int(marked[0]), int(marked[-1]) + 1) if len(marked) else range(0)
+        return exact.needed(_marks(found["codes"], EXACT))
 
     def encode(self, features: np.ndarray) -> EncodedRow:
         return self._encode([features])[0]
@@ -124,48 +124,9 @@ class Residual(Codec):
         block = self._block(codes)
         block[begins[[len(row) > 0 for row in rows]], 0, 0] |= FIRST
         return [
-            self._finished(row, block[begin : begin + len(row)], rec, begin)
+            _row(block[begin : begin + len(row)], self._keeper.find(row, rec, begin))
             for row, begin in zip(rows, begins.tolist(), strict=True)
         ]
-
-    def _finished(self, features: np.ndarray, block: np.ndarray, rec: np.ndarray, begin: int) -> EncodedRow:
-        """A row with what its codes do not say well enough.
-
-        Args:
-            block: its plane `codes`, in which frames are marked.
-            rec: framed reconstructions of several rows. `begin`: its first frame in them.
-        """
-        from featcache.codec import kernels
-
-        arrays = self.calibration
-        if "nmse" in self.parameters:
-            frames = np.arange(len(features))
-        else:
-            missed = kernels.beyond(rec, begin, arrays["smoother"], self._scale, arrays["mean"], features, self._bound)
-            frames = np.flatnonzero(missed)
-        if not len(frames):
-            return EncodedRow({"codes": block}, 0)
-        kept, marked = self._exact(features[frames], self._estimates(rec, begin, frames))
-        frames = frames[marked]
-        block[frames, 0, 0] |= EXACT
-        if not len(frames):
-            return EncodedRow({"codes": block}, 0)
-        exact = np.zeros(features.shape, np.float32)
-        exact[frames] = kept[marked]
-        return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": frames})
-
-    def _estimates(self, rec: np.ndarray, begin: int, frames: np.ndarray) -> np.ndarray:
-        """What decoding makes of some frames of a row, at least one, float32 `(len(frames), taps, channels)`."""
-        from featcache.codec import kernels
-
-        arrays, taps = self.calibration, np.arange(self.taps)
-        out = np.empty((len(frames), self.taps, self.channels), np.float32)
-        at = 0
-        for run in np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1):
-            part = out[at : at + len(run)]
-            kernels.smooth(rec, begin + run[0], arrays["smoother"], self._scale, arrays["mean"], taps, part)
-            at += len(run)
-        return out
 
     def _block(self, codes: np.ndarray) -> np.ndarray:
         """The plane `codes` from int8 or int16 `(taps, frames, channels)`, without flags."""
@@ -202,43 +163,7 @@ class Residual(Codec):
             assert coded.block is not None
             block = packing.as_words(coded.block)
         block[:1, 0, 0] |= FIRST
-        if not len(coded.at):
-            return EncodedRow({"codes": block}, 0)
-        exact = np.zeros((len(block), self.taps, self.channels), np.float32)
-        # Zero marks what is not kept, as in `kernels_pack.keep_exact`.
-        exact[tuple(coded.at.T)] = np.where(coded.exact == 0, np.float32(-0.0), coded.exact)
-        held = np.unique(coded.at[:, 0])
-        block[held, 0, 0] |= EXACT
-        return EncodedRow({"codes": block, "exact": exact}, 0, {"exact": held})
-
-    def _exact(self, features: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What is kept as it is of some frames, all of them where NMSE is bounded.
-
-        Returns:
-            float32 of the features' shape, all bits zero elsewhere; bool `(frames,)`, where.
-        """
-        from featcache.codec import kernels_pack
-
-        whole = np.zeros(features.shape[:2], np.bool_)
-        if "nmse" in self.parameters:
-            deviation = self.calibration["deviation"]
-            self._keep_worst(kernels_pack.squares(features, decoded, self._bound, deviation), whole)
-        out = np.zeros(features.shape, np.float32)
-        return out, kernels_pack.keep_exact(features, decoded, self._bound, whole, out)
-
-    def _keep_worst(self, squares: np.ndarray, keep: np.ndarray) -> None:
-        """Mark frames of a tap, the worst first, until what is left is within the bound.
-
-        Args:
-            squares: mean squared relative errors, float64 `(frames, taps)`.
-            keep: bool `(frames, taps)`, the marks.
-        """
-        allowed = float(self.parameters["nmse"]) * len(squares)
-        for tap in range(squares.shape[1]):
-            worst = np.argsort(-squares[:, tap], kind="stable")
-            # Sums from the smallest up, so that what remains after n frames is the n-th from the end.
-            remaining = np.cumsum(squares[worst[::-1], tap])[::-1]
-            keep[worst[: int((remaining > allowed).sum())], tap] = True
+        return _row(block, exact.gather((len(block), self.taps, self.channels), coded.at, coded.exact))
 
     def decode_into(self, planes: Mapping[str, torch.Tensor], taps: Sequence[int], out: Sequence[torch.Tensor]) -> None:
         codes, lengths = planes["codes"], [len(row) for row in out]
@@ -249,8 +174,7 @@ class Residual(Codec):
         else:
             self._decoder(codes.device).decode_into(codes, depth, taps, out)
         if len(planes["exact"]):
-            marked = ((self._flags(codes) & EXACT) != 0).cpu().numpy()
-            self._overlay(out, planes["exact"], marked, lengths, taps)
+            exact.overlay(out, planes["exact"], _marks(codes, EXACT).cpu().numpy(), taps)
 
     def _decode_cpu(
         self,
@@ -264,7 +188,7 @@ class Residual(Codec):
         from featcache.codec.prediction import end_to_end
 
         arrays, wanted = self.calibration, np.asarray(taps, np.int64)
-        first = (self._flags(block) & FIRST) != 0
+        first = _marks(block, FIRST)
         sizes = np.asarray(utterances, np.int64)
         ends = np.cumsum(sizes)
         if not first[(ends - sizes)[sizes > 0]].all():
@@ -315,31 +239,18 @@ class Residual(Codec):
             self._decoders[device] = Decoder(self.calibration, self._scale, self.radix, device)
         return self._decoders[device]
 
-    def _overlay(
-        self,
-        out: Sequence[torch.Tensor],
-        exact: torch.Tensor,
-        marked: np.ndarray,
-        lengths: Sequence[int],
-        taps: Sequence[int],
-    ) -> None:
-        """Put exact values in their places. `exact` has all frames, or of each utterance those `needed`."""
-        whole = len(exact) == len(marked)
-        start = at = 0
-        for row, length in zip(out, lengths, strict=True):
-            frames = np.flatnonzero(marked[start : start + length])
-            first, last = (0, length) if whole else (frames[0], frames[-1] + 1) if len(frames) else (0, 0)
-            if len(frames):
-                places = torch.from_numpy(frames).to(exact.device)
-                kept = exact[at - first + places][:, list(taps)]
-                frame, tap, channel = torch.nonzero(kept.view(torch.int32), as_tuple=True)
-                row[places[frame], tap, channel] = kept[frame, tap, channel]
-            start += length
-            at += int(last - first)
 
-    def _flags(self, codes: Any) -> Any:
-        """The first word of each frame: its lowest byte is what was marked."""
-        return codes[:, 0, 0]
+def _row(block: np.ndarray, kept: exact.Kept | None) -> EncodedRow:
+    """A row as it is stored, its frames marked where the other plane has more of them."""
+    if kept is None:
+        return EncodedRow({"codes": block}, 0)
+    block[kept.frames, 0, 0] |= EXACT
+    return EncodedRow({"codes": block, "exact": kept.plane}, 0, {"exact": kept.frames})
+
+
+def _marks(codes: Any, flag: int) -> Any:
+    """Bool `(frames,)`: whether a frame is marked so, in the lowest byte of its first word."""
+    return (codes[:, 0, 0] & flag) != 0
 
 
 def _batches(lengths: Sequence[int]) -> list[slice]:
