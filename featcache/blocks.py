@@ -1,7 +1,8 @@
 """A bounded cache on the local disk for pieces of remote files: read through, least recently used goes first.
 
 A block is a file of its bytes and their CRC-32, written under a temporary name; one that does not match is
-dropped and fetched again. A name includes the remote file's ETag, so that a replaced file is another block.
+dropped and fetched again. What a name stands for never changes: it includes the remote file's ETag, so that a
+replaced file is another block.
 Several processes may share a folder: each keeps it within its limit, give or take what the others write
 between two looks.
 """

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from featcache import waiting
+from featcache import startup
 from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
 from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers, reaches_s3
@@ -19,7 +19,7 @@ from featcache.errors import FeatcacheError, JobError, UsageError
 from featcache.memory import REMEDY, leave_when_a_thread_gets_none, ran_out
 
 # Everything that loads a model or opens audio is imported in the command that needs it, numpy and torch too.
-waiting.asleep()
+startup.sleep_while_waiting()
 
 app = typer.Typer(
     name="featcache",
@@ -322,6 +322,7 @@ def _request(
 def main() -> None:
     """Run the command line; a user's mistake is one line and an exit status, never a traceback."""
     leave_when_a_thread_gets_none()
+    startup.collect_rarely()
     try:
         app()
     except FeatcacheError as error:

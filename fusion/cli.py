@@ -13,15 +13,15 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
+from featcache import startup
 from featcache.errors import FeatcacheError, UsageError
 from fusion.cli_align import align
 from fusion.cli_decode import decode
 from fusion.cli_options import AsJson, Limit, Overrides, Restart, RunFolder, Runs
 from fusion.cli_sweep import sweep
 
-# Before torch is imported: OpenMP threads that wait shall sleep, not spin. Where another job wants the same
-# cores, spinning makes training 25 times slower (2 cores, one competitor: 100 against 2,600 frames/s).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What imports torch is imported in the command that needs it.
+startup.sleep_while_waiting()
 
 
 class _Group(TyperGroup):
@@ -171,6 +171,7 @@ _LABELS = {
 
 def main() -> None:
     """The console script."""
+    startup.collect_rarely()
     app(prog_name="fusion")
 
 

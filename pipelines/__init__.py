@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featcache import waiting
+from featcache import startup
 
 # Its modules import numpy as they are loaded.
-waiting.asleep()
+startup.sleep_while_waiting()

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from featcache import startup
 from featcache.errors import AudioError, FeatcacheError, JobError
 from featcache.manifest import Row
 from pipelines.cli_corpus import corpus
@@ -228,6 +229,7 @@ def export(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error, and the exit status says whose it is."""
+    startup.collect_rarely()
     try:
         app()
     except FeatcacheError as error:

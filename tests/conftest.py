@@ -10,10 +10,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from featcache import waiting
+from featcache import startup
 
 # Before numpy and torch start their pools: many small operations are faster without them.
-waiting.asleep()
+startup.sleep_while_waiting()
+startup.collect_rarely()
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "2")
 

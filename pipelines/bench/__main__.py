@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from featcache import startup
 from featcache.errors import FeatcacheError
 
 app = typer.Typer(name="pipelines.bench", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -230,6 +231,7 @@ def _print(result: dict[str, Any], as_json: bool, table: Callable[[dict[str, Any
 
 def main() -> None:
     """A user's mistake is one line on standard error, and the exit status says whose it is."""
+    startup.collect_rarely()
     try:
         app()
     except FeatcacheError as error:

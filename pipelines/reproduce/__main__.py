@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from featcache import startup
 from featcache.errors import FeatcacheError
 from pipelines.reproduce.worker import read, train
 
 
 def main(place: str) -> None:
+    startup.collect_rarely()
     try:
         train(read(Path(place)))
     except FeatcacheError as error:

@@ -24,13 +24,14 @@ def test_never_more_than_the_limit_and_never_other_bytes(puts: list[tuple[int, i
         blocks = Blocks(Path(folder), limit)
         known: dict[str, bytes] = {}
         for name, size in puts:
-            known[str(name)] = bytes([name]) * size
-            blocks.put(str(name), known[str(name)])
+            last = f"{name} of {size} bytes"
+            known[last] = bytes([name]) * size
+            blocks.put(last, known[last])
             assert size_of(Path(folder)) <= limit
             for each, data in known.items():
                 assert blocks.get(each) in (None, data)
-        if puts and len(known[str(puts[-1][0])]) + 4 <= limit:
-            assert blocks.get(str(puts[-1][0])) == known[str(puts[-1][0])]
+        if puts and len(known[last]) + 4 <= limit:
+            assert blocks.get(last) == known[last]
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import ManifestError
+from featcache.index import VIEW_OF
 from featcache.manifest import FIELDS, Row, read, relative, resolve, write
+from featcache.views import VIEW
 
 GOOD = {"audio_filepath": "wav/1.flac", "duration": 3.21}
 
@@ -197,7 +199,8 @@ def rows(draw: st.DrawFn) -> Row:
     fields["duration"] = draw(st.floats(0, 1e7) | st.integers(0, 10**7))
     if draw(st.booleans()):
         fields["offset"] = draw(st.floats(0, 1e7))
-    names = NAME.filter(lambda name: name not in (*FIELDS, "labels"))
+    # the labels of a view are no free ones
+    names = NAME.filter(lambda name: name not in (*FIELDS, "labels", VIEW, VIEW_OF))
     return Row(**fields, text=draw(st.none() | TEXT), labels=draw(st.dictionaries(names, LABEL, max_size=4)))  # type: ignore[arg-type]
 
 
