@@ -30,7 +30,7 @@ from featcache.reading import row_samples
 from featcache.segment import Segment
 from featcache.sizes import predicted_bytes
 from featcache.spans import tracing
-from featcache.spec import CacheSpec, Layout
+from featcache.spec import CacheSpec, Layout, format_profile
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
 from featcache.upstreams import Upstream, UpstreamConfig, load
@@ -215,7 +215,7 @@ class Job:
         # A profile without parameters asks for no particular ones.
         parameters = asked.parameters or self.spec.parameters
         if asked.profile is not None and (asked.profile, parameters) != (self.spec.profile, self.spec.parameters):
-            text = codecs.format_profile(asked.profile, asked.parameters or {})
+            text = format_profile(asked.profile, asked.parameters or {})
             differences.append(f"profile {text!r} is asked for, the cache has {self.spec.profile_text!r}")
         if differences:
             raise MismatchError(

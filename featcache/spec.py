@@ -103,14 +103,20 @@ class CacheSpec(BaseModel):
 
     @property
     def profile_text(self) -> str:
-        """The profile as users write it, as in `residual:1.5` or `residual:nmse=0.02,packing=pcodec`."""
-        from featcache.codec import format_profile
-
         return format_profile(self.profile, self.parameters)
 
     @property
     def upstream_id(self) -> str:
         return str(self.upstream["id"])
+
+
+def format_profile(name: str, parameters: Mapping[str, Any]) -> str:
+    """A profile as users write it, as in `residual:1.5` or `residual:last=1.0,nmse=0.02`.
+
+    Here, so that what only names a profile does not wait for torch, which the codecs are made with.
+    """
+    given = [str(value) if key == "bits" else f"{key}={value}" for key, value in sorted(parameters.items())]
+    return f"{name}:{','.join(given)}" if given else name
 
 
 def values_id(identity: dict[str, Any], audio: dict[str, Any], taps: tuple[str, ...]) -> str:

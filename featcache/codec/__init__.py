@@ -28,7 +28,7 @@ def profile_class(name: str) -> type[Codec]:
 
 def parse_profile(text: str) -> tuple[str, dict[str, Any]]:
     """Name and parameters of a profile as users write it: `fp16`, `residual`, `residual:1.5`,
-    `residual:nmse=0.05`, `blosc:step=0.5`, `bitround:3`.
+    `residual:nmse=0.05`, `blosc:step=0.5`, `bitround:3`. `featcache.spec.format_profile` is the inverse.
 
     Raises:
         UsageError: there is no such profile or parameter.
@@ -36,12 +36,6 @@ def parse_profile(text: str) -> tuple[str, dict[str, Any]]:
     name, colon, rest = text.partition(":")
     kind = profile_class(name)
     return name, kind.parse(rest) if colon else {}
-
-
-def format_profile(name: str, parameters: Mapping[str, Any]) -> str:
-    """A profile as users write it, the inverse of `parse_profile`."""
-    given = [str(value) if key == "bits" else f"{key}={value}" for key, value in sorted(parameters.items())]
-    return f"{name}:{','.join(given)}" if given else name
 
 
 def build(
@@ -71,7 +65,6 @@ __all__ = [
     "Fits",
     "Plane",
     "build",
-    "format_profile",
     "parse_profile",
     "profile_class",
 ]

@@ -8,7 +8,6 @@ Adding is a real extraction of a thousand recordings.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
@@ -207,10 +206,10 @@ main()
 def _fresh_info(place: Path) -> tuple[float, float]:
     """Seconds and peak megabytes of `featcache info` in a process of its own, start of Python included."""
     began = time.perf_counter()
-    command = [sys.executable, "-c", _INFO, "info", str(place), "--json"]
+    command = [sys.executable, "-c", _INFO, "info", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     took = time.perf_counter() - began
-    assert json.loads(done.stdout)["utterances"]
+    assert "utterances" in done.stdout
     return round(took, 3), round(int(done.stderr.split()[-1]) * 1024 / 1e6, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,6 +59,23 @@ def test_info_has_the_promised_keys(run, cache: Path) -> None:
     assert card["utterances"] == 6 and card["quarantined"] == 1 and card["complete"] is True
     assert card["bytes"] == sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
     assert "int8" in run("info", cache).out
+
+
+_WITHOUT_TORCH = """
+import sys
+
+sys.modules["torch"] = None
+from featcache.cli import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["ls"], ["status"], ["verify"]])
+def test_looking_at_a_cache_does_not_wait_for_torch(cache: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-c", _WITHOUT_TORCH, *arguments, str(cache)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 def test_ls_filters_by_label_and_prints_json_lines(run, cache: Path) -> None:

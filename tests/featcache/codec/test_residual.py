@@ -22,7 +22,7 @@ from featcache.codec.residual import BOUND, Residual
 from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, UsageError
 from featcache.plan import make_plan
-from featcache.spec import Layout
+from featcache.spec import Layout, format_profile
 from featcache.storage import LocalStorage
 from featcache.writer import SegmentWriter
 from tests.featcache.codec.examples import CHANNELS, FINITE, TAPS, build, speech_like
@@ -212,8 +212,8 @@ def test_profiles_as_users_write_them() -> None:
     assert codecs.parse_profile("residual") == ("residual", {})
     assert codecs.parse_profile("residual:1.5") == ("residual", {"bits": 1.5})
     last = codecs.parse_profile("residual:1.5,last=1")
-    assert last == ("residual", {"bits": 1.5, "last": 1.0}) and codecs.format_profile(*last) == "residual:1.5,last=1.0"
-    assert codecs.parse_profile(codecs.format_profile(*last)) == last
+    assert last == ("residual", {"bits": 1.5, "last": 1.0}) and format_profile(*last) == "residual:1.5,last=1.0"
+    assert codecs.parse_profile(format_profile(*last)) == last
     assert codecs.parse_profile("residual:1.5bit") == ("residual", {"bits": 1.5})
     assert codecs.parse_profile("residual:nmse=0.05") == ("residual", {"nmse": 0.05})
     assert codecs.parse_profile("blosc:step=0.5") == codecs.parse_profile("blosc:0.5") == ("blosc", {"step": 0.5})
