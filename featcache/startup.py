@@ -1,10 +1,12 @@
-"""What a command asks of its process before it imports numpy, torch and models."""
+"""What a command does before it imports numpy, torch and models."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import os
+
+import featcache
 
 # Python's own is 700 (2,000 since 3.13).
 NEW_OBJECTS = 10_000
@@ -29,3 +31,10 @@ def collect_rarely() -> None:
     """
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
+
+
+def tell_version(asked: bool) -> None:
+    """What an option `--version` calls."""
+    if asked:
+        print(f"speech-featcache {featcache.__version__}")
+        raise SystemExit

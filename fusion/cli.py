@@ -45,6 +45,15 @@ app.command()(decode)
 app.command()(sweep)
 
 
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=startup.tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="TOML file that fixes the run.", show_default=False)],

@@ -34,6 +34,16 @@ app.command()(views)
 app.command()(reproduce)
 app.command()(corpus)
 
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=startup.tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
 ALL_LANGUAGES = "en,es,fr,it,ru"
 
