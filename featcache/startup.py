@@ -13,12 +13,15 @@ NEW_OBJECTS = 10_000
 
 
 def sleep_while_waiting() -> None:
-    """Let threads that wait sleep instead of spin. It is read once, when numpy or torch are imported.
+    """Let threads that wait spin for some microseconds, then sleep. It is read once, when numpy or torch are imported.
 
     Where another job wants the same cores, OpenMP's and OpenBLAS' threads take from each other what they spend on
-    waiting: fitting the codec was 8 times slower, training a head 25 times. What the user has set stays.
+    waiting: fitting the codec was 8 times slower, training a head 25 times. But to sleep at once takes longer than
+    most of what an LSTM's threads wait for: two of them were three times slower than one
+    (docs/decisions/0029-how-long-threads-spin.md). What the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # It has no such policy. Its systems of equations are small, and the codec's products are torch's.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

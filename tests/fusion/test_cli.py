@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,35 +127,3 @@ def test_a_mistake_is_one_line_and_a_status(
     assert done.exit_code == status and words in done.stderr and not done.stdout
     if "No such option" not in words:
         assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
-
-
-WATCHED = """
-import os, sys
-from importlib.abc import MetaPathFinder
-
-class Watch(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name in ("numpy", "torch"):
-            print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("OPENBLAS_NUM_THREADS"))
-
-sys.meta_path.insert(0, Watch())
-import {module}, numpy, torch
-"""
-
-
-@pytest.mark.parametrize(
-    ("module", "said"),
-    [
-        ("featcache.cli", "PASSIVE 1"),
-        ("fusion.cli", "PASSIVE None"),
-        ("pipelines.cli", "PASSIVE 1"),
-        ("pipelines.bench.__main__", "PASSIVE 1"),
-    ],
-)
-def test_threads_that_wait_sleep(module: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That must be said before numpy and torch start their threads."""
-    for name in ("OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    script = WATCHED.format(module=module)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == [said] * 2, done.stderr
