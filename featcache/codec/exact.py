@@ -63,9 +63,8 @@ class Keeper:
 
         if self.nmse is not None:
             return np.arange(len(features))
-        return np.flatnonzero(
-            kernels.beyond(rec, begin, self.smoother, self.scale, self.mean, features, self.bound)
-        )  # fmt: skip
+        missed = kernels.beyond(rec, begin, self.smoother, self.scale, self.mean, features, self.bound)
+        return np.flatnonzero(missed)
 
     def _estimates(self, rec: np.ndarray, begin: int, frames: np.ndarray) -> np.ndarray:
         """What decoding makes of some frames of a row, at least one, float32 `(len(frames), taps, channels)`."""
