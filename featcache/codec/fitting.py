@@ -223,11 +223,11 @@ def _symmetric(lower: np.ndarray) -> np.ndarray:
 
 def _entropy(codes: np.ndarray) -> np.ndarray:
     """Bits per code of every channel of a tap, float64 `(taps, channels)`, of codes `(taps, frames, channels)`."""
-    limit = 15
+    from featcache.codec.kernels_fit import count_codes
+
     total = np.zeros((len(codes), codes.shape[2]))
-    clipped = np.clip(codes, -limit, limit)
-    for k in range(-limit, limit + 1):
-        share = (clipped == k).mean(axis=1)
+    for count in count_codes(codes, 15):
+        share = count / codes.shape[1]
         total -= share * np.log2(np.where(share > 0, share, 1))
     return np.round(total, 9)
 

@@ -72,3 +72,20 @@ def gaps(target: np.ndarray, codes: np.ndarray, rec: np.ndarray, places: np.ndar
             used[c] += abs(sign)
             farther[c] += sign * (np.int32(rec[here, c]) - np.int32(target[t, c]))
     return used, farther
+
+
+@numba.njit(nogil=True, cache=True)
+def count_codes(codes: np.ndarray, limit: int) -> np.ndarray:
+    """How often each channel has each code, int64 `(codes, taps, channels)`; those beyond `limit` count as it.
+
+    Args:
+        codes: int8 or int16 `(taps, frames, channels)`.
+    """
+    taps, frames, channels = codes.shape
+    counts = np.zeros((2 * limit + 1, taps, channels), np.int64)
+    for tap in range(taps):
+        for t in range(frames):
+            for c in range(channels):
+                code: int = codes[tap, t, c]
+                counts[min(max(code, -limit), limit) + limit, tap, c] += 1
+    return counts
