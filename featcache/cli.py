@@ -32,15 +32,7 @@ app.add_typer(manifest_app, name="manifest")
 app.add_typer(remote_app)
 app.add_typer(integrity_app)
 app.add_typer(sets_app)
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=startup.tell_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+startup.offer_version(app)
 
 
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+from typing import TYPE_CHECKING
 
 import featcache
+
+if TYPE_CHECKING:
+    from typer import Typer
 
 # Python's own is 700 (2,000 since 3.13).
 NEW_OBJECTS = 10_000
@@ -36,8 +40,17 @@ def collect_rarely() -> None:
     atexit.register(gc.freeze)
 
 
-def tell_version(asked: bool) -> None:
-    """What an option `--version` calls."""
-    if asked:
-        print(f"speech-featcache {featcache.__version__}")
-        raise SystemExit
+def offer_version(app: Typer) -> None:
+    """Give a command line the option `--version`."""
+    import typer
+
+    def tell(asked: bool) -> None:
+        if asked:
+            print(f"speech-featcache {featcache.__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(False, "--version", callback=tell, is_eager=True, help="Print the version."),
+    ) -> None:
+        pass

@@ -43,15 +43,7 @@ app = typer.Typer(
 app.command()(align)
 app.command()(decode)
 app.command()(sweep)
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=startup.tell_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+startup.offer_version(app)
 
 
 @app.command()

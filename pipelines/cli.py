@@ -33,15 +33,7 @@ app.command()(fewshot)
 app.command()(views)
 app.command()(reproduce)
 app.command()(corpus)
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=startup.tell_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
+startup.offer_version(app)
 
 
 Languages = Annotated[str, typer.Option(help="Languages of the prompts, comma separated.")]
