@@ -12,6 +12,7 @@ from uuid import uuid4
 from dask.base import compute
 from dask.delayed import delayed
 
+from featcache.cores import usable_cores
 from featcache.errors import JobError, UsageError
 
 CONNECT_SECONDS = 20
@@ -37,7 +38,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
-            threads = max(1, (os.cpu_count() or 1) // (workers or 1))
+            threads = max(1, usable_cores() // (workers or 1))
             address: Any = stack.enter_context(
                 LocalCluster(
                     n_workers=workers, threads_per_worker=threads, processes=True, dashboard_address=":0",

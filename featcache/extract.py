@@ -26,7 +26,8 @@ import torch
 from featcache.activations import Activations, begin_rows
 from featcache.block import ShardBlock
 from featcache.codec import EncodedRow
-from featcache.crew import Crew, crew_for, launching, usable_cores
+from featcache.cores import usable_cores
+from featcache.crew import Crew, crew_for, launching
 from featcache.errors import JobError
 from featcache.filling import ShardState
 from featcache.geometry import SAMPLE_RATE

@@ -11,6 +11,7 @@ import numpy as np
 
 from featcache import codec as codecs
 from featcache import layout
+from featcache.cores import hold_torch_to_them
 from featcache.description import read_spec
 from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
@@ -57,6 +58,7 @@ def recode(
         CacheError: the source is not complete, or its shards do not fit its index.
         MismatchError: `target` was begun from another source or for another profile.
     """
+    hold_torch_to_them()
     cache = Cache.open(source)
     if not cache.complete:
         raise CacheError(f"{source} is not complete: finish it with `featcache extract` before it is recoded")

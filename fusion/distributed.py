@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from featcache.cores import usable_cores
 from featcache.errors import UsageError
 
 
@@ -89,12 +90,11 @@ def world(device: str = "auto") -> Iterator[World]:
 
 
 def cores() -> int:
-    """Cores that the arithmetic may use: as many as OMP_NUM_THREADS says, or all that this process may run on."""
+    """Cores that the arithmetic may use: as many as OMP_NUM_THREADS says, or all that this process may use."""
     told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if told.isdecimal() and int(told):
         return int(told)
-    # Not every system has it.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def use_threads(threads: int, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import cast
 
+from featcache.cores import hold_torch_to_them
 from featcache.errors import UpstreamError
 from featcache.upstreams.base import Upstream, UpstreamConfig
 
@@ -30,4 +31,5 @@ def load(config: UpstreamConfig, device: str = "cpu") -> Upstream:
             "package:whisper-base or mel:80"
         )
     module = import_module(f"featcache.upstreams.{FAMILIES[family]}")
+    hold_torch_to_them()
     return cast(Upstream, module.load(config, device))

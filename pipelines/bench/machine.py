@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from featcache.crew import usable_cores
+from featcache.cores import usable_cores
 
 
 def stamp() -> dict[str, str]:

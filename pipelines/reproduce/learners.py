@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from featcache import upstreams
-from featcache.crew import usable_cores
+from featcache.cores import usable_cores
 from featcache.errors import FeatcacheError, UsageError
 from fusion import checkpoint, head, modules, optimiser
 from fusion.data import Batch, moments
