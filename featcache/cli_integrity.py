@@ -68,7 +68,7 @@ def gc_command(
     dry_run: DryRun = False,
 ) -> None:
     """Remove unfinished segments and files that no seal or ledger names."""
-    from featcache.verify import garbage
+    from featcache.garbage import garbage
 
     for key in garbage(cache, delete=not dry_run):
         print(f"{'would remove' if dry_run else 'removed'} {key}")

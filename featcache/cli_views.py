@@ -230,7 +230,7 @@ def print_report(report: Report, place: str, as_json: bool) -> None:
     if report.not_pulled:
         note(f"{len(report.not_pulled)} shard files were not pulled: this is a partial copy, and whole as such")
     if report.unsealed:
-        note(f"{report.unsealed} segment is not finished: `featcache extract` goes on with it")
+        note(f"{report.unsealed[0]} is not finished: `featcache extract` goes on with it, `featcache gc` removes it")
     for key in report.unknown[:10]:
         note(f"  not part of the cache: {key} (`featcache gc {place}` removes it)")
     return None

@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from featcache import layout
-from featcache.digest import canonical_json
+from featcache.digest import canonical_json, sha256
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.index import VIEW_OF
 from featcache.inspect import matching
-from featcache.lease import Leases
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-
-LEASE = f"{layout.LOG}/leases/forget"
+from featcache.turns import taking_away
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,9 @@ def forget(
     storage = open_storage(place)
     if dry_run:
         return _find(Cache.open(place), where)[0]
-    leases = Leases(storage)
-    try:
-        if storage.exists(layout.ROOT) and not leases.acquire(LEASE):
-            raise CacheError(f"another `featcache forget` is at work on {place}: wait for it")
+    if not storage.exists(layout.ROOT):
+        raise CacheError(f"there is no cache at {storage}: give the path of one")
+    with taking_away(storage):
         resumed = storage.exists(layout.PENDING)
         if resumed:
             _replace(storage)
@@ -66,11 +63,10 @@ def forget(
         for name in found.segments:
             if kept[name]:
                 _write_anew(storage, kept[name], name, on_shard)
-        storage.write(layout.PENDING, canonical_json({name: bool(kept[name]) for name in found.segments}))
+        pending = {name: _seal(storage, _staged(name)) if kept[name] else None for name in found.segments}
+        storage.write(layout.PENDING, canonical_json(pending))
         _replace(storage)
         return found
-    finally:
-        leases.close()
 
 
 def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str, list[Chosen]]]:
@@ -109,19 +105,33 @@ def _write_anew(storage: Storage, kept: list[Chosen], name: str, on_shard: Progr
         copy_segment(kept, storage, _staged(name), labels, on_shard)
 
 
+def _seal(storage: Storage, name: str) -> str | None:
+    """The digest of a segment's seal; None where there is none."""
+    data = storage.read(f"{name}/seal.json")
+    return None if data is None else sha256(data)
+
+
 def _replace(storage: Storage) -> None:
-    """Put the new segments in the place of the old ones; what an interrupted call has done is done."""
+    """Put the new segments in the place of the old ones; what an interrupted call has done is done.
+
+    The marker names each old segment and the seal of what is to take its place, None where nothing is; markers of
+    earlier versions say True or False of that.
+    """
     data = storage.read(layout.PENDING)
     try:
-        replaced = json.loads(data or b"")
-        pairs = [(str(name), bool(has_rest)) for name, has_rest in replaced.items()]
+        pending: list[tuple[str, str | bool | None]] = list(json.loads(data or b"").items())
     except (ValueError, AttributeError) as error:
         raise CorruptCacheError(f"{storage}/{layout.PENDING} is damaged: restore the cache from a copy") from error
-    for name, has_rest in pairs:
-        staged = storage.exists(f"{_staged(name)}/seal.json")
-        if staged or not has_rest:
+    for name, seal in pending:
+        staged = _seal(storage, _staged(name))
+        if staged is None and isinstance(seal, str) and _seal(storage, name) != seal:
+            raise CorruptCacheError(
+                f"{storage}/{_staged(name)}, which was to take the place of {name}, is gone: restore the cache from a "
+                "copy and forget again"
+            )
+        if staged is not None or not seal:
             storage.delete_folder(name)
-        if staged:
+        if staged is not None:
             storage.move_folder(_staged(name), name)
     storage.delete(layout.PENDING)
     storage.delete_folder(layout.FORGET)

@@ -33,6 +33,7 @@ from featcache.spans import tracing
 from featcache.spec import CacheSpec, Layout, format_profile
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
+from featcache.turns import adding
 from featcache.upstreams import Upstream, UpstreamConfig, load
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
@@ -127,11 +128,16 @@ class Job:
 
         Raises:
             MismatchError: the model gives other values than the cache was made for.
+            CacheError: something is being removed from it.
             JobError: no space, or the job could not go on; finished shards are kept.
         """
         self.init()
         if not self.new_rows:
             return None
+        with adding(self.storage):
+            return self._fill(strict, check_disk, part)
+
+    def _fill(self, strict: bool, check_disk: bool, part: Part | None) -> Done:
         writer = self.writer
         writer.begin()
         records = writer.records()

@@ -160,6 +160,12 @@ def living(storage: Storage, folder: str) -> list[str]:
     return [key for key, lease in found if lease is not None and lease.alive]
 
 
+def is_held(storage: Storage, key: str) -> bool:
+    """Whether a process that may still be working holds the lease of this key."""
+    lease = _parse(storage.read(key))
+    return lease is not None and lease.alive
+
+
 def _parse(data: bytes | None) -> Lease | None:
     if data is None:
         return None

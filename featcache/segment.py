@@ -11,9 +11,9 @@ import numpy as np
 import zarr
 
 from featcache import layout
-from featcache.errors import CorruptCacheError, FeatcacheError, NotPulledError
+from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, NotPulledError
 from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
-from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs
+from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs, to_bytes
 from featcache.memory import ran_out
 from featcache.shardfile import ShardFiles
 from featcache.storage import LocalStorage, Storage
@@ -38,7 +38,8 @@ class Segment:
         self._make_codec = codec
         self.seal = seal
         self.origin = origin
-        self._checked: set[tuple[str, int]] = set()
+        # Of each shard that was found to be there, what its file was then.
+        self._checked: dict[str, tuple[int, ...] | None] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -147,6 +148,8 @@ class Segment:
             return [None] * len(self)
         folder = f"{self.name}/labels/{name}"
         texts = Texts(self._read_array(f"{folder}/bytes"), self._read_array(f"{folder}/offsets"))
+        if len(texts) != len(self):
+            self.check_current()
         return [None if text == MISSING else text for text in texts]
 
     def ranges(self, utterance: int) -> list[tuple[int, int]]:
@@ -169,6 +172,7 @@ class Segment:
         Raises:
             NotPulledError: the cache is a partial copy without a shard of it.
             CorruptCacheError: a shard is missing, truncated or altered.
+            CacheError: something was taken out of the segment since it was opened.
         """
         if not self.usable[utterance]:
             return {p.name: np.zeros((0, *p.frame_shape), p.dtype) for p in self.codec.planes}
@@ -183,6 +187,7 @@ class Segment:
                 self._check_shard(plane, shard, utterance)
                 key = layout.shard_key(self.name, plane, shard)
                 pieces.append(self._guard(key, partial(self._fetch, plane, key, first, end)))
+                self._check_same(key)
             if not pieces:
                 pieces = [np.zeros((0, *plane.frame_shape), plane.dtype)]
             out[plane.name] = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -190,24 +195,49 @@ class Segment:
 
     def _check_shard(self, plane: Plane, shard: int, utterance: int) -> None:
         """A shard must be there and have its recorded size: zarr would read a missing one as zeros."""
-        if (plane.name, shard) in self._checked:
+        key = layout.shard_key(self.name, plane, shard)
+        if key in self._checked:
             return
         names = sorted(p.name for p in self.codec.planes)
         expected = int(self.column("shard_bytes")[shard, names.index(plane.name)])
-        key = layout.shard_key(self.name, plane, shard)
+        identity = self.storage.identity(key)
         size = self.storage.size(key)
         if size is None and self.origin is not None:
             raise NotPulledError(
                 f"{self.storage} is a partial copy without utterance {self.ids[utterance]!r} (shard {key}): "
                 f"`featcache pull {self.origin} {self.storage}` fetches what is missing, with --where a part of it"
             )
+        if size != expected or identity is not None:
+            self.check_current()
         if size is None:
             raise CorruptCacheError(f"shard {self.storage}/{key} is missing: {self.remedy}")
         if size != expected:
             raise CorruptCacheError(
                 f"shard {self.storage}/{key} has {size} bytes where {expected} were written: {self.remedy}"
             )
-        self._checked.add((plane.name, shard))
+        self._checked[key] = identity
+
+    def _check_same(self, key: str) -> None:
+        """A shard's file must be the one that was checked, or one that a repair has put there since."""
+        identity = self.storage.identity(key)
+        if identity != self._checked.get(key):
+            self._checked.pop(key, None)
+            self.check_current()
+
+    def check_current(self) -> None:
+        """A removal puts another segment in this one's place, where the same rows are other recordings'.
+
+        Whoever looks at a file before this, and finds the seal as it was, has seen a file of this segment: the new
+        files come after the old seal has gone.
+
+        Raises:
+            CacheError: it has.
+        """
+        if self.storage.read(f"{self.name}/seal.json") != to_bytes(self.seal):
+            raise CacheError(
+                f"{self.storage}/{self.name} is not the one that this process has opened, as something was taken out "
+                "of the cache since (`featcache forget`): open it again"
+            )
 
     def _read_array(self, path: str) -> np.ndarray:
         def read() -> np.ndarray:
@@ -225,6 +255,7 @@ class Segment:
         key = f"{path.removeprefix(f'{self.name}/')}/zarr.json"
         expected = self._label_files.get(key) if key.startswith("labels/") else self.seal.files.get(key)
         if expected is None or proof(self.storage.read(f"{self.name}/{key}") or b"") != expected:
+            self.check_current()
             raise CorruptCacheError(f"{self.storage}/{self.name}/{key} is not as it was sealed: {self.remedy}")
 
     @cached_property
@@ -239,7 +270,10 @@ class Segment:
             return read()
         except Exception as raised:
             error = _first(raised)
-            if isinstance(error, FeatcacheError) or ran_out(error):
+            if ran_out(error):
+                raise error from error.__cause__
+            self.check_current()
+            if isinstance(error, FeatcacheError):
                 raise error from error.__cause__
             if isinstance(error, OSError):
                 raise CorruptCacheError(f"{self.storage}/{key} cannot be read ({error}): {self.remedy}") from raised

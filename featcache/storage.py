@@ -67,6 +67,10 @@ class Storage(ABC):
     def size(self, key: str) -> int | None:
         """Bytes of a key; None where there is none."""
 
+    def identity(self, key: str) -> tuple[int, ...] | None:
+        """What changes when a file is replaced; None where there is no file, or reading notices by itself."""
+        return None
+
     @abstractmethod
     def list_keys(self, prefix: str = "") -> Iterator[str]:
         """All keys below a folder, sorted within each folder; files still being written are left out."""
@@ -146,6 +150,13 @@ class LocalStorage(Storage):
             return self.path(key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def identity(self, key: str) -> tuple[int, ...] | None:
+        try:
+            found = self.path(key).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
         for folder, folders, files in os.walk(self.path(prefix)):

@@ -17,9 +17,10 @@ import numpy as np
 
 from featcache import layout
 from featcache.description import read_spec
+from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.geometry import SAMPLE_RATE
-from featcache.ledger import proof
+from featcache.ledger import proof, to_bytes
 from featcache.memory import ran_out
 from featcache.partial import read_origin
 from featcache.segment import Ids, Segment, open_segment, read_calibration
@@ -114,7 +115,12 @@ class Cache:
         return cache
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Cache.open, (self.storage.address,))
+        return (_open_same, (self.storage.address, self._seals))
+
+    @property
+    def _seals(self) -> list[tuple[str, str]]:
+        """What the rows' positions hang on."""
+        return [(segment.name, sha256(to_bytes(segment.seal))) for segment in self.segments]
 
     # What it is
 
@@ -309,6 +315,17 @@ class Cache:
                 f"{self.path} was opened before this process was forked: use threads, or workers started by "
                 "spawn or forkserver, or open the cache inside the worker"
             )
+
+
+def _open_same(address: Address, seals: list[tuple[str, str]]) -> Cache:
+    """A cache as another process has opened it, so that each row is the same recording; it may have grown."""
+    cache = Cache.open(address)
+    if cache._seals[: len(seals)] != seals:
+        raise CacheError(
+            f"{cache.path} is not what was opened, as something was taken out of it since (`featcache forget`): "
+            "open it again"
+        )
+    return cache
 
 
 def _check_seal(storage: Storage, segment: Segment, spec: CacheSpec, root: bytes, remedy: str) -> None:

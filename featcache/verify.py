@@ -46,8 +46,9 @@ class Report:
     files: int = 0
     bytes: int = 0
     segments: int = 0
-    unsealed: int = 0
     utterances: int = 0
+    # Segments that are not finished.
+    unsealed: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     # Shards that a partial copy does without; see `featcache.partial`.
     not_pulled: list[str] = field(default_factory=list)
@@ -79,9 +80,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     checks: dict[str, FileProof] = {}
     for number in storage.folders(layout.SEGMENTS):
         checks |= segment_proofs(storage, f"{layout.SEGMENTS}/{number}", report)
-    report.unknown = [
-        key for key in storage.list_keys() if key not in checks and key != layout.ROOT and not is_beside(key)
-    ]
+    report.unknown = [key for key in storage.list_keys() if key not in checks and not _belongs(key, report)]
     if read_origin(storage) is not None:
         report.not_pulled = [key for key in checks if layout.is_shard(key) and not storage.exists(key)]
         for key in report.not_pulled:
@@ -102,9 +101,28 @@ def bytes_to_verify(place: str | Path) -> int:
     return sum(storage.size(key) or 0 for key in storage.list_keys() if not is_beside(key))
 
 
+def proves(key: str) -> bool:
+    """Whether a file, or a folder of them, says what others are part of a cache."""
+    parts = key.split("/")
+    return (
+        key in ("", layout.ROOT) or parts[2:3] in (["ledger"], ["seal.json"]) or parts[2:] == ["labels", LABELS_PROOF]
+    )
+
+
 def is_beside(key: str) -> bool:
     """Whether a file lies in a cache's folder and is no part of it."""
     return key.startswith(f"{layout.LOG}/") or "/leases/" in key
+
+
+def _belongs(key: str, report: Report) -> bool:
+    """Whether a file that nothing proves is part of the cache all the same, or none of our business.
+
+    A segment that is not finished is whole or nothing. The calibration is proven by the seals, the first of which may
+    be still to come.
+    """
+    open_segments = tuple(f"{name}/" for name in report.unsealed)
+    unproven = not report.segments and key.startswith(f"{layout.CALIBRATION}/")
+    return key == layout.ROOT or is_beside(key) or unproven or key.startswith(open_segments)
 
 
 def segment_proofs(storage: Storage, name: str, report: Report) -> dict[str, FileProof]:
@@ -121,7 +139,7 @@ def segment_proofs(storage: Storage, name: str, report: Report) -> dict[str, Fil
         checks |= {f"{name}/{key}": expected for key, expected in record.files.items()}
     checks |= _labels_proofs(storage, name, report)
     if seal is None:
-        report.unsealed += 1
+        report.unsealed.append(name)
         return checks
     report.segments += 1
     report.utterances += seal.utterances
@@ -225,33 +243,3 @@ def _check(address: Address, checks: dict[str, FileProof]) -> tuple[list[Problem
         elif proof(data) != expected:
             problems.append(Problem(key, "does not have the checksum that was recorded"))
     return problems, files, size
-
-
-def garbage(place: str | Path, delete: bool) -> list[str]:
-    """Files that no seal or ledger names, and unfinished segments; removed if `delete`.
-
-    Raises:
-        CacheError: another process is writing to the cache.
-    """
-    storage = open_storage(place)
-    report = verify(place)
-    if storage.exists(layout.PENDING):
-        raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before anything is removed")
-    unfinished = [
-        f"{layout.SEGMENTS}/{number}"
-        for number in storage.folders(layout.SEGMENTS)
-        if not storage.exists(f"{layout.SEGMENTS}/{number}/seal.json")
-    ]
-    if any(True for name in unfinished for _ in storage.list_keys(f"{name}/leases")):
-        raise CacheError(
-            f"{place} has leases of a running or killed extraction: wait for it, or remove {unfinished[0]}/leases"
-        )
-    keys = unfinished + [key for key in report.unknown if not key.startswith(tuple(f"{name}/" for name in unfinished))]
-    if delete:
-        for name in unfinished:
-            storage.delete_folder(name)
-        for key in keys:
-            if key not in unfinished:
-                storage.delete(key)
-        storage.delete_temporary("")
-    return keys

@@ -67,7 +67,9 @@ class SegmentWriter:
         return f"run `featcache repair MANIFEST {self.storage}`"
 
     def begin(self) -> None:
-        """Write the plan's digest and the metadata of the arrays, or check that they are this plan's.
+        """Write the plan's digest, then the metadata of the arrays; or check that they are this plan's.
+
+        Of several that begin the same segment, the plan that is there first is the segment's.
 
         Raises:
             MismatchError: the segment was begun from another plan.
@@ -75,22 +77,31 @@ class SegmentWriter:
         content = {"plan": self.plan.digest, "shards": self.plan.shards, "utterances": len(self.plan.ids)}
         data = canonical_json({"content": content, "sha256": digest(content)})
         key = f"{self.name}/plan.json"
-        found = self.storage.read(key)
-        if found is not None and found != data:
-            try:
-                planned = json.loads(found)["content"]
-                what = f"{planned['utterances']} utterances in {planned['shards']} shards"
-            except (ValueError, KeyError, TypeError):
-                what = "something that can no longer be read"
-            raise MismatchError(
-                f"{self.storage}/{self.name} was begun for {what}, not for these {len(self.plan.ids)} in "
-                f"{self.plan.shards}: finish it with its own manifest, or drop it with `featcache gc {self.storage}`"
-            )
+        if self.storage.read(key) != data and not self.storage.create(key, data):
+            found = self.storage.read(key)
+            if found != data:
+                raise MismatchError(self._other_plan(found or b""))
         files = layout.render_segment(self.name, self.codec, self.spec.layout, self.plan.shards, self.plan.shard_frames)
-        files[key] = data
-        for path in sorted(files, key=lambda path: (path == key, path)):
+        for path in sorted(files):
             if self.storage.read(path) != files[path]:
                 self.storage.write(path, files[path])
+
+    def _other_plan(self, found: bytes) -> str:
+        try:
+            planned = json.loads(found)["content"]
+            what = f"{planned['utterances']} utterances in {planned['shards']} shards"
+        except (ValueError, KeyError, TypeError):
+            what = "something that can no longer be read"
+        here, these = f"{self.storage}/{self.name}", f"these {len(self.plan.ids)} in {self.plan.shards}"
+        if self.storage.exists(f"{self.name}/seal.json"):
+            return (
+                f"{here} is sealed and holds {what}, not {these}: if another command has just written it, "
+                "run this one again, else give another path"
+            )
+        return (
+            f"{here} was begun for {what}, not for {these}: wait for the command that is at work on it, finish it with "
+            f"its own manifest, or drop it with `featcache gc {self.storage}`"
+        )
 
     def records(self) -> dict[int, ShardRecord]:
         """The records of finished shards whose files are there in full length."""
@@ -103,7 +114,10 @@ class SegmentWriter:
         return record is not None and self._in_full(record)
 
     def _in_full(self, record: ShardRecord) -> bool:
-        return all(self.storage.size(f"{self.name}/{key}") == p.bytes for key, p in record.files.items())
+        span = self.plan.shard_rows(record.shard)
+        return (record.first, len(record.audio)) == (span.start, len(span)) and all(
+            self.storage.size(f"{self.name}/{key}") == p.bytes for key, p in record.files.items()
+        )
 
     def new_block(self) -> ShardBlock:
         """For the frames of one shard."""
@@ -146,7 +160,12 @@ class SegmentWriter:
 
         Args:
             labels: columns of `len(plan.ids)` values each.
+
+        Raises:
+            JobError: a shard is not recorded. MismatchError: the segment is another plan's.
         """
+        # What is to be proven is there, whatever was removed since.
+        self.begin()
         records = self.records()
         missing = [shard for shard in range(self.plan.shards) if shard not in records]
         if missing:
