@@ -169,10 +169,16 @@ def extract_command(
         raise JobError("interrupted: finished shards are safe; run the same command again to go on") from None
     if done is None:
         note(f"complete: all {len(job.rows)} utterances of {manifest} are in {cache}")
+        left_out = sum(segment.seal.quarantined for segment in job.cache.segments)
+        if left_out:
+            note(
+                f"left out: {left_out}; `featcache status {cache}` says why, and `featcache forget {cache} "
+                "--where id=ID` and this command try one again that is mended"
+            )
     else:
         note(f"written: shards {done.shards}, {size_text(done.bytes)}; utterances left out: {len(done.quarantined)}")
-        for left_out in done.quarantined[:5]:
-            note(f"  left out: {left_out.id}: {left_out.reason}")
+        for row in done.quarantined[:5]:
+            note(f"  left out: {row.id}: {row.reason}")
         if done.saturated:
             note(f"  {done.saturated} values lay beyond the calibrated range and were set to its limit")
         if done.left_to_others:
