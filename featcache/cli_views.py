@@ -210,7 +210,7 @@ def print_status(view: dict[str, Any], as_json: bool) -> None:
     console.print(table)
     console.print(f"left out: {len(view['quarantined'])}")
     for left_out in view["quarantined"]:
-        console.print(f"  {left_out['id']}: {left_out['reason']}", markup=False)
+        console.print(f"  {left_out['id']}: {left_out['reason']}")
     console.print(f"complete: {'yes' if view['complete'] else 'no'}")
     return None
 

@@ -98,6 +98,17 @@ def test_show_draws_every_tap(run, cache: Path, tmp_path: Path) -> None:
     assert run("show", cache, "nobody").status == 1
 
 
+def test_what_looks_like_markup_is_printed_as_it_is(run, tmp_path: Path) -> None:
+    ids, text = ["[red]x", ":smile:"], "[noise] and [/laugh] :smile:"
+    features = {name: np.ones((20, 2, 3), np.float32) for name in ids}
+    place = make_cache(tmp_path / "[b]", features, {name: {"[i]": text} for name in ids}, quarantine={ids[1]: text})
+    listed = run("ls", place)
+    assert listed.status == 0 and all(name in listed.out for name in (*ids, "[i]")) and listed.out.count(text) == 2
+    shown = run("show", place, ids[0])
+    assert shown.status == 0 and ids[0] in shown.out and "[i]" in shown.out and text in shown.out
+    assert "/[b]" in run("info", place).out and f"{ids[1]}: {text}" in run("status", place).out
+
+
 def test_stats_agree_with_numpy(run, cache: Path) -> None:
     opened = featcache.open(cache)
     values = np.concatenate([opened.read(i) for i in range(6)])
