@@ -194,8 +194,7 @@ def status(place: str | Path) -> dict[str, Any]:
     storage: Storage = cache.storage
     segments: list[dict[str, Any]] = []
     quarantined: list[dict[str, Any]] = []
-    for number in storage.folders(layout.SEGMENTS):
-        name = f"{layout.SEGMENTS}/{number}"
+    for name in layout.segments(storage):
         records = read_records(storage, name, f"run `featcache verify {place}`")
         quarantined += [{"id": q.id, "reason": q.reason} for record in records.values() for q in record.quarantined]
         sealed = next((segment for segment in cache.segments if segment.name == name), None)
@@ -203,7 +202,7 @@ def status(place: str | Path) -> dict[str, Any]:
         leases = [key for key in living(storage, f"{name}/leases") if key.rpartition("/")[2].isdecimal()]
         segments.append(
             {
-                "segment": number,
+                "segment": name.removeprefix(f"{layout.SEGMENTS}/"),
                 "sealed": sealed is not None,
                 "shards": sealed.seal.shards if sealed else _planned_shards(storage, name),
                 "shards_done": len(records),

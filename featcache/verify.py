@@ -77,8 +77,8 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     except FeatcacheError as error:
         report.problems.append(Problem(layout.ROOT, str(error)))
     checks: dict[str, FileProof] = {}
-    for number in storage.folders(layout.SEGMENTS):
-        checks |= segment_proofs(storage, f"{layout.SEGMENTS}/{number}", report)
+    for name in layout.segments(storage):
+        checks |= segment_proofs(storage, name, report)
     report.unknown = [
         key for key in storage.list_keys() if key not in checks and key != layout.ROOT and not is_beside(key)
     ]
@@ -237,11 +237,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     report = verify(place)
     if storage.exists(layout.PENDING):
         raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before anything is removed")
-    unfinished = [
-        f"{layout.SEGMENTS}/{number}"
-        for number in storage.folders(layout.SEGMENTS)
-        if not storage.exists(f"{layout.SEGMENTS}/{number}/seal.json")
-    ]
+    unfinished = [name for name in layout.segments(storage) if not storage.exists(f"{name}/seal.json")]
     if any(True for name in unfinished for _ in storage.list_keys(f"{name}/leases")):
         raise CacheError(
             f"{place} has leases of a running or killed extraction: wait for it, or remove {unfinished[0]}/leases"
