@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from featcache import views
 from featcache.errors import ManifestError
 from featcache.index import VIEW_OF
-from featcache.labels import check_name
+from featcache.labels import check_name, check_text
 
 Label = str | int | float | bool | None
 
@@ -91,7 +91,9 @@ class Row(BaseModel):
     def _words(cls, value: object) -> object:
         if value is not None and not isinstance(value, str):
             raise ValueError(f"must be text or null, not {_kind(value)}: put it in quotes")
-        return value if value is None else _unicode(value)
+        if value is not None:
+            check_text(_unicode(value))
+        return value
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -265,7 +267,7 @@ def _derived_id(fields: dict[str, Any]) -> str:
 
 def _label(value: object) -> None:
     if isinstance(value, str):
-        _unicode(value)
+        check_text(_unicode(value))
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"is {value}: write a finite number or null")
