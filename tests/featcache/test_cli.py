@@ -88,6 +88,19 @@ def test_ls_filters_by_label_and_prints_json_lines(run, cache: Path) -> None:
     assert wrong.status == 2 and "label=value" in wrong.err and wrong.out == ""
 
 
+def test_a_label_never_hides_what_the_cache_itself_says(run, tmp_path: Path) -> None:
+    labels = {"frames": "a", "seconds": "b", "usable": "c", "shape": "d", "lang": "en"}
+    place = make_cache(tmp_path / "c", {"u": np.ones((20, 2, 3), np.float32)}, {"u": labels})
+    (row,) = [json.loads(line) for line in run("ls", place, "--json").out.splitlines()]
+    assert row == {
+        "id": "u", "seconds": 0.4, "frames": 20, "usable": True,
+        "label frames": "a", "lang": "en", "label seconds": "b", "shape": "d", "label usable": "c",
+    }  # fmt: skip
+    shown = run("show", place, "u").out
+    assert "20 frames x 2 taps" in shown and "label shape" in shown
+    assert json.loads(run("show", place, "u", "--json").out)["labels"] == labels
+
+
 def test_show_draws_every_tap(run, cache: Path, tmp_path: Path) -> None:
     view = json.loads(run("show", cache, "u1", "--json").out)
     assert view["shape"] == [21, 3, 8] and view["taps"][1]["loudest_channel"] == 5
