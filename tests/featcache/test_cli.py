@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 
 import featcache
 from featcache import cli
+from featcache.manifest import Row, read, write
 from tests.helpers import make_cache
 
 RNG = np.random.default_rng(3)
@@ -200,3 +201,14 @@ def test_the_whole_of_stage_one_on_log_mel(run, tmp_path: Path) -> None:
     again = run("extract", manifest, place, "--upstream", "mel:80")
     assert again.status == 0 and "complete: all 5" in again.err
     assert run("extract", manifest, place, "--upstream", "mel:40").status == 1
+
+
+def test_what_is_measured_is_the_path_that_is_written(run, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    rows = [Row(id="a", audio_filepath="../a.wav", duration=3), Row(id="b", audio_filepath="../b.wav", duration=3)]
+    write(tmp_path / "lists/m.jsonl", rows)
+    checked = run("manifest", "check", tmp_path / "lists/m.jsonl", "--measure", "--out", tmp_path / "m.jsonl")
+    assert checked.status == 0 and "2 durations differ" in checked.out
+    found = {row.id: (row.audio_filepath, row.duration) for row in read(tmp_path / "m.jsonl")}
+    assert found == {"a": ("a.wav", 1.0), "b": ("b.wav", 0.0)}
