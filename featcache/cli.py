@@ -57,6 +57,9 @@ WindowPolicy = Annotated[
     typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False),
 ]
 Profile = Annotated[str | None, typer.Option(help="Codec profile: residual:BITS, int8 or fp16.", show_default=False)]
+CalibrationSeconds = Annotated[
+    float | None, typer.Option(min=1, help="Speech to calibrate a new cache on; 600 by default.", show_default=False)
+]
 BatchSeconds = Annotated[
     float | None,
     typer.Option(
@@ -83,7 +86,7 @@ def init_command(
     profile: Profile = None,
     device: Device = None,
     batch_seconds: BatchSeconds = None,
-    calibration_seconds: Annotated[float, typer.Option(min=1, help="Speech to calibrate on.")] = 600.0,
+    calibration_seconds: CalibrationSeconds = None,
 ) -> None:
     """Make an empty cache: run the model over a sample of the manifest and fix the codec's scales."""
     from featcache.cli_views import print_outlook
@@ -91,6 +94,7 @@ def init_command(
 
     request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
     job = Job(manifest, cache, request, choose_device(device))
+    _say_if_calibrated(job, calibration_seconds)
     job.init()
     print_outlook(job, as_json=False)
 
@@ -119,7 +123,7 @@ def extract_command(
     profile: Profile = None,
     device: Device = None,
     batch_seconds: BatchSeconds = None,
-    calibration_seconds: Annotated[float, typer.Option(min=1, help="Speech to calibrate on.")] = 600.0,
+    calibration_seconds: CalibrationSeconds = None,
     limit: Limit = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first utterance that cannot be used.")] = False,
     workers: Workers = None,
@@ -164,6 +168,7 @@ def extract_command(
             else:
                 note(f"dashboard of the cluster: {client.dashboard_link}")
                 job = ClusterJob(manifest, cache, request, client, device, limit)
+            _say_if_calibrated(job, calibration_seconds)
             done = job.extract(strict=strict, part=share)
     except KeyboardInterrupt:
         raise JobError("interrupted: finished shards are safe; run the same command again to go on") from None
@@ -292,6 +297,14 @@ def recode_command(
     print(target)
 
 
+def _say_if_calibrated(job: Any, calibration_seconds: float | None) -> None:
+    """No error: a command that was stopped is run again as it is."""
+    from featcache.cli_views import note
+
+    if calibration_seconds is not None and job.exists:
+        note(f"{job.storage} is calibrated already: --calibration-seconds changes nothing")
+
+
 def _request(
     upstream: str | None,
     revision: str | None,
@@ -301,9 +314,10 @@ def _request(
     window: str | None,
     profile: str | None,
     batch_seconds: float | None,
-    calibration_seconds: float,
+    calibration_seconds: float | None,
 ) -> Any:
     """The options of `init` and `extract` as a request; what is not given stays unset."""
+    from featcache.calibrate import SECONDS
     from featcache.codec import parse_profile
     from featcache.job import Request
     from featcache.spec import Layout
@@ -323,7 +337,7 @@ def _request(
         profile=profile,
         parameters=parameters,
         layout=Layout() if batch_seconds is None else Layout(batch_seconds=batch_seconds),
-        calibration_seconds=calibration_seconds,
+        calibration_seconds=SECONDS if calibration_seconds is None else calibration_seconds,
     )
 
 

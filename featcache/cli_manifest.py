@@ -140,13 +140,17 @@ def manifest_check(
     if measure:
         from featcache.reading import measured
 
+        if out is not None:
+            # What is written is absolute, so that is measured: a path out of the manifest's folder, which is refused
+            # as it stands, would be written with a duration of 0, and its recording never be read.
+            rows = manifests.absolute(rows, manifest)
         found = [measured(row, manifest) for row in rows]
         changed = [(old, new) for old, new in zip(rows, found, strict=True) if old.duration != new.duration]
         for old, new in changed[:20]:
             print(f"  {old.id}: the manifest says {old.duration} s, the recording {new.duration} s", file=sys.stderr)
         print(f"{len(changed)} durations differ")
         if out is not None:
-            manifests.write(out, manifests.relative(manifests.absolute(found, manifest), out))
+            manifests.write(out, manifests.relative(found, out))
             print(out)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from featcache.console import table_console
 from featcache.geometry import PCM_RATE
-from featcache.inspect import info
+from featcache.inspect import info, label_key
 from featcache.progress import size_text, time_text
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def print_utterance(view: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return print_json(view)
     frames, taps, channels = view["shape"]
-    labels = {name: str(value) for name, value in view["labels"].items() if value is not None}
+    labels = {label_key(name, ("shape",)): str(value) for name, value in view["labels"].items() if value is not None}
     _pairs(
         {"shape": f"{frames} frames x {taps} taps x {channels} channels, {view['seconds']:.2f} s", **labels},
         view["id"],
@@ -210,7 +210,7 @@ def print_status(view: dict[str, Any], as_json: bool) -> None:
     console.print(table)
     console.print(f"left out: {len(view['quarantined'])}")
     for left_out in view["quarantined"]:
-        console.print(f"  {left_out['id']}: {left_out['reason']}", markup=False)
+        console.print(f"  {left_out['id']}: {left_out['reason']}")
     console.print(f"complete: {'yes' if view['complete'] else 'no'}")
     return None
 

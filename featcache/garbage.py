@@ -26,11 +26,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     with taking_away(storage) if delete else contextlib.nullcontext():
         if storage.exists(layout.PENDING):
             raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before anything is removed")
-        unfinished = [
-            f"{layout.SEGMENTS}/{number}"
-            for number in storage.folders(layout.SEGMENTS)
-            if not storage.exists(f"{layout.SEGMENTS}/{number}/seal.json")
-        ]
+        unfinished = [name for name in layout.segments(storage) if not storage.exists(f"{name}/seal.json")]
         if any(living(storage, f"{name}/leases") for name in unfinished):
             raise CacheError(f"{place} has leases of a running extraction: wait for it")
         report = verify(place)

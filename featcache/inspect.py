@@ -19,6 +19,8 @@ from featcache.storage import Storage
 from featcache.store import Cache
 
 SPARKS = "▁▂▃▄▅▆▇█"
+# What `ls` says of every utterance beside its labels.
+COLUMNS = ("id", "seconds", "frames", "usable")
 
 
 def info(cache: Cache) -> dict[str, Any]:
@@ -90,21 +92,21 @@ def matching(cache: Cache, where: Mapping[str, set[str]]) -> np.ndarray:
     return chosen
 
 
+def label_key(label: str, taken: Sequence[str]) -> str:
+    """Under what a label is shown beside other things: `frames` as `label frames` where there are `frames` already."""
+    return f"label {label}" if label in taken else label
+
+
 def utterances(cache: Cache, where: Mapping[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:
-    """Every utterance as id, seconds, frames, state and labels; filtered by labels."""
+    """Every utterance as id, seconds, frames, usable or not, and labels; filtered by labels."""
     wanted = matching(cache, where or {})
-    columns = {name: cache.labels(name) for name in cache.label_names}
+    columns = {label_key(name, COLUMNS): cache.labels(name) for name in cache.label_names}
     lengths, seconds = cache.lengths, cache.seconds
     states = np.concatenate([np.zeros(0, np.uint8), *(segment.column("state") for segment in cache.segments)])
     for i, utterance_id in enumerate(cache.ids):
         if wanted[i]:
-            yield {
-                "id": utterance_id,
-                "seconds": round(float(seconds[i]), 4),
-                "frames": int(lengths[i]),
-                "usable": bool(states[i] == USABLE),
-                **{name: column[i] for name, column in columns.items()},
-            }
+            own = (utterance_id, round(float(seconds[i]), 4), int(lengths[i]), bool(states[i] == USABLE))
+            yield dict(zip(COLUMNS, own, strict=True)) | {name: column[i] for name, column in columns.items()}
 
 
 @dataclass(frozen=True)
@@ -194,8 +196,7 @@ def status(place: str | Path) -> dict[str, Any]:
     storage: Storage = cache.storage
     segments: list[dict[str, Any]] = []
     quarantined: list[dict[str, Any]] = []
-    for number in storage.folders(layout.SEGMENTS):
-        name = f"{layout.SEGMENTS}/{number}"
+    for name in layout.segments(storage):
         records = read_records(storage, name, f"run `featcache verify {place}`")
         quarantined += [{"id": q.id, "reason": q.reason} for record in records.values() for q in record.quarantined]
         sealed = next((segment for segment in cache.segments if segment.name == name), None)
@@ -203,7 +204,7 @@ def status(place: str | Path) -> dict[str, Any]:
         leases = [key for key in living(storage, f"{name}/leases") if key.rpartition("/")[2].isdecimal()]
         segments.append(
             {
-                "segment": number,
+                "segment": name.removeprefix(f"{layout.SEGMENTS}/"),
                 "sealed": sealed is not None,
                 "shards": sealed.seal.shards if sealed else _planned_shards(storage, name),
                 "shards_done": len(records),

@@ -47,7 +47,8 @@ DISK_MARGIN = 1.1
 class Request:
     """What the user asks of a new cache. For one that exists, what is given must agree with it.
 
-    What `layout` leaves open is as suits the device that the cache is made on (`Layout.on`).
+    What `layout` leaves open is as suits the device that the cache is made on (`Layout.on`). How much speech a cache
+    was calibrated on is not recorded in it, so `calibration_seconds` are of new ones only.
     """
 
     upstream: UpstreamConfig | None = None
@@ -218,6 +219,10 @@ class Job:
                 # What was left at its default asks for nothing.
                 if field in asked.upstream.model_fields_set and want != have:
                     differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
+        for field in sorted(asked.layout.model_fields_set):
+            want, have = getattr(asked.layout, field), getattr(self.spec.layout, field)
+            if want != have:
+                differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
         # A profile without parameters asks for no particular ones.
         parameters = asked.parameters or self.spec.parameters
         if asked.profile is not None and (asked.profile, parameters) != (self.spec.profile, self.spec.parameters):

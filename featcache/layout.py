@@ -31,6 +31,7 @@ from featcache.spec import CacheSpec, Layout
 
 if TYPE_CHECKING:
     from featcache.codec import Arrays, Codec, Plane
+    from featcache.storage import Storage
 
 ROOT = "zarr.json"
 CALIBRATION = "calibration"
@@ -51,6 +52,21 @@ LargeFiles = dict[str, bytes | memoryview]
 
 def segment_name(number: int) -> str:
     return f"{SEGMENTS}/{number:06d}"
+
+
+def segments(storage: Storage) -> list[str]:
+    """Names of the segments that are there, sealed or not, in order.
+
+    Other folders beside them are none: those of a NAS's or a notebook's own (`@eaDir`, `.ipynb_checkpoints`).
+    """
+    names = (name for name in storage.folders(SEGMENTS) if name.isascii() and name.isdecimal())
+    return [f"{SEGMENTS}/{name}" for name in names]
+
+
+def calibration_names(storage: Storage) -> list[str]:
+    """Names of the calibration's arrays, in order; folders without an array are none of them."""
+    parts = (key.split("/") for key in storage.list_keys(CALIBRATION))
+    return sorted(part[1] for part in parts if len(part) == 3 and part[2] == "zarr.json")
 
 
 def next_segment(names: Sequence[str]) -> str:
@@ -229,6 +245,7 @@ __all__ = [
     "Each",
     "Files",
     "LargeFiles",
+    "calibration_names",
     "is_shard",
     "next_segment",
     "read_attributes",
@@ -238,5 +255,6 @@ __all__ = [
     "render_shard",
     "render_sparse",
     "segment_name",
+    "segments",
     "shard_key",
 ]

@@ -6,8 +6,9 @@ JSON Lines in the style of NeMo, one utterance a line, flat:
 
 `audio_filepath` is relative to the manifest's folder (or absolute), `duration` and `offset` are seconds.
 Without `offset` the row is the whole recording; with it, even with 0, a part of it. Every key that is not
-a field of `Row` is a label: a text, number, true, false or null. A duration of 0 says that the recording
-could not be read when the manifest was made: the row stays and is quarantined with its reason.
+a field of `Row` is a label: a text, number, true, false or null, under a name that `featcache.labels` allows.
+A duration of 0 says that the recording could not be read when the manifest was made: the row stays and is
+quarantined with its reason.
 The labels `view` and `view_of` make a row an augmented copy of another: see `featcache.views`.
 """
 
@@ -26,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from featcache import views
 from featcache.errors import ManifestError
 from featcache.index import VIEW_OF
+from featcache.labels import check_name, check_text
 
 Label = str | int | float | bool | None
 
@@ -89,7 +91,9 @@ class Row(BaseModel):
     def _words(cls, value: object) -> object:
         if value is not None and not isinstance(value, str):
             raise ValueError(f"must be text or null, not {_kind(value)}: put it in quotes")
-        return value if value is None else _unicode(value)
+        if value is not None:
+            check_text(_unicode(value))
+        return value
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -97,10 +101,10 @@ class Row(BaseModel):
         if not isinstance(labels, dict):
             raise ValueError(f"must be a mapping of names to values, not {_kind(labels)}")
         for name, value in labels.items():
-            if not isinstance(name, str) or not name.strip() or name in FIELDS or name == "labels":
+            if not isinstance(name, str) or name in FIELDS or name == "labels":
                 raise ValueError(f"cannot name a label {name!r}: choose another name")
             try:
-                _unicode(name)
+                check_name(_unicode(name))
                 _label(value)
             except ValueError as error:
                 raise ValueError(f"label {_short(name)} {error}") from None
@@ -263,7 +267,7 @@ def _derived_id(fields: dict[str, Any]) -> str:
 
 def _label(value: object) -> None:
     if isinstance(value, str):
-        _unicode(value)
+        check_text(_unicode(value))
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"is {value}: write a finite number or null")

@@ -168,7 +168,7 @@ def _refuse_other_place(storage: LocalStorage, staged: LocalStorage, wanted: Map
         fixed = phase_of(key) in (SEALS, ROOT) or key.endswith("/plan.json")
         if fixed and storage.read(key) not in (None, staged.read(key)):
             raise MismatchError(f"{storage} holds another cache ({key} differs): give another folder")
-    lease = next((k for n in storage.folders(layout.SEGMENTS) for k in storage.list_keys(f"segments/{n}/leases")), None)
+    lease = next((k for name in layout.segments(storage) for k in storage.list_keys(f"{name}/leases")), None)
     if lease is not None:
         raise CacheError(
             f"{storage} has a lease of a running or killed extraction ({lease}): wait for it, or remove it"

@@ -48,8 +48,7 @@ def inventory(storage: Storage, result: Transfer) -> dict[str, FileProof]:
     """Every file that the sealed segments name, and what it must be."""
     report = Report()
     wanted: dict[str, FileProof] = {}
-    for number in storage.folders(layout.SEGMENTS):
-        name = f"{layout.SEGMENTS}/{number}"
+    for name in layout.segments(storage):
         if storage.exists(f"{name}/seal.json"):
             wanted |= segment_proofs(storage, name, report)
         else:

@@ -19,7 +19,7 @@ from featcache.errors import CacheError, FeatcacheError, JobError, UsageError
 SCHEME = "s3://"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 # Wildcards of s5cmd, and what no key should hold.
-_ODD = re.compile(r"[*?\[\]\\\x00-\x1f]")
+_ODD = re.compile(r"[*?\[\]\\\x00-\x1f\x7f]")
 
 _KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile (AWS_PROFILE)"
 # What servers and clients say, and what it means. The first that matches counts.
@@ -66,6 +66,9 @@ class S3Url:
             raise UsageError(f"{text} names no bucket: write s3://bucket/prefix")
         if _ODD.search(prefix) or "//" in prefix:
             raise UsageError(f"{text} holds a character that a prefix cannot have (* ? [ ] \\ or an empty folder)")
+        # S3 would take them for names like any other, and obstore refuses them.
+        if any(part in (".", "..") for part in prefix.split("/")):
+            raise UsageError(f"{text} has . or .. as a folder, which S3 knows nothing of: write the prefix in full")
         return cls(bucket, prefix)
 
     def __str__(self) -> str:

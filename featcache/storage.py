@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -45,7 +46,10 @@ class Address:
 
 
 class Storage(ABC):
-    """A place for bytes by key. Keys are relative POSIX paths; `str` of it opens it again (`open_storage`)."""
+    """A place for bytes by key. Keys are relative POSIX paths; `str` of it opens it again (`open_storage`).
+
+    Whatever looks at the place raises CacheError where it cannot be looked at, which is not the same as empty.
+    """
 
     @abstractmethod
     def zarr(self) -> zarr.abc.store.Store:
@@ -135,21 +139,19 @@ class LocalStorage(Storage):
         return zarr.storage.LocalStore(self.root, read_only=True)
 
     def exists(self, key: str) -> bool:
-        return self.path(key).is_file()
+        with _found(self.path(key)):
+            return stat.S_ISREG(self.path(key).stat().st_mode)
+        return False
 
     def read(self, key: str) -> bytes | None:
-        try:
+        with _found(self.path(key)):
             return self.path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise CacheError(f"{self.path(key)} cannot be read: {error.strerror}") from error
+        return None
 
     def size(self, key: str) -> int | None:
-        try:
+        with _found(self.path(key)):
             return self.path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def identity(self, key: str) -> tuple[int, ...] | None:
         try:
@@ -160,17 +162,16 @@ class LocalStorage(Storage):
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
-        for folder, folders, files in os.walk(self.path(prefix)):
+        for folder, folders, files in _walk(self.path(prefix)):
             folders.sort()
             for name in sorted(files):
                 if not name.startswith(TEMPORARY):
                     yield (Path(folder) / name).relative_to(self.root).as_posix()
 
     def folders(self, prefix: str) -> list[str]:
-        try:
+        with _found(self.path(prefix), "listed"):
             return sorted(entry.name for entry in self.path(prefix).iterdir() if entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return []
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         """Temporary file, fsync, rename, fsync of the folder."""
@@ -206,7 +207,7 @@ class LocalStorage(Storage):
             self.path(key).unlink(missing_ok=True)
 
     def delete_folder(self, prefix: str) -> None:
-        for folder, folders, files in os.walk(self.path(prefix), topdown=False):
+        for folder, folders, files in _walk(self.path(prefix), topdown=False):
             for name in files:
                 self.delete(f"{Path(folder).relative_to(self.root).as_posix()}/{name}")
             for name in folders:
@@ -230,9 +231,11 @@ class LocalStorage(Storage):
     def free_bytes(self) -> int:
         """Free disk space at the nearest folder that exists."""
         path = self.root.absolute()
-        while not path.exists():
-            path = path.parent
-        return shutil.disk_usage(path).free
+        with _found(path):
+            while not path.exists():
+                path = path.parent
+            return shutil.disk_usage(path).free
+        return 0
 
     @contextlib.contextmanager
     def _written(self, key: str, data: bytes | memoryview) -> Iterator[Path]:
@@ -286,6 +289,36 @@ class LocalStorage(Storage):
                 f"{path} cannot be {done} ({error.strerror}): finished shards are safe; mend that and "
                 "run the same command again"
             ) from error
+
+
+@contextlib.contextmanager
+def _found(path: Path, done: str = "read") -> Iterator[None]:
+    """Looks at a path: one that is not there ends the block quietly, all else that goes wrong is one clear line.
+
+    Raises:
+        CacheError: the path cannot be looked at.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise CacheError(f"{path} cannot be {done} ({error.strerror}): mend that, or give another path") from error
+
+
+def _walk(top: Path, topdown: bool = True) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, which takes a folder that cannot be listed for an empty one: what it holds would then be
+    computed anew, or removed as the rest of nothing.
+
+    Raises:
+        CacheError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        with _found(Path(error.filename or top), "listed"):
+            raise error
+
+    return os.walk(top, topdown, onerror=refuse)
 
 
 def _untouched(path: Path) -> bool:

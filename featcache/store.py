@@ -94,7 +94,7 @@ class Cache:
             raise CacheError(f"{path}: a `featcache forget` was interrupted: run it again to open the cache")
         remedy = f"run `featcache verify {path}`"
         try:
-            calibration = read_calibration(storage, storage.folders(layout.CALIBRATION))
+            calibration = read_calibration(storage, layout.calibration_names(storage))
         except FeatcacheError:
             raise
         except Exception as error:
@@ -104,8 +104,7 @@ class Cache:
         if encoding_id(spec.profile, spec.profile_version, spec.parameters, calibration) != spec.encoding_id:
             raise CorruptCacheError(f"the calibration of {storage} does not match its encoding id: {remedy}")
         cache = cls(storage, spec, calibration, read_origin(storage))
-        for number in storage.folders(layout.SEGMENTS):
-            name = f"{layout.SEGMENTS}/{number}"
+        for name in layout.segments(storage):
             segment = open_segment(storage, name, lambda: cache.codec, remedy, cache.origin)
             if segment is None:
                 cache.unsealed.append(name)

@@ -78,8 +78,8 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
     except FeatcacheError as error:
         report.problems.append(Problem(layout.ROOT, str(error)))
     checks: dict[str, FileProof] = {}
-    for number in storage.folders(layout.SEGMENTS):
-        checks |= segment_proofs(storage, f"{layout.SEGMENTS}/{number}", report)
+    for name in layout.segments(storage):
+        checks |= segment_proofs(storage, name, report)
     report.unknown = [key for key in storage.list_keys() if key not in checks and not _belongs(key, report)]
     if read_origin(storage) is not None:
         report.not_pulled = [key for key in checks if layout.is_shard(key) and not storage.exists(key)]

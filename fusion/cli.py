@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from featcache import startup
@@ -19,6 +18,7 @@ from fusion.cli_align import align
 from fusion.cli_decode import decode
 from fusion.cli_options import AsJson, Limit, Overrides, Restart, RunFolder, Runs
 from fusion.cli_sweep import sweep
+from fusion.console import plain_console
 
 # What imports torch is imported in the command that needs it.
 startup.sleep_while_waiting()
@@ -32,7 +32,8 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
         except FeatcacheError as error:
             if os.environ.get("RANK", "0") == "0":
-                Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+                message = Text.assemble(("error:", "bold red"), f" {error}")
+                plain_console(stderr=True).print(message, highlight=False, soft_wrap=True)
             raise typer.Exit(error.exit_code) from None
 
 
@@ -125,7 +126,7 @@ def compare(
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return
-    Console().print(*comparison.tables(rows))
+    plain_console().print(*comparison.tables(rows))
     print(comparison.NOTE)
 
 
@@ -159,7 +160,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             table.add_row(_LABELS.get(name, name), f"{value:,}" if isinstance(value, int) else str(value), "")
     for reason, count in metrics.get("skipped", {}).items():
         table.add_row(f"skipped: {reason}", str(count), "")
-    Console().print(table)
+    plain_console().print(table)
 
 
 _LABELS = {

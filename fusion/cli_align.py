@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fusion.cli_options import AsJson, DryRun, RunFolder
+from fusion.console import plain_console
 
 
 def align(
@@ -36,9 +36,9 @@ def align(
         summary = {"aligned": aligned, "skipped": reasons, "path": str(out), "dry_run": dry_run}
         print(json.dumps(summary, ensure_ascii=False))
         return
-    messages = Console(stderr=True)
+    messages = plain_console(stderr=True)
     for reason, count in reasons.items():
-        messages.print(f"skipped {count}: {reason}", highlight=False, soft_wrap=True, markup=False)
+        messages.print(f"skipped {count}: {reason}", highlight=False, soft_wrap=True)
     if dry_run:
         replaced = ", replacing what is there" if out.exists() else ""
         print(f"would align {aligned} utterances into {out}{replaced}")

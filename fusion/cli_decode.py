@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fusion.cli_options import AsJson, RunFolder
+from fusion.console import plain_console
 
 
 def decode(
@@ -38,13 +38,13 @@ def decode(
     from fusion.distributed import pick_device
     from fusion.run import Run
 
-    messages = Console(stderr=True)
+    messages = plain_console(stderr=True)
 
     def say(line: str) -> None:
-        messages.print(line, highlight=False, soft_wrap=True, markup=False)
+        messages.print(line, highlight=False, soft_wrap=True)
 
     result = decoding.decode(Run.open(run, pick_device(device)), beam=beam, order=order, lm=lm, text=text, say=say)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:
-        decoding.print_result(result, Console())
+        decoding.print_result(result, plain_console())

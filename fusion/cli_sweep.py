@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from fusion.cli_options import AsJson, DryRun, Limit, Overrides, Restart, Runs
+from fusion.console import plain_console
 
 if TYPE_CHECKING:
     from fusion.train import Outlook
@@ -52,7 +52,7 @@ def sweep(
         print(json.dumps(rows, ensure_ascii=False))
         return
     for task in dict.fromkeys(row["task"] for row in rows):
-        Console().print(*comparison.tables([row for row in rows if row["task"] == task]))
+        plain_console().print(*comparison.tables([row for row in rows if row["task"] == task]))
 
 
 def _print_outlook(found: Outlook, as_json: bool) -> None:

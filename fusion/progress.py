@@ -34,7 +34,7 @@ class TrainingProgress:
         if console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.fields[name]}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("eta"),
+                TextColumn("{task.fields[text]}", markup=False), TimeElapsedColumn(), TextColumn("eta"),
                 TimeRemainingColumn(),
                 console=console, transient=True,
             )  # fmt: skip

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from featcache.errors import JobError, UsageError
 from fusion import head
+from fusion.console import plain_console
 from fusion.distributed import World, use_threads, world
 from fusion.learner import Learner, Moments
 from fusion.recipe import Recipe, differences
@@ -83,7 +84,7 @@ def fit_together(
         Interrupted: a signal came; the states are saved.
         JobError: the loss of a head is not finite (the others were finished first), or the disk is full.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     recipes = [head.resolve(recipe) for recipe in recipes]
     _check(recipes)
     with world(recipes[0].train.device) as here:
@@ -136,7 +137,7 @@ def outlook(
     recipes: Sequence[Recipe], *, runs: str | Path = "runs", mode: str = "auto", console: Console | None = None
 ) -> Outlook:
     """What `fit_together` would do with the same arguments; it raises the same mistakes, and writes nothing."""
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     recipes = [head.resolve(recipe) for recipe in recipes]
     _check(recipes)
     with world(recipes[0].train.device) as here:

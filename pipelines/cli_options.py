@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from featcache.errors import UsageError
+from fusion.console import plain_console
 
-messages = Console(stderr=True)
+messages = plain_console(stderr=True)
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Seeds = Annotated[str, typer.Option(help="Seeds, comma separated.")]
 Runs = Annotated[Path, typer.Option(help="Folder of the runs.")]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def reproduce(
@@ -30,6 +29,7 @@ def reproduce(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train the paper's table and answer its claims; finished rows are kept, and a row goes on where it stopped."""
+    from fusion.console import plain_console
     from pipelines.reproduce import claims, report, table
     from pipelines.reproduce.entries import BASE_RECIPE
 
@@ -43,7 +43,7 @@ def reproduce(
         runs=runs,
         overrides=overrides or [],
         restart=restart,
-        console=Console(stderr=True),
+        console=plain_console(stderr=True),
     )
     answers = claims.answer({row.name: row for row in result.rows}, judges=result.scale.judges)
     if as_json:

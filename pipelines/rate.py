@@ -27,6 +27,7 @@ from featcache.progress import AudioProgress
 from featcache.recode import recode
 from featcache.store import Cache
 from fusion import intervals
+from fusion.console import plain_console
 from fusion.run import Run
 from fusion.tasks import Measure
 from pipelines import studies
@@ -90,7 +91,7 @@ def sweep(
     Raises:
         UsageError: no profile, recipe or seed, or two recipes of one name.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     if not (profiles and recipes and seeds):
         raise UsageError("give at least one profile, one recipe and one seed")
     unique_stems(recipes)

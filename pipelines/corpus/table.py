@@ -34,7 +34,7 @@ def print_estimate(found: Estimate) -> None:
         f"and GET and HEAD {asked.get_dollars:g} $ a million; all given, none looked up",
         "without a cache": f"{asked.passes} passes: {_dollars(asked.passes * found.gpu_dollars)}, extracting each time",
     }
-    console = Console(width=WIDTH, highlight=False)
+    console = Console(width=WIDTH, highlight=False, markup=False, emoji=False)
     head = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, text in lines.items():
         head.add_row(name, text)
@@ -78,7 +78,7 @@ def print_check(rows: Sequence[Compared]) -> None:
         table.add_row(
             row.kind, f"{row.objects:,}", f"{row.objects_held:,}", f"{row.bytes:,}", f"{row.bytes_held:,}", off
         )
-    Console(width=WIDTH, highlight=False).print(table)
+    Console(width=WIDTH, highlight=False, markup=False, emoji=False).print(table)
 
 
 def _columns(table: Table, *names: str, first: str = "profile") -> None:

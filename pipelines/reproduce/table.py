@@ -18,6 +18,7 @@ from featcache.job import Job, Request
 from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
 from fusion import head, recipe
+from fusion.console import plain_console
 from fusion.recipe import Recipe
 from fusion.run import Files, Run
 from pipelines.reproduce import worker
@@ -106,7 +107,7 @@ def reproduce(
         UsageError: an unknown scale or row, settings that a recipe does not take, or no GPU where one is needed.
         Interrupted: a signal came. JobError: a row could not be trained. The same command goes on.
     """
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     budget, entries = scale_of(scale), select(only)
     cache = cache or default_cache(model, manifest)
     place = [f"cache={json.dumps(str(cache))}"]

@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 
 import featcache
 from featcache import cli
+from featcache.manifest import Row, read, write
 from tests.helpers import make_cache
 
 RNG = np.random.default_rng(3)
@@ -88,6 +89,19 @@ def test_ls_filters_by_label_and_prints_json_lines(run, cache: Path) -> None:
     assert wrong.status == 2 and "label=value" in wrong.err and wrong.out == ""
 
 
+def test_a_label_never_hides_what_the_cache_itself_says(run, tmp_path: Path) -> None:
+    labels = {"frames": "a", "seconds": "b", "usable": "c", "shape": "d", "lang": "en"}
+    place = make_cache(tmp_path / "c", {"u": np.ones((20, 2, 3), np.float32)}, {"u": labels})
+    (row,) = [json.loads(line) for line in run("ls", place, "--json").out.splitlines()]
+    assert row == {
+        "id": "u", "seconds": 0.4, "frames": 20, "usable": True,
+        "label frames": "a", "lang": "en", "label seconds": "b", "shape": "d", "label usable": "c",
+    }  # fmt: skip
+    shown = run("show", place, "u").out
+    assert "20 frames x 2 taps" in shown and "label shape" in shown
+    assert json.loads(run("show", place, "u", "--json").out)["labels"] == labels
+
+
 def test_show_draws_every_tap(run, cache: Path, tmp_path: Path) -> None:
     view = json.loads(run("show", cache, "u1", "--json").out)
     assert view["shape"] == [21, 3, 8] and view["taps"][1]["loudest_channel"] == 5
@@ -96,6 +110,17 @@ def test_show_draws_every_tap(run, cache: Path, tmp_path: Path) -> None:
     assert (tmp_path / "heat.png").read_bytes().startswith(b"\x89PNG")
     assert "quarantined" in run("show", cache, "u2").err
     assert run("show", cache, "nobody").status == 1
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(run, tmp_path: Path) -> None:
+    ids, text = ["[red]x", ":smile:"], "[noise] and [/laugh] :smile:"
+    features = {name: np.ones((20, 2, 3), np.float32) for name in ids}
+    place = make_cache(tmp_path / "[b]", features, {name: {"[i]": text} for name in ids}, quarantine={ids[1]: text})
+    listed = run("ls", place)
+    assert listed.status == 0 and all(name in listed.out for name in (*ids, "[i]")) and listed.out.count(text) == 2
+    shown = run("show", place, ids[0])
+    assert shown.status == 0 and ids[0] in shown.out and "[i]" in shown.out and text in shown.out
+    assert "/[b]" in run("info", place).out and f"{ids[1]}: {text}" in run("status", place).out
 
 
 def test_stats_agree_with_numpy(run, cache: Path) -> None:
@@ -176,3 +201,14 @@ def test_the_whole_of_stage_one_on_log_mel(run, tmp_path: Path) -> None:
     again = run("extract", manifest, place, "--upstream", "mel:80")
     assert again.status == 0 and "complete: all 5" in again.err
     assert run("extract", manifest, place, "--upstream", "mel:40").status == 1
+
+
+def test_what_is_measured_is_the_path_that_is_written(run, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    rows = [Row(id="a", audio_filepath="../a.wav", duration=3), Row(id="b", audio_filepath="../b.wav", duration=3)]
+    write(tmp_path / "lists/m.jsonl", rows)
+    checked = run("manifest", "check", tmp_path / "lists/m.jsonl", "--measure", "--out", tmp_path / "m.jsonl")
+    assert checked.status == 0 and "2 durations differ" in checked.out
+    found = {row.id: (row.audio_filepath, row.duration) for row in read(tmp_path / "m.jsonl")}
+    assert found == {"a": ("a.wav", 1.0), "b": ("b.wav", 0.0)}

@@ -47,6 +47,18 @@ def test_parameters_of_a_profile_are_part_of_what_is_asked(speech: Path, tmp_pat
     ask({})  # a profile alone asks for no particular parameters
 
 
+def test_batches_and_calibration_of_a_cache_that_is_there_are_not_passed_over(speech: Path, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    asked = ("extract", speech, place, "--upstream", "mel:8", "--batch-seconds", 30, "--calibration-seconds", 5)
+    first = run_cli(*asked)
+    assert first.status == 0 and "calibrated already" not in first.err, first.err
+    again = run_cli(*asked)
+    assert again.status == 0 and f"{place} is calibrated already: --calibration-seconds changes nothing" in again.err
+    assert "calibrated already" not in run_cli("extract", speech, place).err
+    other = run_cli("extract", speech, place, "--batch-seconds", 20)
+    assert other.status == 1 and "batch_seconds 20.0 is asked for, the cache has 30.0" in other.err
+
+
 def test_a_new_cache_has_batches_for_the_device_it_is_made_on(speech: Path, tmp_path: Path) -> None:
     def seconds(place: str, device: str, **given: float) -> float:
         job = Job(speech, tmp_path / place, Request(MEL, "fp16", layout=Layout(**given)), device)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import ManifestError
-from featcache.index import VIEW_OF
+from featcache.index import MISSING, VIEW_OF
+from featcache.labels import check_name
 from featcache.manifest import FIELDS, Row, read, relative, resolve, write
 from featcache.views import VIEW
 
@@ -107,6 +108,19 @@ def test_an_offset_of_zero_still_means_a_part(tmp_path: Path) -> None:
         ('{"audio_filepath": "a.wav", "duration": 1, "snr": NaN}', "'snr'", "finite"),
         ({**GOOD, "labels": {"lang": "en"}}, "'labels'", "beside"),
         ({**GOOD, " ": 1}, "' '", "name"),
+        ({**GOOD, "who": "\0"}, "'who'", "write null"),
+        ({**GOOD, "text": "\0"}, "'text'", "write null"),
+        ({**GOOD, "a/b": 1}, "'a/b'", "slash"),
+        ({**GOOD, "../../../../esc": 1}, "'../../../../esc'", "slash"),
+        ({**GOOD, "x\\y": 1}, "'x", "backslash"),
+        ({**GOOD, "a\tb": 1}, "'a", "control character"),
+        ({**GOOD, "a\x7f": 1}, "'a", "control character"),
+        ({**GOOD, "..": 1}, "'..'", "another name"),
+        ({**GOOD, ".": 1}, "'.'", "another name"),
+        ({**GOOD, "zarr.json": 1}, "'zarr.json'", "another name"),
+        ({**GOOD, "proof.json": 1}, "'proof.json'", "another name"),
+        ({**GOOD, "leases": 1}, "'leases'", "another name"),
+        ({**GOOD, "é" * 101: 1}, "'éé", "202 bytes"),
         ('{"audio_filepath": "a.wav", "duration": 1, "duration": 2}', "'duration'", "twice"),
     ],
 )
@@ -188,9 +202,17 @@ def test_write_is_whole_or_nothing(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["m.jsonl"]
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: text != MISSING)
 NAME = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(str.strip)
 LABEL = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+
+
+def _may_name_a_label(name: str) -> bool:
+    try:
+        check_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 @st.composite
@@ -200,7 +222,7 @@ def rows(draw: st.DrawFn) -> Row:
     if draw(st.booleans()):
         fields["offset"] = draw(st.floats(0, 1e7))
     # the labels of a view are no free ones
-    names = NAME.filter(lambda name: name not in (*FIELDS, "labels", VIEW, VIEW_OF))
+    names = NAME.filter(lambda name: name not in (*FIELDS, "labels", VIEW, VIEW_OF) and _may_name_a_label(name))
     return Row(**fields, text=draw(st.none() | TEXT), labels=draw(st.dictionaries(names, LABEL, max_size=4)))  # type: ignore[arg-type]
 
 

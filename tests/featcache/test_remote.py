@@ -391,6 +391,9 @@ def test_a_mistake_is_one_line_without_keys(
     fails(f"{bucket.url}/x", 2, "is not a URL", "--endpoint-url", "localhost")
     fails(f"{bucket.url}/x*", 2, "a character that a prefix cannot have")
     fails("s3://Bad_/x", 2, "names no bucket")
+    for prefix in ("a/../b", "..", "a/./b", "a/."):
+        fails(f"{bucket.url}/{prefix}", 2, ". or .. as a folder")
+    fails(f"{bucket.url}/a//b", 2, "empty folder")
     with bucket.server.only_known_keys():
         fails(f"{bucket.url}/x", 1, "the keys are refused as wrong or expired")
     for name in KEYS:

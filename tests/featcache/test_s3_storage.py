@@ -172,7 +172,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error(url: str, bucket: 
     cache = featcache.open(url)
     assert cache.storage.size(SHARD)
     bucket.put(f"a/cache/{SHARD}", b"other bytes" * 1000)
-    cache.segments[0]._checked.add(("values", 0))
+    cache.segments[0]._checked[SHARD] = None
     with pytest.raises(CorruptCacheError, match="was replaced or removed while it was read"):
         cache.read("u0")
 

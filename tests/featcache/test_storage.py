@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from featcache.errors import JobError
+from featcache.errors import CacheError, JobError
 from featcache.process import own_name
 from featcache.storage import LocalStorage
 
@@ -73,6 +74,47 @@ def test_a_place_that_cannot_be_written_to_is_one_clear_line(tmp_path: Path) -> 
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(JobError, match="cannot be written"):
         LocalStorage(tmp_path / "file").write("a", b"1")
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda storage: storage.exists("a"),
+        lambda storage: storage.read("a"),
+        lambda storage: storage.size("a"),
+        lambda storage: list(storage.list_keys()),
+        lambda storage: storage.folders(""),
+        lambda storage: storage.free_bytes(),
+    ],
+)
+def test_a_place_that_cannot_be_looked_at_is_one_clear_line(
+    tmp_path: Path, look: Callable[[LocalStorage], object]
+) -> None:
+    """With a name that is too long, since no permission is refused to root."""
+    with pytest.raises(CacheError, match=r"cannot be (read|listed) \(File name too long\): mend that") as caught:
+        look(LocalStorage(tmp_path / ("x" * 300)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = LocalStorage(tmp_path)
+    storage.write("a/1", b"")
+    storage.write("b/c/1", b"")
+    scan = os.scandir
+    refused = errno.EACCES
+
+    def scandir(path: str) -> object:
+        if str(path) == str(tmp_path / "b" / "c"):
+            raise OSError(refused, os.strerror(refused), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(CacheError, match=r"b/c cannot be listed \(Permission denied\)"):
+        list(storage.list_keys())
+    with pytest.raises(CacheError, match=r"b/c cannot be listed \(Permission denied\)"):
+        storage.delete_folder("b")
+    refused = errno.ENOENT  # another process has just removed it
+    assert list(storage.list_keys()) == ["a/1"]
 
 
 def test_listing_leaves_out_what_is_being_written(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 import featcache
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.inspect import status
 from featcache.spec import Layout
-from featcache.verify import verify
+from featcache.verify import garbage, verify
 from tests.helpers import make_cache
 
 RNG = np.random.default_rng(0)
@@ -188,6 +189,18 @@ def test_a_segment_of_another_upstream_is_refused(copy: Path, tmp_path: Path) ->
     shutil.copytree(other / "segments" / "000000", copy / "segments" / "000001")
     with pytest.raises(MismatchError, match="another model"):
         featcache.open(copy)
+
+
+def test_folders_that_others_leave_are_neither_segments_nor_calibration(copy: Path) -> None:
+    for folder in ("segments/@eaDir/0", "segments/.ipynb_checkpoints", "segments/٣", "calibration/@eaDir/x"):
+        (copy / folder).mkdir(parents=True)
+    (copy / "segments/@eaDir/0/note").write_text("of a NAS")
+    cache = featcache.Cache.open(copy)
+    assert cache.complete and len(cache.segments) == 1 and status(copy)["complete"]
+    assert [segment["segment"] for segment in status(copy)["segments"]] == ["000000"]
+    report = verify(copy)
+    assert report.whole and report.unsealed == 0 and report.unknown == ["segments/@eaDir/0/note"]
+    assert garbage(copy, delete=False) == ["segments/@eaDir/0/note"]
 
 
 def test_what_is_no_cache_says_so(tmp_path: Path) -> None:

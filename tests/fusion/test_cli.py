@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.table import Table
 from typer.testing import CliRunner, Result
 
 from fusion.cli import app
+from fusion.console import plain_console
 from tests.fusion.speech import toy_cache, toy_recipe
 
 
@@ -127,3 +129,16 @@ def test_a_mistake_is_one_line_and_a_status(
     assert done.exit_code == status and words in done.stderr and not done.stdout
     if "No such option" not in words:
         assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_what_looks_like_markup_is_printed_as_it_is() -> None:
+    done = call("train", "[/red]:smile:.toml")
+    assert done.exit_code == 2 and done.stderr.startswith("error: recipe [/red]:smile:.toml cannot be read")
+
+
+def test_a_table_may_hold_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("[b]", title=":smile:")
+    table.add_row("and [/laugh]")
+    plain_console().print(table)
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("[b]", ":smile:", "and [/laugh]"))
