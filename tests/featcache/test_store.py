@@ -14,9 +14,10 @@ import pytest
 
 import featcache
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.garbage import garbage
 from featcache.inspect import status
 from featcache.spec import Layout
-from featcache.verify import garbage, verify
+from featcache.verify import verify
 from tests.helpers import make_cache
 
 RNG = np.random.default_rng(0)
