@@ -17,7 +17,7 @@ from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.plan import Plan, make_plan
-from featcache.rewrite import Made, origin_of, write_shards
+from featcache.rewrite import Made, begin_or_find, origin_of, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
@@ -56,7 +56,8 @@ def recode(
     Raises:
         UsageError: the profile does not make the cache smaller, or `target` holds something else.
         CacheError: the source is not complete, or its shards do not fit its index.
-        MismatchError: `target` was begun from another source or for another profile.
+        MismatchError: `target` was begun from another source or for another profile, or holds what the source
+            no longer has.
     """
     hold_torch_to_them()
     cache = Cache.open(source)
@@ -65,6 +66,7 @@ def recode(
     storage = open_storage(target)
     name, parameters = codecs.parse_profile(profile)
     spec, codec = _prepare(cache, storage, name, parameters)
+    _refuse_more(cache, storage)
     done = Recoded(bits_before=cache.spec.bits_per_value, bits_after=spec.bits_per_value)
     for segment in cache.segments:
         _segment(cache, segment, storage, spec, codec, done, on_progress)
@@ -112,6 +114,18 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
     return read_spec(storage)[0], codec
 
 
+def _refuse_more(cache: Cache, target: Storage) -> None:
+    """A target of an earlier run must not keep what has been forgotten in the source since."""
+    have = {segment.name for segment in cache.segments}
+    for number in target.folders(layout.SEGMENTS):
+        name = f"{layout.SEGMENTS}/{number}"
+        if name not in have:
+            raise MismatchError(
+                f"{target} holds {name}, which {cache.path} does not have (any more): recode into a new folder, or "
+                f"remove {target}/{name} if it was forgotten there"
+            )
+
+
 def _calibration(cache: Cache) -> list[np.ndarray]:
     """Activations of the utterances with the smallest id hashes, as a calibration with the model would draw."""
     lengths, seconds, ids = cache.lengths, cache.seconds, cache.ids
@@ -144,10 +158,9 @@ def _segment(
         raise CacheError(
             f"{cache.path}/{segment.name} was planned by other rules than this version's: extract it again"
         )
-    if storage.exists(f"{segment.name}/seal.json"):
-        return
     writer = SegmentWriter(storage, spec, codec, segment.name, plan)
-    writer.begin()
+    if begin_or_find(writer, segment.column("audio_sha256")) is not None:
+        return
 
     def count(seconds: float, written: int) -> None:
         done.shards += 1

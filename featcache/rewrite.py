@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featcache.block import ShardBlock
-from featcache.errors import CacheError
+from featcache.errors import CacheError, MismatchError
+from featcache.index import pack_text
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, Saturated, Seal, from_bytes, read_records
+from featcache.ledger import Quarantined, Saturated, Seal, read_records
 from featcache.plan import make_plan
-from featcache.segment import Segment
+from featcache.segment import Segment, open_segment
 from featcache.shards import finish, leased
 from featcache.storage import Storage
 from featcache.store import Cache
@@ -41,17 +42,59 @@ class Made:
     saturated: Mapping[int, int] = field(default_factory=dict)
 
 
+def begin_or_find(writer: SegmentWriter, audio: np.ndarray) -> Seal | None:
+    """Begin the segment, or go on with it; its seal where it is finished already.
+
+    A finished one may be from before the source changed: it must hold the same utterances and recordings.
+
+    Args:
+        audio: `(utterances, 32)` uint8, the digests of the plan's recordings, zeros where quarantined.
+
+    Raises:
+        MismatchError: the segment was begun, or finished, for other utterances.
+    """
+    storage, name, plan = writer.storage, writer.name, writer.plan
+    found = open_segment(storage, name, lambda: writer.codec, writer.remedy)
+    if found is None:
+        try:
+            writer.begin()
+        except MismatchError:
+            raise MismatchError(
+                f"{storage}/{name} was begun for other utterances than these {len(plan.ids):,}: drop it with "
+                f"`featcache gc {storage}` and run the same command again, or give a new or an empty folder"
+            ) from None
+        return None
+    ids = pack_text(plan.ids)
+    wanted = {"id_bytes": ids["bytes"], "id_offsets": ids["offsets"], "samples": plan.samples, "audio_sha256": audio}
+    if not all(np.array_equal(found.column(column), values) for column, values in wanted.items()):
+        raise MismatchError(
+            f"{storage}/{name} is finished and holds other utterances than these {len(plan.ids):,} (some were added, "
+            f"forgotten or chosen otherwise since): give a new or an empty folder, or delete {storage} first"
+        )
+    return found.seal
+
+
 def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Made], on_shard: Progress) -> None:
     """Write and record what the segment lacks; several processes may do so at once.
 
     Args:
         block_of: makes one shard.
         on_shard: called with the seconds of audio and the bytes of each shard written.
+
+    Raises:
+        MismatchError: shards that are there were made of other recordings.
     """
     plan = writer.plan
     leases = Leases(writer.storage)
     try:
         records = writer.records()
+        for shard, record in records.items():
+            # The plan knows ids and lengths, and not which recordings they are of.
+            if list(record.audio) != [origin.audio[row] for row in plan.shard_rows(shard)]:
+                raise MismatchError(
+                    f"shard {shard} of {writer.storage}/{writer.name} was made of other recordings: drop it with "
+                    f"`featcache gc {writer.storage}` and run the same command again"
+                )
         for shard in leased(writer, leases, [s for s in range(plan.shards) if s not in records]):
             span = plan.shard_rows(shard)
             quarantined = [
@@ -104,7 +147,7 @@ def copy_segment(
         labels: the columns to write; None where an utterance has no such label.
 
     Raises:
-        MismatchError: the segment was begun for other utterances.
+        MismatchError: the segment was begun, or finished, for other utterances.
         CorruptCacheError: a shard to copy from is not as it was written.
     """
     spec, codec = chosen[0].cache.spec, chosen[0].cache.codec
@@ -113,10 +156,10 @@ def copy_segment(
     samples = [int(segment.column("samples")[utterance]) for segment, utterance in owners]
     plan = make_plan(ids, samples, spec, codec.bytes_per_frame)
     writer = SegmentWriter(storage, spec, codec, name, plan)
-    writer.begin()
-    data = storage.read(f"{name}/seal.json")
-    if data is not None:
-        return from_bytes(Seal, data, f"{storage}/{name}/seal.json", writer.remedy)
+    audio = [part.segment.column("audio_sha256")[list(part.utterances)] for part in chosen]
+    found = begin_or_find(writer, np.concatenate(audio))
+    if found is not None:
+        return found
     origin = _gather(chosen)
     if len(origin.audio) != plan.rows:
         raise CacheError(
