@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from featcache import layout
 from featcache.errors import JobError
 from featcache.extract import run_shards
 from featcache.index import build_columns, label_text, pack_text
-from featcache.job import Job, Request, label_columns, rows_not_in
+from featcache.job import Job, Request, label_columns
 from featcache.ledger import LABELS_PROOF, ledger_digest, proof, read_proofs, read_records
 from featcache.manifest import Row
-from featcache.plan import make_plan
+from featcache.plan import Plan, make_plan
 from featcache.progress import AudioProgress
 from featcache.reading import row_samples
 from featcache.segment import Segment
@@ -45,8 +46,10 @@ def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list
     for problem in report.problems:
         folder, number, key = problem.key.split("/", 2)
         broken.setdefault(f"{folder}/{number}", set()).add(key)
+    lost = {name for name, keys in broken.items() if any(key.startswith(_IDS) for key in keys)}
     for name in sorted(broken):
-        _repair_segment(job, name, broken[name])
+        _repair_segment(job, name, broken[name], lost)
+        lost.discard(name)
     left = verify(place).problems
     if left:
         raise JobError(
@@ -57,16 +60,20 @@ def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list
 
 # A ledger whose records are each whole, but not those that were sealed, is named without a record.
 _PROVERS = ("/seal.json", "/ledger")
+# What a segment's ids are read from.
+_IDS = ("index/id_bytes/", "index/id_offsets/")
 
 
-def _repair_segment(job: Job, name: str, broken: set[str]) -> None:
-    """`broken` are the segment's files by their keys relative to it."""
+def _repair_segment(job: Job, name: str, broken: set[str], lost: Container[str]) -> None:
+    """`broken` are the segment's files by their keys relative to it, `lost` as for `_rows_of`."""
     storage, cache = job.storage, job.cache
     own = next((segment for segment in cache.segments if segment.name == name), None)
-    rows = _rows_of(job, name, any(key.startswith("index/") for key in broken))
+    rows = _rows_of(job, name, lost)
     plan = make_plan(
         [row.id for row in rows], [row_samples(row) for row in rows], job.spec, cache.codec.bytes_per_frame
     )
+    if own is not None:
+        _refuse_other_plan(job, own, plan, broken)
     writer = SegmentWriter(storage, job.spec, cache.codec, name, plan)
     labels = {key for key in broken if key.startswith("labels/")}
     if labels and own is not None:
@@ -140,12 +147,21 @@ def _repair_labels(job: Job, own: Segment, broken: set[str], rows: Sequence[Row]
         storage.write(f"{own.name}/{key}", files[f"{own.name}/{key}"])
 
 
-def _rows_of(job: Job, name: str, index_is_broken: bool) -> list[Row]:
-    """The manifest rows of a segment, in the segment's order."""
-    others = [segment for segment in job.cache.segments if segment.name != name]
-    own = next((segment for segment in job.cache.segments if segment.name == name), None)
-    if own is None or index_is_broken:
-        return rows_not_in(others, job.rows)
+def _rows_of(job: Job, name: str, lost: Container[str]) -> list[Row]:
+    """The manifest rows of a segment, in the segment's order.
+
+    Where its own ids are lost, they are the first rows that no other segment is known to hold: rows are added in
+    the manifest's order, and `_refuse_other_plan` says whether it was so.
+
+    Args:
+        lost: segments whose ids cannot be read.
+    """
+    segments = {segment.name: segment for segment in job.cache.segments}
+    own = segments.get(name)
+    if own is None or name in lost:
+        others = {i for other in segments.values() if other.name not in lost for i in other.ids}
+        rest = [row for row in job.rows if row.id not in others]
+        return rest if own is None else rest[: len(own)]
     known = {row.id: row for row in job.rows}
     missing = [utterance_id for utterance_id in own.ids if utterance_id not in known]
     if missing:
@@ -154,3 +170,17 @@ def _rows_of(job: Job, name: str, index_is_broken: bool) -> list[Row]:
             "repair with the manifest that the cache was made from"
         )
     return [known[utterance_id] for utterance_id in own.ids]
+
+
+def _refuse_other_plan(job: Job, own: Segment, plan: Plan, broken: Container[str]) -> None:
+    """Nothing is to be written, or removed, for rows that are not the segment's."""
+    found = (len(plan.ids), plan.shards)
+    same = found == (own.seal.utterances, own.seal.shards)
+    if same and "plan.json" not in broken:
+        content = json.loads(job.storage.read(f"{own.name}/plan.json") or b"{}").get("content", {})
+        same = content.get("plan") == plan.digest
+    if not same:
+        raise JobError(
+            f"{job.manifest} does not give the {own.seal.utterances} utterances of {job.storage}/{own.name} in their "
+            "order and with their lengths: repair with the manifest that the cache was made from"
+        )

@@ -106,3 +106,33 @@ def test_what_is_left_of_an_unfinished_segment_is_not_finished(made: Path, place
     assert not (place / "segments/000001/labels").exists()
     Job(made / "manifest.jsonl", place, MEL).extract()
     assert contents(place) == contents(made / "cache")
+
+
+HASH, IDS = "index/hash/c/0", "index/id_bytes/c/0"
+
+
+@pytest.mark.parametrize("broken", [(HASH, HASH), (HASH, IDS), (IDS, IDS)])
+def test_indexes_of_two_segments_are_repaired_together(made: Path, place: Path, broken: tuple[str, str]) -> None:
+    damage(place, *(f"segments/00000{number}/{key}" for number, key in enumerate(broken)))
+    assert len(repair(made / "manifest.jsonl", place)) == 2
+    assert contents(place) == contents(made / "cache")
+
+
+@pytest.mark.parametrize("broken", [HASH, IDS, "plan.json"])
+def test_an_index_is_repaired_from_a_manifest_that_has_grown(made: Path, place: Path, broken: str) -> None:
+    """The three utterances behind those of the first segment are new to it."""
+    shutil.rmtree(place / "segments/000001")
+    before = contents(place)
+    damage(place, f"segments/000000/{broken}")
+    assert repair(made / "manifest.jsonl", place) == [f"segments/000000/{broken}"]
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("broken", ["index/frames/c/0", "codes/c/1/0/0", IDS])
+def test_nothing_is_touched_where_the_manifest_is_of_other_rows(made: Path, place: Path, broken: str) -> None:
+    damage(place, f"segments/000000/{broken}", "segments/000000/labels/text/bytes/c/0")
+    before = contents(place)
+    other = changed(made, lambda number, row: row | {"duration": row["duration"] + 0.1 * (number == 2)})
+    with pytest.raises(JobError, match="does not give the 6 utterances of .*manifest that the cache was made from"):
+        repair(other, place)
+    assert contents(place) == before
