@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from featcache import cli
+from featcache import cli, layout
 from featcache.diff import diff
 from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
 from featcache.forget import forget
@@ -255,6 +255,40 @@ def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             assert "no utterance" in str(error)
         assert contents(place) == expected, f"killed at step {stop} of {total}"
         shutil.rmtree(place)
+
+
+def test_a_removal_that_took_a_label_with_it_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech, place, where = make_speech(tmp_path, 3), tmp_path / "c", {"only": {"x"}}
+    lines = [json.loads(line) for line in speech.read_text().splitlines()]
+    lines[2]["only"] = "x"
+    speech.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for limit in (2, 3):
+        Job(speech, place, MEL, limit=limit).extract()
+    delete = LocalStorage.delete
+
+    def killed_at_the_mark(self: LocalStorage, key: str) -> None:
+        if key == layout.PENDING:
+            raise Killed
+        delete(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "delete", killed_at_the_mark)
+        with pytest.raises(Killed):
+            forget(place, where)
+    with pytest.raises(CacheError, match="run it again"):
+        Cache.open(place)
+    assert forget(place, where).ids == [] and list(Cache.open(place).ids) == ["u0", "u1"]
+    with pytest.raises(UsageError, match="no label 'only'"):
+        forget(place, where)
+
+
+def test_views_of_views_are_forgotten_with_what_they_are_of(tmp_path: Path) -> None:
+    of = {"b": "c", "c": "a", "d": "b", "long": "bad"}
+    make_cache(tmp_path / "c", FEATURES, {name: {"view_of": other} for name, other in of.items()})
+    assert forget(tmp_path / "c", {"id": {"a"}}, dry_run=True).ids == ["a", "b", "c", "d"]
+    assert forget(tmp_path / "c", {"id": {"b"}}).ids == ["b", "d"]
 
 
 def test_the_commands(
