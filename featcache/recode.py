@@ -17,7 +17,7 @@ from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.plan import Plan, make_plan
-from featcache.rewrite import Made, begin_or_find, origin_of, write_shards
+from featcache.rewrite import Made, begin_or_find, open_source, origin_of, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
@@ -54,16 +54,14 @@ def recode(
         on_progress: called with the seconds of audio done and the bytes written since the last call.
 
     Raises:
-        UsageError: the profile does not make the cache smaller, or `target` holds something else.
+        UsageError: the profile does not make the cache smaller, or `target` holds something else or is `source`.
         CacheError: the source is not complete, or its shards do not fit its index.
         MismatchError: `target` was begun from another source or for another profile, or holds what the source
             no longer has.
     """
     hold_torch_to_them()
-    cache = Cache.open(source)
-    if not cache.complete:
-        raise CacheError(f"{source} is not complete: finish it with `featcache extract` before it is recoded")
     storage = open_storage(target)
+    cache = open_source(source, storage)
     name, parameters = codecs.parse_profile(profile)
     spec, codec = _prepare(cache, storage, name, parameters)
     _refuse_more(cache, storage)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from featcache.block import ShardBlock
-from featcache.errors import CacheError, MismatchError
+from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.index import pack_text
 from featcache.lease import Leases
 from featcache.ledger import Quarantined, Saturated, Seal, read_records
 from featcache.plan import make_plan
 from featcache.segment import Segment, open_segment
 from featcache.shards import finish, leased
-from featcache.storage import Storage
+from featcache.storage import LocalStorage, Storage
 from featcache.store import Cache
 from featcache.writer import SegmentWriter
 
@@ -40,6 +41,30 @@ class Made:
 
     block: ShardBlock
     saturated: Mapping[int, int] = field(default_factory=dict)
+
+
+def open_source(place: str | Path, target: Storage) -> Cache:
+    """The cache to copy from: a whole one.
+
+    Raises:
+        UsageError: it is the place to copy to.
+        CacheError: it is not complete, or only a part of it is here.
+    """
+    cache = Cache.open(place)
+    if _is_same(cache.storage, target):
+        raise UsageError(f"{target} is both the cache to read and the one to write: give a new folder for the result")
+    if cache.origin is not None:
+        raise CacheError(f"{place} is a partial copy: `featcache pull {cache.origin} {place}` fetches the rest first")
+    if not cache.complete:
+        raise CacheError(f"{place} is not complete: finish it with `featcache extract` first")
+    return cache
+
+
+def _is_same(a: Storage, b: Storage) -> bool:
+    """Whether both are one place, by whatever path it is reached."""
+    if isinstance(a, LocalStorage) and isinstance(b, LocalStorage):
+        return b.root.exists() and b.root.samefile(a.root)
+    return a.address == b.address
 
 
 def begin_or_find(writer: SegmentWriter, audio: np.ndarray) -> Seal | None:

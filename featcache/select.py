@@ -13,7 +13,7 @@ from featcache.digest import json_differences
 from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.geometry import SAMPLE_RATE
 from featcache.inspect import matching
-from featcache.rewrite import Chosen, Progress, choose, copy_segment
+from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_source
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
 from featcache.writer import refuse_foreign
@@ -38,15 +38,16 @@ def subset(
     """Write the utterances with these labels as a cache of their own. Goes on where an earlier run stopped.
 
     Raises:
-        UsageError: none has them, or `target` holds something else.
-        CacheError: the source is not complete.
+        UsageError: none has them, or `target` holds something else or is the source.
+        CacheError: the source is not complete, or a partial copy.
         MismatchError: `target` was begun from another cache or for other utterances.
     """
-    cache = _complete(source)
+    storage = open_storage(target)
+    cache = open_source(source, storage)
     keep = matching(cache, where)
     if not keep.any():
         raise UsageError(f"no utterance of {source} is chosen: `featcache ls {source}` lists them with their labels")
-    return _write([choose(cache, keep)], len(cache), open_storage(target), dry_run, on_shard)
+    return _write([choose(cache, keep)], len(cache), storage, dry_run, on_shard)
 
 
 def merge(
@@ -62,8 +63,8 @@ def merge(
         MismatchError: the caches hold other values or codes, or one id stands for two recordings.
         UsageError, CacheError: as `subset`.
     """
-    caches = [_complete(first), _complete(second)]
-    a, b = caches
+    storage = open_storage(target)
+    a, b = open_source(first, storage), open_source(second, storage)
     if (a.values_id, a.encoding_id) != (b.values_id, b.encoding_id):
         fields = {"identity", "audio", "taps", "profile", "parameters", "encoding_id"}
         found = json_differences(
@@ -82,20 +83,13 @@ def merge(
                 f"{utterance_id!r} is another recording in {first} than in {second}: give each recording its own id"
             )
     parts = [choose(a, np.ones(len(a), bool)), choose(b, keep)]
-    return _write(parts, len(a) + len(b), open_storage(target), dry_run, on_shard)
+    return _write(parts, len(a) + len(b), storage, dry_run, on_shard)
 
 
 def audio_digests(cache: Cache) -> dict[str, bytes]:
     """SHA-256 of the audio of every utterance by id, in their order; zeros where it is quarantined."""
     digests = (row.tobytes() for segment in cache.segments for row in segment.column("audio_sha256"))
     return dict(zip(cache.ids, digests, strict=True))
-
-
-def _complete(place: str | Path) -> Cache:
-    cache = Cache.open(place)
-    if not cache.complete:
-        raise CacheError(f"{place} is not complete: finish it with `featcache extract` first")
-    return cache
 
 
 def _write(parts: Sequence[Sequence[Chosen]], of: int, storage: Storage, dry_run: bool, on_shard: Progress) -> Selected:

@@ -21,6 +21,7 @@ from featcache.forget import forget
 from featcache.inspect import status
 from featcache.job import Job, Request
 from featcache.ledger import ShardRecord, read_records
+from featcache.partial import write_origin
 from featcache.recode import recode
 from featcache.repair import repair
 from featcache.select import merge, subset
@@ -71,12 +72,43 @@ def test_a_subset_holds_what_was_chosen_unchanged(source: Path, tmp_path: Path) 
     ]
     same_values(small, large)
     assert subset(source, tmp_path / "x", {"who": {"x"}}) == made
-    with pytest.raises(MismatchError):
+    with pytest.raises(MismatchError, match="is finished and holds other utterances than these 3.*give a new"):
         subset(source, tmp_path / "x", {"who": {"y"}})
     with pytest.raises(UsageError, match="no utterance"):
         subset(source, tmp_path / "none", {"who": {"z"}})
     subset(source, tmp_path / "dry", {"id": {"a", "b"}}, dry_run=True)
     assert not (tmp_path / "dry").exists()
+
+
+def test_a_source_is_never_the_target(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(source, tmp_path / "c")
+    (tmp_path / "link").symlink_to("c")
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path / "c")
+    for target in (tmp_path / "c", Path("c"), Path("link"), Path("link/../c/")):
+        for copy in (
+            lambda target: subset(tmp_path / "c", target, {"who": {"x"}}),
+            lambda target: merge(tmp_path / "c", source, target),
+            lambda target: merge(source, tmp_path / "c", target),
+            lambda target: recode(tmp_path / "c", target, "residual:step=4"),
+        ):
+            with pytest.raises(UsageError, match="is both the cache to read and the one to write"):
+                copy(target)
+    assert contents(tmp_path / "c") == before
+
+
+def test_the_rest_of_a_partial_copy_is_to_be_pulled(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    shutil.copytree(source, place)
+    write_origin(LocalStorage(place), "s3://bucket/c")
+    for copy in (
+        lambda: subset(place, tmp_path / "x", {"who": {"x"}}),
+        lambda: merge(source, place, tmp_path / "x"),
+        lambda: recode(place, tmp_path / "x", "residual:step=4"),
+    ):
+        with pytest.raises(CacheError, match=f"is a partial copy: `featcache pull s3://bucket/c {place}` fetches"):
+            copy()
+    assert not (tmp_path / "x").exists()
 
 
 def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: Path) -> None:
