@@ -18,6 +18,9 @@ from featcache.storage import Storage, open_storage
 from featcache.store import Cache
 from featcache.writer import refuse_foreign
 
+# In place of the digest of a recording that could not be used.
+QUARANTINED_AUDIO = bytes(32)
+
 
 @dataclass(frozen=True)
 class Selected:
@@ -57,7 +60,9 @@ def merge(
     dry_run: bool = False,
     on_shard: Progress = lambda seconds, written: None,
 ) -> Selected:
-    """Write the utterances of two caches as one. Those that both hold, with the same audio, are taken once.
+    """Write the utterances of two caches as one.
+
+    Those that both hold, with the same audio, are taken once: from the one that could use them, else from the first.
 
     Raises:
         MismatchError: the caches hold other values or codes, or one id stands for two recordings.
@@ -74,15 +79,20 @@ def merge(
             f"{first} and {second} do not hold the same kind of codes ({'; '.join(found)}): merge what was made "
             "from one `featcache init` (copy an empty cache to each machine, or use `featcache extract --part`)"
         )
-    known = audio_digests(a)
-    keep = np.ones(len(b), bool)
+    known = {utterance_id: (row, audio) for row, (utterance_id, audio) in enumerate(audio_digests(a).items())}
+    keep_a, keep_b = np.ones(len(a), bool), np.ones(len(b), bool)
     for row, (utterance_id, audio) in enumerate(audio_digests(b).items()):
-        keep[row] = utterance_id not in known
-        if not keep[row] and known[utterance_id] != audio:
+        if utterance_id not in known:
+            continue
+        of_a, audio_of_a = known[utterance_id]
+        # Quarantined in one of them: the usable one is taken.
+        keep_b[row] = audio_of_a == QUARANTINED_AUDIO != audio
+        keep_a[of_a] = not keep_b[row]
+        if QUARANTINED_AUDIO not in (audio_of_a, audio) and audio_of_a != audio:
             raise MismatchError(
                 f"{utterance_id!r} is another recording in {first} than in {second}: give each recording its own id"
             )
-    parts = [choose(a, np.ones(len(a), bool)), choose(b, keep)]
+    parts = [choose(a, keep_a), choose(b, keep_b)]
     return _write(parts, len(a) + len(b), storage, dry_run, on_shard)
 
 

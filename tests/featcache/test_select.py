@@ -120,12 +120,26 @@ def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: P
     assert found.same and found.compared == 5
     with pytest.raises(MismatchError, match="same kind of codes.*family"):
         merge(source, extended, tmp_path / "mixed")
-    other = make_cache(tmp_path / "other", FEATURES, LABELS, "int8")
-    record = other / "segments/000000/index"
-    assert record.exists()
-    with pytest.raises(MismatchError, match="'bad' is another recording"):
+    # Digests of audio are those of the position here.
+    turned = dict(reversed(LABELS.items()))
+    other = make_cache(tmp_path / "other", {name: FEATURES[name] for name in turned}, LABELS, "int8")
+    with pytest.raises(MismatchError, match="is another recording"):
         merge(source, other, tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
+
+
+def test_of_a_recording_that_one_cache_could_not_use_the_other_is_taken(tmp_path: Path) -> None:
+    a = make_cache(tmp_path / "a", FEATURES, LABELS, "int8", quarantine={"bad": "no sound", "b": "no sound"})
+    b = make_cache(tmp_path / "b", FEATURES, LABELS, "int8", quarantine={"d": "no sound", "b": "no sound"})
+    made = merge(a, b, tmp_path / "ab")
+    assert made == merge(a, b, tmp_path / "ab") and made.utterances == 6 and made.left_out == 6
+    both = Cache.open(tmp_path / "ab")
+    assert list(both.ids) == ["a", "b", "c", "long", "d", "bad"] and verify(tmp_path / "ab").whole
+    assert [i for i, frames in zip(both.ids, both.lengths, strict=True) if not frames] == ["b"]
+    same_values(both, Cache.open(make_cache(tmp_path / "whole", FEATURES, LABELS, "int8", quarantine={"b": "none"})))
+    none = dict.fromkeys(FEATURES, "no sound")
+    merge(make_cache(tmp_path / "none", FEATURES, LABELS, "int8", quarantine=none), b, tmp_path / "all")
+    assert len(Cache.open(tmp_path / "all")) == 6
 
 
 def test_diff_says_what_differs(source: Path, extended: Path, tmp_path: Path) -> None:
