@@ -52,7 +52,7 @@ def pull(
     jobs: int = JOBS,
     dry_run: bool = False,
 ) -> Transfer:
-    """Copy a cache from S3, or with `where` (`label=value`) only the shards that hold matching rows.
+    """Copy a cache from S3, or with `where` (`label=value`, `id=ID`) only the shards that hold matching rows.
 
     Raises:
         MismatchError: another cache is at `place`, or one with a segment that the source does not have.
@@ -198,7 +198,7 @@ _OWN = (*layout.OWN_FOLDERS, f"{layout.ROOT}/")
 def _shards_of(staged: LocalStorage, conditions: Mapping[str, set[str]], source: str) -> set[str]:
     """The shard files that hold matching rows."""
     cache = Cache.open(str(staged))
-    unknown = [name for name in conditions if name not in cache.label_names]
+    unknown = [name for name in conditions if name not in ("id", *cache.label_names)]
     if unknown:
         raise UsageError(f"{source} has no label {unknown[0]!r}; it has: {', '.join(cache.label_names) or 'none'}")
     mask = matching(cache, conditions)

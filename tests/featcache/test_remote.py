@@ -295,6 +295,8 @@ def test_a_part_is_pulled_and_the_rest_is_named_with_its_command(sealed: Path, b
     assert pull(bucket.url, copy, ["lang=it"]).files == 1 and verify(copy).whole
     assert pull(bucket.url, copy).files == 4
     assert featcache.open(copy).complete and contents(copy) == contents(sealed)
+    assert pull(bucket.url, tmp_path / "one", ["id=u1"]).not_pulled == len(shards) - 1
+    assert featcache.open(tmp_path / "one").read("u1").shape == (90, 3, 64)
     for where, words in (("lang=xx", "no utterance of .* has lang=xx"), ("age=3", "has no label 'age'")):
         with pytest.raises(UsageError, match=words):
             pull(bucket.url, tmp_path / "none", [where])
