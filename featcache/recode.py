@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-from featcache.writer import SegmentWriter, create_cache
+from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
 CALIBRATION_SECONDS = 600.0
 # Decoded activations of the calibration are held in memory at once.
@@ -86,8 +86,7 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
                 f"{storage} holds a cache of another source or profile ({spec.profile}): give another path for {name}"
             )
         return spec, opened.codec
-    if any(True for _ in storage.folders("")):
-        raise UsageError(f"{storage} holds other files and no cache: give a new or an empty folder")
+    refuse_foreign(storage)
     rows = _calibration(cache)
     calibration = kind.fit(rows, parameters)
     codec = codecs.build(name, kind.version, *shape, parameters, calibration)
@@ -107,9 +106,16 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
             "parent": cache.encoding_id,
         }
     )
+    _drop_other_calibration(storage, {*layout.render_root(spec, calibration)})
     create_cache(storage, spec, calibration)
     # As it will be read: parameters and arrays that went through the store.
     return read_spec(storage)[0], codec
+
+
+def _drop_other_calibration(storage: Storage, keys: Container[str]) -> None:
+    """A run for another profile, killed before it made a cache, may have left arrays that this one has not."""
+    for key in [key for key in storage.list_keys(layout.CALIBRATION) if key not in keys]:
+        storage.delete(key)
 
 
 def _refuse_more(cache: Cache, target: Storage) -> None:

@@ -72,6 +72,17 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert recode(source, tmp_path / "cut", "residual:step=0.5").shards == 0
 
 
+@pytest.mark.parametrize("profile", ["residual:step=0.5", "int8"])
+def test_what_was_killed_before_there_was_a_cache_is_begun_again(source: Path, tmp_path: Path, profile: str) -> None:
+    """Its calibration is there already, perhaps that of another profile."""
+    recode(source, tmp_path / "whole", profile)
+    recode(source, tmp_path / "killed", "residual:step=0.5")
+    (tmp_path / "killed/zarr.json").unlink()
+    shutil.rmtree(tmp_path / "killed/segments")
+    recode(source, tmp_path / "killed", profile)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_only_downwards(source: Path, tmp_path: Path) -> None:
     recode(source, tmp_path / "int8", "int8")
     recode(tmp_path / "int8", tmp_path / "residual", "residual:step=1.0")
@@ -85,8 +96,9 @@ def test_a_target_of_another_profile_or_source_is_refused(source: Path, tmp_path
     recode(source, tmp_path / "small", "residual:step=0.5")
     with pytest.raises(MismatchError, match="another source or profile"):
         recode(source, tmp_path / "small", "residual:step=1.0")
-    with pytest.raises(UsageError, match="other files"):
-        (tmp_path / "full" / "things").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"other files \(notes.txt\)"):
         recode(source, tmp_path / "full", "int8")
     with pytest.raises(CacheError, match="no cache"):
         recode(tmp_path / "nothing", tmp_path / "x", "int8")
