@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from featcache.block import ShardBlock
-from featcache.errors import CacheError, MismatchError, UsageError
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.index import pack_text
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, Saturated, Seal, read_records
+from featcache.ledger import Quarantined, Saturated, Seal, read_records, record_key
 from featcache.plan import make_plan
 from featcache.segment import Segment, open_segment
 from featcache.shards import finish, leased
@@ -139,8 +139,17 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
 
 
 def origin_of(segment: Segment) -> Origin:
-    """The ledger's word on all rows of a segment."""
+    """The ledger's word on all rows of a segment.
+
+    Raises:
+        CorruptCacheError: a record is missing or damaged.
+    """
     records = read_records(segment.storage, segment.name, segment.remedy)
+    missing = [shard for shard in range(segment.seal.shards) if shard not in records]
+    if missing:
+        raise CorruptCacheError(
+            f"{segment.storage}/{record_key(segment.name, missing[0])} is missing or cannot be read: {segment.remedy}"
+        )
     return Origin(
         [digest for shard in sorted(records) for digest in records[shard].audio],
         {q.row: q.reason for record in records.values() for q in record.quarantined},

@@ -16,7 +16,7 @@ import soundfile
 
 from featcache import cli, layout
 from featcache.diff import diff
-from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
+from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError
 from featcache.forget import forget
 from featcache.inspect import status
 from featcache.job import Job, Request
@@ -109,6 +109,19 @@ def test_the_rest_of_a_partial_copy_is_to_be_pulled(source: Path, tmp_path: Path
         with pytest.raises(CacheError, match=f"is a partial copy: `featcache pull s3://bucket/c {place}` fetches"):
             copy()
     assert not (tmp_path / "x").exists()
+
+
+def test_a_source_without_a_record_is_one_line(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    shutil.copytree(source, place)
+    (place / "segments/000000/ledger").rename(tmp_path / "ledger")
+    for copy in (
+        lambda: subset(place, tmp_path / "x", {"who": {"x"}}),
+        lambda: recode(place, tmp_path / "y", "residual:step=4"),
+        lambda: forget(place, {"id": {"a"}}),
+    ):
+        with pytest.raises(CorruptCacheError, match=r"c/segments/000000/ledger/000000.json is missing.*verify"):
+            copy()
 
 
 def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: Path) -> None:
