@@ -17,7 +17,7 @@ from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.plan import Plan, make_plan
-from featcache.rewrite import Made, begin_or_find, open_source, origin_of, write_shards
+from featcache.rewrite import Made, begin_or_find, open_source, origin_of, refuse_more, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
@@ -64,7 +64,7 @@ def recode(
     cache = open_source(source, storage)
     name, parameters = codecs.parse_profile(profile)
     spec, codec = _prepare(cache, storage, name, parameters)
-    _refuse_more(cache, storage)
+    refuse_more(storage, [segment.name for segment in cache.segments])
     done = Recoded(bits_before=cache.spec.bits_per_value, bits_after=spec.bits_per_value)
     for segment in cache.segments:
         _segment(cache, segment, storage, spec, codec, done, on_progress)
@@ -116,18 +116,6 @@ def _drop_other_calibration(storage: Storage, keys: Container[str]) -> None:
     """A run for another profile, killed before it made a cache, may have left arrays that this one has not."""
     for key in [key for key in storage.list_keys(layout.CALIBRATION) if key not in keys]:
         storage.delete(key)
-
-
-def _refuse_more(cache: Cache, target: Storage) -> None:
-    """A target of an earlier run must not keep what has been forgotten in the source since."""
-    have = {segment.name for segment in cache.segments}
-    for number in target.folders(layout.SEGMENTS):
-        name = f"{layout.SEGMENTS}/{number}"
-        if name not in have:
-            raise MismatchError(
-                f"{target} holds {name}, which {cache.path} does not have (any more): recode into a new folder, or "
-                f"remove {target}/{name} if it was forgotten there"
-            )
 
 
 def _calibration(cache: Cache) -> list[np.ndarray]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from featcache import layout
 from featcache.block import ShardBlock
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.index import pack_text
@@ -65,6 +66,21 @@ def _is_same(a: Storage, b: Storage) -> bool:
     if isinstance(a, LocalStorage) and isinstance(b, LocalStorage):
         return b.root.exists() and b.root.samefile(a.root)
     return a.address == b.address
+
+
+def refuse_more(target: Storage, names: Collection[str]) -> None:
+    """A target of an earlier run must not keep segments that this one would not write.
+
+    Raises:
+        MismatchError: it has one: what was in it was forgotten since, is not chosen, or was added to the target.
+    """
+    for number in target.folders(layout.SEGMENTS):
+        name = f"{layout.SEGMENTS}/{number}"
+        if name not in names:
+            raise MismatchError(
+                f"{target} holds {name}, which its source does not have (any more): give a new or an empty "
+                f"folder, or remove {target}/{name} if it was forgotten there"
+            )
 
 
 def begin_or_find(writer: SegmentWriter, audio: np.ndarray) -> Seal | None:

@@ -13,7 +13,7 @@ from featcache.digest import json_differences
 from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.geometry import SAMPLE_RATE
 from featcache.inspect import matching
-from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_source
+from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_source, refuse_more
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
 from featcache.writer import refuse_foreign
@@ -109,6 +109,7 @@ def _write(parts: Sequence[Sequence[Chosen]], of: int, storage: Storage, dry_run
     samples = sum(int(piece.segment.column("samples")[list(piece.utterances)].sum()) for piece in chosen)
     utterances = sum(len(piece.utterances) for piece in chosen)
     _prepare(parts[0][0].cache.storage, storage, dry_run)
+    refuse_more(storage, [layout.segment_name(number) for number in range(len(parts))])
     if not dry_run:
         for number, part in enumerate(parts):
             # Planes are laid out as the target's description says, which is that of the first cache.
