@@ -41,7 +41,7 @@ def pull_command(
     source: Url,
     cache: Place,
     where: Annotated[
-        list[str] | None, typer.Option(help="label=value: only the shards that hold matching utterances.")
+        list[str] | None, typer.Option(help="label=value, or id=ID: only the shards that hold matching utterances.")
     ] = None,
     jobs: Jobs = JOBS,
     dry_run: DryRun = False,

@@ -57,7 +57,7 @@ def forget(
         if resumed:
             _replace(storage)
         cache = Cache.open(place)
-        if resumed and not matching(cache, where).any():
+        if resumed and not _any_left(cache, where):
             return Forgotten([], [])
         found, kept = _find(cache, where)
         for name in found.segments:
@@ -81,14 +81,24 @@ def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str
         raise UsageError(f"no utterance of {cache.path} is meant: `featcache ls {cache.path}` lists them")
     ids = list(cache.ids)
     if VIEW_OF in cache.label_names:
-        meant = {ids[row] for row in gone.nonzero()[0].tolist()}
-        gone |= np.array([of in meant for of in cache.labels(VIEW_OF)], bool)
+        views = cache.labels(VIEW_OF)
+        before = 0
+        # A view may be of a view.
+        while (count := int(gone.sum())) > before:
+            before = count
+            meant = {ids[row] for row in gone.nonzero()[0].tolist()}
+            gone |= np.array([of in meant for of in views], bool)
     names = [part.segment.name for part in choose(cache, gone)]
     kept: dict[str, list[Chosen]] = {name: [] for name in names}
     for part in choose(cache, ~gone):
         if part.segment.name in kept:
             kept[part.segment.name].append(part)
     return Forgotten([ids[row] for row in gone.nonzero()[0].tolist()], names), kept
+
+
+def _any_left(cache: Cache, where: dict[str, set[str]]) -> bool:
+    """Whether a removal that was just finished has left something that is meant: a label may have gone with it."""
+    return {*where} <= {"id", *cache.label_names} and bool(matching(cache, where).any())
 
 
 def _staged(name: str) -> str:

@@ -18,7 +18,7 @@ from featcache.digest import sha256_of
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.inspect import matching, parse_where
 from featcache.ledger import FileProof, proof
-from featcache.partial import write_origin
+from featcache.partial import read_origin, write_origin
 from featcache.progress import ByteProgress, size_text
 from featcache.remote import (
     DATA,
@@ -28,11 +28,13 @@ from featcache.remote import (
     SEALS,
     Transfer,
     check_key,
+    extra_segment,
     inventory,
     local_storage,
     phase_of,
     provers_of,
-)  # fmt: skip
+    refuse_half_forgotten,
+)
 from featcache.s3 import S3Settings, S3Url
 from featcache.storage import LocalStorage
 from featcache.store import Cache
@@ -50,10 +52,10 @@ def pull(
     jobs: int = JOBS,
     dry_run: bool = False,
 ) -> Transfer:
-    """Copy a cache from S3, or with `where` (`label=value`) only the shards that hold matching rows.
+    """Copy a cache from S3, or with `where` (`label=value`, `id=ID`) only the shards that hold matching rows.
 
     Raises:
-        MismatchError: another cache is at `place`.
+        MismatchError: another cache is at `place`, or one with a segment that the source does not have.
         CorruptCacheError: what arrived is not what was sealed.
         CacheError: no cache is there, wrong keys or no server. JobError: it stopped on the way.
         UsageError: no utterance matches.
@@ -64,10 +66,12 @@ def pull(
     there = client.list(url)
     if layout.ROOT not in there:
         raise CacheError(f"there is no cache at {url}, or its push has not finished")
+    refuse_half_forgotten(str(url), layout.PENDING in there)
+    refuse_half_forgotten(str(storage), storage.exists(layout.PENDING))
     result = Transfer(str(url), str(storage))
     with _staging() as staged:
         wanted = _stage(client, url, there, storage, staged, result)
-        _refuse_other_place(storage, staged, wanted)
+        _refuse_other_place(storage, staged, wanted, url)
         shards = {key for key in wanted if layout.is_shard(key)}
         chosen = _shards_of(staged, conditions, str(url)) if conditions else shards
         have = _present(storage, {key: wanted[key] for key in shards})
@@ -159,7 +163,9 @@ def _stage(
     return wanted
 
 
-def _refuse_other_place(storage: LocalStorage, staged: LocalStorage, wanted: Mapping[str, FileProof]) -> None:
+def _refuse_other_place(
+    storage: LocalStorage, staged: LocalStorage, wanted: Mapping[str, FileProof], url: S3Url
+) -> None:
     """Raise where the folder holds something else than a copy, whole or begun, of this cache."""
     other = next((key for key in storage.list_keys() if not (key + "/").startswith(_OWN)), None)
     if other is not None:
@@ -168,6 +174,17 @@ def _refuse_other_place(storage: LocalStorage, staged: LocalStorage, wanted: Map
         fixed = phase_of(key) in (SEALS, ROOT) or key.endswith("/plan.json")
         if fixed and storage.read(key) not in (None, staged.read(key)):
             raise MismatchError(f"{storage} holds another cache ({key} differs): give another folder")
+    seals = (f"{name}/seal.json" for name in layout.segments(storage))
+    extra = extra_segment(filter(storage.exists, seals), wanted)
+    if extra is not None:
+        # What was added to a partial copy cannot be pushed before the rest is here.
+        first = f"`featcache push {storage} {url}` first"
+        if read_origin(storage) is not None:
+            first = f"move {storage}/{extra} elsewhere until this copy is whole"
+        raise MismatchError(
+            f"{storage} holds {extra}, which {url} does not have: if it was forgotten there, forget the same here "
+            f"(`featcache forget {storage} --where ...`) or give another folder; if it was added here, {first}"
+        )
     lease = next((k for name in layout.segments(storage) for k in storage.list_keys(f"{name}/leases")), None)
     if lease is not None:
         raise CacheError(
@@ -181,7 +198,7 @@ _OWN = (*layout.OWN_FOLDERS, f"{layout.ROOT}/")
 def _shards_of(staged: LocalStorage, conditions: Mapping[str, set[str]], source: str) -> set[str]:
     """The shard files that hold matching rows."""
     cache = Cache.open(str(staged))
-    unknown = [name for name in conditions if name not in cache.label_names]
+    unknown = [name for name in conditions if name not in ("id", *cache.label_names)]
     if unknown:
         raise UsageError(f"{source} has no label {unknown[0]!r}; it has: {', '.join(cache.label_names) or 'none'}")
     mask = matching(cache, conditions)

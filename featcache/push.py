@@ -16,7 +16,19 @@ from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchEr
 from featcache.ledger import FileProof
 from featcache.partial import read_origin
 from featcache.progress import ByteProgress
-from featcache.remote import PHASES, READERS, ROOT, SEALS, Transfer, inventory, local_storage, phase_of, provers_of
+from featcache.remote import (
+    PHASES,
+    READERS,
+    ROOT,
+    SEALS,
+    Transfer,
+    extra_segment,
+    inventory,
+    local_storage,
+    phase_of,
+    provers_of,
+    refuse_half_forgotten,
+)
 from featcache.s3 import S3Settings, S3Url
 from featcache.storage import LocalStorage
 from featcache.transfer import JOBS, Remote, S5cmd, etag
@@ -29,7 +41,7 @@ def push(
 
     Raises:
         CorruptCacheError: the cache is not as it was sealed; nothing of it is copied.
-        MismatchError: another cache is at the target.
+        MismatchError: another cache is at the target, or one with a segment that this one does not have.
         CacheError: no such bucket, wrong keys or no server. JobError: it stopped on the way.
     """
     url, storage = S3Url.parse(target), local_storage(place)
@@ -38,9 +50,11 @@ def push(
         raise CacheError(f"there is no cache at {storage}: give the path of one")
     if (origin := read_origin(storage)) is not None:
         raise CacheError(f"{storage} is a partial copy: `featcache pull {origin} {storage}` fetches the rest first")
+    refuse_half_forgotten(str(storage), storage.exists(layout.PENDING))
     result = Transfer(str(storage), str(url))
     wanted = inventory(storage, result)
     there = client.list(url)
+    refuse_half_forgotten(str(url), layout.PENDING in there)
     _refuse_other_target(storage, client, url, wanted, there)
     tags = _prove_local(storage, wanted)
     todo = {key for key in wanted if there.get(key) != Remote(wanted[key].bytes, tags[key])}
@@ -99,3 +113,10 @@ def _refuse_other_target(
     for key in sorted(provers, key=phase_of, reverse=True):
         if b"".join(client.read(url.of(key))) != storage.read(key):
             raise MismatchError(f"{url} holds another cache than {storage} ({key} differs): give another prefix")
+    extra = extra_segment((key for key in there if phase_of(key) == SEALS), wanted)
+    if extra is not None:
+        raise MismatchError(
+            f"{url} holds {extra}, which {storage} does not have: if it was forgotten here, forget the same there "
+            f"(`featcache forget {url} --where ...`) or give another prefix; if it was added there, "
+            f"`featcache pull {url} {storage}` fetches it"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
 from featcache.plan import Plan, make_plan
-from featcache.rewrite import Made, origin_of, write_shards
+from featcache.rewrite import Made, begin_or_find, open_source, origin_of, refuse_more, write_shards
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-from featcache.writer import SegmentWriter, create_cache
+from featcache.turns import adding
+from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
 CALIBRATION_SECONDS = 600.0
 # Decoded activations of the calibration are held in memory at once.
@@ -54,20 +55,21 @@ def recode(
         on_progress: called with the seconds of audio done and the bytes written since the last call.
 
     Raises:
-        UsageError: the profile does not make the cache smaller, or `target` holds something else.
+        UsageError: the profile does not make the cache smaller, or `target` holds something else or is `source`.
         CacheError: the source is not complete, or its shards do not fit its index.
-        MismatchError: `target` was begun from another source or for another profile.
+        MismatchError: `target` was begun from another source or for another profile, or holds what the source
+            no longer has.
     """
     hold_torch_to_them()
-    cache = Cache.open(source)
-    if not cache.complete:
-        raise CacheError(f"{source} is not complete: finish it with `featcache extract` before it is recoded")
     storage = open_storage(target)
+    cache = open_source(source, storage)
     name, parameters = codecs.parse_profile(profile)
     spec, codec = _prepare(cache, storage, name, parameters)
+    refuse_more(storage, [segment.name for segment in cache.segments])
     done = Recoded(bits_before=cache.spec.bits_per_value, bits_after=spec.bits_per_value)
-    for segment in cache.segments:
-        _segment(cache, segment, storage, spec, codec, done, on_progress)
+    with adding(storage):
+        for segment in cache.segments:
+            _segment(cache, segment, storage, spec, codec, done, on_progress)
     return done
 
 
@@ -86,8 +88,7 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
                 f"{storage} holds a cache of another source or profile ({spec.profile}): give another path for {name}"
             )
         return spec, opened.codec
-    if any(True for _ in storage.folders("")):
-        raise UsageError(f"{storage} holds other files and no cache: give a new or an empty folder")
+    refuse_foreign(storage)
     rows = _calibration(cache)
     calibration = kind.fit(rows, parameters)
     codec = codecs.build(name, kind.version, *shape, parameters, calibration)
@@ -107,9 +108,16 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
             "parent": cache.encoding_id,
         }
     )
+    _drop_other_calibration(storage, {*layout.render_root(spec, calibration)})
     create_cache(storage, spec, calibration)
     # As it will be read: parameters and arrays that went through the store.
     return read_spec(storage)[0], codec
+
+
+def _drop_other_calibration(storage: Storage, keys: Container[str]) -> None:
+    """A run for another profile, killed before it made a cache, may have left arrays that this one has not."""
+    for key in [key for key in storage.list_keys(layout.CALIBRATION) if key not in keys]:
+        storage.delete(key)
 
 
 def _calibration(cache: Cache) -> list[np.ndarray]:
@@ -144,10 +152,9 @@ def _segment(
         raise CacheError(
             f"{cache.path}/{segment.name} was planned by other rules than this version's: extract it again"
         )
-    if storage.exists(f"{segment.name}/seal.json"):
-        return
     writer = SegmentWriter(storage, spec, codec, segment.name, plan)
-    writer.begin()
+    if begin_or_find(writer, segment.column("audio_sha256")) is not None:
+        return
 
     def count(seconds: float, written: int) -> None:
         done.shards += 1

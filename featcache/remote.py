@@ -7,7 +7,7 @@ so that half a copy is never taken for a cache. Only what a sealed segment names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +86,31 @@ def provers_of(keys: set[str]) -> set[str]:
         else:
             provers.add(layout.ROOT)
     return provers
+
+
+def extra_segment(sealed: Iterable[str], wanted: Mapping[str, FileProof]) -> str | None:
+    """The first segment that is finished where a copy goes to, and not where it comes from.
+
+    Left alone it would bring back what was forgotten on the other side.
+
+    Args:
+        sealed: the keys of the seals there.
+        wanted: every file of the source.
+    """
+    return next((key.removesuffix("/seal.json") for key in sorted(sealed) if key not in wanted), None)
+
+
+def refuse_half_forgotten(place: str, marked: bool) -> None:
+    """A cache from which a removal is under way is no whole one, to copy from or to.
+
+    Args:
+        marked: whether `place` has the mark of one.
+
+    Raises:
+        CacheError: it has.
+    """
+    if marked:
+        raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before this")
 
 
 def check_key(key: str, place: str) -> None:

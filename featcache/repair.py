@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from featcache import layout
 from featcache.errors import JobError
 from featcache.extract import run_shards
-from featcache.job import Job, Request, label_columns, rows_not_in
+from featcache.index import build_columns, label_text, pack_text
+from featcache.job import Job, Request, label_columns
+from featcache.ledger import LABELS_PROOF, ledger_digest, proof, read_proofs, read_records
 from featcache.manifest import Row
-from featcache.plan import make_plan
+from featcache.plan import Plan, make_plan
 from featcache.progress import AudioProgress
 from featcache.reading import row_samples
-from featcache.verify import Problem, verify
-from featcache.writer import SegmentWriter
+from featcache.segment import Segment
+from featcache.turns import adding
+from featcache.verify import verify
+from featcache.writer import SegmentWriter, write_labels
 
 
 def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list[str]:
     """Repair a cache from its manifest; returns the files that were made again.
 
-    Shards are computed by the model, index and labels rebuilt. The result is proven against the seal: a
-    repair that does not give the same bytes fails.
+    Shards are computed by the model, files of index and labels rebuilt. Each is proven against the seal, the
+    ledger or the labels' proof: a repair that does not give the same bytes fails. What is whole is not touched, so
+    that labels which the manifest has otherwise stay, and a partial copy stays a part.
 
     Raises:
-        JobError: the damage is to what proves the rest, the manifest lacks utterances of the cache, or the
-            bytes come out otherwise (another kind of device, changed audio).
+        JobError: the damage is to what proves the rest, the manifest lacks utterances or labels of the cache, or
+            the bytes come out otherwise (another kind of device, changed audio).
     """
     report = verify(place)
-    beyond = [p for p in report.problems if not p.key.startswith(f"{layout.SEGMENTS}/") or p.key.endswith("/seal.json")]
+    beyond = [p for p in report.problems if not p.key.startswith(f"{layout.SEGMENTS}/") or p.key.endswith(_PROVERS)]
     if beyond:
         raise JobError(
             f"{place}/{beyond[0].key} {beyond[0].what}, and everything else is proven against it: "
@@ -37,11 +43,15 @@ def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list
     if not report.problems:
         return []
     job = Job(manifest, place, Request(), device)
-    broken: dict[str, list[Problem]] = {}
+    broken: dict[str, set[str]] = {}
     for problem in report.problems:
-        broken.setdefault("/".join(problem.key.split("/")[:2]), []).append(problem)
-    for name, problems in broken.items():
-        _repair_segment(job, name, problems)
+        folder, number, key = problem.key.split("/", 2)
+        broken.setdefault(f"{folder}/{number}", set()).add(key)
+    lost = {name for name, keys in broken.items() if any(key.startswith(_IDS) for key in keys)}
+    with adding(job.storage):
+        for name in sorted(broken):
+            _repair_segment(job, name, broken[name], lost)
+            lost.discard(name)
     left = verify(place).problems
     if left:
         raise JobError(
@@ -50,43 +60,110 @@ def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list
     return [problem.key for problem in report.problems]
 
 
-def _repair_segment(job: Job, name: str, problems: Sequence[Problem]) -> None:
+# A ledger whose records are each whole, but not those that were sealed, is named without a record.
+_PROVERS = ("/seal.json", "/ledger")
+# What a segment's ids are read from.
+_IDS = ("index/id_bytes/", "index/id_offsets/")
+
+
+def _repair_segment(job: Job, name: str, broken: set[str], lost: Container[str]) -> None:
+    """`broken` are the segment's files by their keys relative to it, `lost` as for `_rows_of`."""
     storage, cache = job.storage, job.cache
-    rows = _rows_of(job, name, any("/index/" in p.key for p in problems))
+    own = next((segment for segment in cache.segments if segment.name == name), None)
+    rows = _rows_of(job, name, lost)
     plan = make_plan(
         [row.id for row in rows], [row_samples(row) for row in rows], job.spec, cache.codec.bytes_per_frame
     )
+    if own is not None:
+        _refuse_other_plan(job, own, plan, broken)
     writer = SegmentWriter(storage, job.spec, cache.codec, name, plan)
-    seal = storage.read(f"{name}/seal.json")
-    for problem in problems:
-        storage.delete(problem.key)
+    labels = {key for key in broken if key.startswith("labels/")}
+    if labels and own is not None:
+        _repair_labels(job, own, labels, rows)
+    elif labels:
+        # They are written just before the seal, so those of an unfinished segment are nothing yet.
+        storage.delete_folder(f"{name}/labels")
+    for key in broken - labels:
+        storage.delete(f"{name}/{key}")
     writer.begin()
-    records = writer.records()
-    missing = [shard for shard in range(plan.shards) if shard not in records]
-    if missing:
-        seconds = sum(map(plan.shard_seconds, missing))
-        with AudioProgress(f"repairing {len(missing)} of {plan.shards} shards", seconds) as progress:
-            run_shards(writer, rows, job.manifest, job.upstream, missing, progress.advance)
-    if seal is not None:
-        try:
-            writer.seal(label_columns(rows))
-        finally:
-            changed = storage.read(f"{name}/seal.json") != seal
-            if changed:
-                storage.write(f"{name}/seal.json", seal)
-        if changed:
-            raise JobError(
-                f"{storage}/{name} came out otherwise than it was sealed: the manifest's labels or audio have changed "
-                "since; restore the damaged files from a copy of the cache, or make the cache anew"
-            )
+    shards = sorted({shard for key in broken if (shard := _shard_of(name, key)) is not None})
+    if shards:
+        seconds = sum(map(plan.shard_seconds, shards))
+        with AudioProgress(f"repairing {len(shards)} of {plan.shards} shards", seconds) as progress:
+            run_shards(writer, rows, job.manifest, job.upstream, shards, progress.advance)
+    if own is not None:
+        _repair_index(writer, own, {key for key in broken if key.startswith("index/")})
+    storage.delete_temporary(name)
 
 
-def _rows_of(job: Job, name: str, index_is_broken: bool) -> list[Row]:
-    """The manifest rows of a segment, in the segment's order."""
-    others = [segment for segment in job.cache.segments if segment.name != name]
-    own = next((segment for segment in job.cache.segments if segment.name == name), None)
-    if own is None or index_is_broken:
-        return rows_not_in(others, job.rows)
+def _shard_of(name: str, key: str) -> int | None:
+    """The shard that a file holds, or is the record of."""
+    parts = key.split("/")
+    if parts[0] == "ledger":
+        number = parts[-1].removesuffix(".json")
+        return int(number) if number.isdecimal() else None
+    return int(parts[2]) if layout.is_shard(f"{name}/{key}") else None
+
+
+def _repair_index(writer: SegmentWriter, own: Segment, broken: set[str]) -> None:
+    """Write these files of the index anew, if the ledger is the one that was sealed."""
+    records = read_records(writer.storage, writer.name, writer.remedy)
+    files = layout.render_columns(f"{own.name}/index", build_columns(writer.plan, records)) if broken else {}
+    made = {key: files.get(f"{own.name}/{key}", b"") for key in sorted(broken)}
+    if ledger_digest(records) != own.seal.ledger or any(proof(made[key]) != own.seal.files.get(key) for key in made):
+        raise JobError(
+            f"{writer.storage}/{own.name} came out otherwise than it was sealed: the manifest's audio has changed "
+            "since; restore the damaged files from a copy of the cache, or make the cache anew"
+        )
+    for key, data in made.items():
+        writer.storage.write(f"{own.name}/{key}", data)
+
+
+def _repair_labels(job: Job, own: Segment, broken: set[str], rows: Sequence[Row]) -> None:
+    """Write these files below `labels/` anew from the manifest: as they were, or not at all."""
+    storage, folder = job.storage, f"{own.name}/labels"
+    columns = label_columns(rows)
+
+    def refuse(what: str) -> JobError:
+        return JobError(
+            f"{job.manifest} does not have the labels of {storage}/{own.name} ({what}): repair with the manifest that "
+            "the cache was made from, or restore the damaged files from a copy of the cache"
+        )
+
+    if f"labels/{LABELS_PROOF}" in broken:
+        # Nothing tells any more what the columns were, so the manifest's take their place; but none is lost.
+        lost = [name for name in storage.folders(folder) if name not in columns]
+        if lost:
+            raise refuse(f"no {lost[0]!r}")
+        write_labels(storage, own.name, columns)
+        return
+    expected = read_proofs(storage.read(f"{folder}/{LABELS_PROOF}") or b"", f"{storage}/{folder}", own.remedy)
+    files = layout.render_columns(folder, {})
+    for name in {key.split("/")[1] for key in broken} & columns.keys():
+        files |= layout.render_columns(f"{folder}/{name}", pack_text([label_text(v) for v in columns[name]]))
+    for key in sorted(broken):
+        made = files.get(f"{own.name}/{key}")
+        if made is None or proof(made) != expected[key.removeprefix("labels/")]:
+            raise refuse(f"{'no' if made is None else 'other values of'} {key.split('/')[1]!r}")
+    for key in sorted(broken):
+        storage.write(f"{own.name}/{key}", files[f"{own.name}/{key}"])
+
+
+def _rows_of(job: Job, name: str, lost: Container[str]) -> list[Row]:
+    """The manifest rows of a segment, in the segment's order.
+
+    Where its own ids are lost, they are the first rows that no other segment is known to hold: rows are added in
+    the manifest's order, and `_refuse_other_plan` says whether it was so.
+
+    Args:
+        lost: segments whose ids cannot be read.
+    """
+    segments = {segment.name: segment for segment in job.cache.segments}
+    own = segments.get(name)
+    if own is None or name in lost:
+        others = {i for other in segments.values() if other.name not in lost for i in other.ids}
+        rest = [row for row in job.rows if row.id not in others]
+        return rest if own is None else rest[: len(own)]
     known = {row.id: row for row in job.rows}
     missing = [utterance_id for utterance_id in own.ids if utterance_id not in known]
     if missing:
@@ -95,3 +172,17 @@ def _rows_of(job: Job, name: str, index_is_broken: bool) -> list[Row]:
             "repair with the manifest that the cache was made from"
         )
     return [known[utterance_id] for utterance_id in own.ids]
+
+
+def _refuse_other_plan(job: Job, own: Segment, plan: Plan, broken: Container[str]) -> None:
+    """Nothing is to be written, or removed, for rows that are not the segment's."""
+    found = (len(plan.ids), plan.shards)
+    same = found == (own.seal.utterances, own.seal.shards)
+    if same and "plan.json" not in broken:
+        content = json.loads(job.storage.read(f"{own.name}/plan.json") or b"{}").get("content", {})
+        same = content.get("plan") == plan.digest
+    if not same:
+        raise JobError(
+            f"{job.manifest} does not give the {own.seal.utterances} utterances of {job.storage}/{own.name} in their "
+            "order and with their lengths: repair with the manifest that the cache was made from"
+        )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from featcache import layout
 from featcache.block import ShardBlock
-from featcache.errors import CacheError
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
+from featcache.index import pack_text
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, Saturated, Seal, from_bytes, read_records
+from featcache.ledger import Quarantined, Saturated, Seal, read_records, record_key
 from featcache.plan import make_plan
-from featcache.segment import Segment
+from featcache.segment import Segment, open_segment
 from featcache.shards import finish, leased
-from featcache.storage import Storage
+from featcache.storage import LocalStorage, Storage
 from featcache.store import Cache
 from featcache.writer import SegmentWriter
 
@@ -41,17 +44,97 @@ class Made:
     saturated: Mapping[int, int] = field(default_factory=dict)
 
 
+def open_source(place: str | Path, target: Storage) -> Cache:
+    """The cache to copy from: a whole one.
+
+    Raises:
+        UsageError: it is the place to copy to.
+        CacheError: it is not complete, or only a part of it is here.
+    """
+    cache = Cache.open(place)
+    if _is_same(cache.storage, target):
+        raise UsageError(f"{target} is both the cache to read and the one to write: give a new folder for the result")
+    if cache.origin is not None:
+        raise CacheError(f"{place} is a partial copy: `featcache pull {cache.origin} {place}` fetches the rest first")
+    if not cache.complete:
+        raise CacheError(f"{place} is not complete: finish it with `featcache extract` first")
+    return cache
+
+
+def _is_same(a: Storage, b: Storage) -> bool:
+    """Whether both are one place, by whatever path it is reached."""
+    if isinstance(a, LocalStorage) and isinstance(b, LocalStorage):
+        return b.root.exists() and b.root.samefile(a.root)
+    return a.address == b.address
+
+
+def refuse_more(target: Storage, names: Collection[str]) -> None:
+    """A target of an earlier run must not keep segments that this one would not write.
+
+    Raises:
+        MismatchError: it has one: what was in it was forgotten since, is not chosen, or was added to the target.
+    """
+    for name in layout.segments(target):
+        if name not in names:
+            raise MismatchError(
+                f"{target} holds {name}, which its source does not have (any more): give a new or an empty "
+                f"folder, or remove {target}/{name} if it was forgotten there"
+            )
+
+
+def begin_or_find(writer: SegmentWriter, audio: np.ndarray) -> Seal | None:
+    """Begin the segment, or go on with it; its seal where it is finished already.
+
+    A finished one may be from before the source changed: it must hold the same utterances and recordings.
+
+    Args:
+        audio: `(utterances, 32)` uint8, the digests of the plan's recordings, zeros where quarantined.
+
+    Raises:
+        MismatchError: the segment was begun, or finished, for other utterances.
+    """
+    storage, name, plan = writer.storage, writer.name, writer.plan
+    found = open_segment(storage, name, lambda: writer.codec, writer.remedy)
+    if found is None:
+        try:
+            writer.begin()
+        except MismatchError:
+            raise MismatchError(
+                f"{storage}/{name} was begun for other utterances than these {len(plan.ids):,}: drop it with "
+                f"`featcache gc {storage}` and run the same command again, or give a new or an empty folder"
+            ) from None
+        return None
+    ids = pack_text(plan.ids)
+    wanted = {"id_bytes": ids["bytes"], "id_offsets": ids["offsets"], "samples": plan.samples, "audio_sha256": audio}
+    if not all(np.array_equal(found.column(column), values) for column, values in wanted.items()):
+        raise MismatchError(
+            f"{storage}/{name} is finished and holds other utterances than these {len(plan.ids):,} (some were added, "
+            f"forgotten or chosen otherwise since): give a new or an empty folder, or delete {storage} first"
+        )
+    return found.seal
+
+
 def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Made], on_shard: Progress) -> None:
     """Write and record what the segment lacks; several processes may do so at once.
 
     Args:
         block_of: makes one shard.
         on_shard: called with the seconds of audio and the bytes of each shard written.
+
+    Raises:
+        MismatchError: shards that are there were made of other recordings.
     """
     plan = writer.plan
     leases = Leases(writer.storage)
     try:
         records = writer.records()
+        for shard, record in records.items():
+            # The plan knows ids and lengths, and not which recordings they are of.
+            if list(record.audio) != [origin.audio[row] for row in plan.shard_rows(shard)]:
+                raise MismatchError(
+                    f"shard {shard} of {writer.storage}/{writer.name} was made of other recordings: drop it with "
+                    f"`featcache gc {writer.storage}` and run the same command again"
+                )
         for shard in leased(writer, leases, [s for s in range(plan.shards) if s not in records]):
             span = plan.shard_rows(shard)
             quarantined = [
@@ -71,8 +154,17 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
 
 
 def origin_of(segment: Segment) -> Origin:
-    """The ledger's word on all rows of a segment."""
+    """The ledger's word on all rows of a segment.
+
+    Raises:
+        CorruptCacheError: a record is missing or damaged.
+    """
     records = read_records(segment.storage, segment.name, segment.remedy)
+    missing = [shard for shard in range(segment.seal.shards) if shard not in records]
+    if missing:
+        raise CorruptCacheError(
+            f"{segment.storage}/{record_key(segment.name, missing[0])} is missing or cannot be read: {segment.remedy}"
+        )
     return Origin(
         [digest for shard in sorted(records) for digest in records[shard].audio],
         {q.row: q.reason for record in records.values() for q in record.quarantined},
@@ -104,7 +196,7 @@ def copy_segment(
         labels: the columns to write; None where an utterance has no such label.
 
     Raises:
-        MismatchError: the segment was begun for other utterances.
+        MismatchError: the segment was begun, or finished, for other utterances.
         CorruptCacheError: a shard to copy from is not as it was written.
     """
     spec, codec = chosen[0].cache.spec, chosen[0].cache.codec
@@ -113,10 +205,10 @@ def copy_segment(
     samples = [int(segment.column("samples")[utterance]) for segment, utterance in owners]
     plan = make_plan(ids, samples, spec, codec.bytes_per_frame)
     writer = SegmentWriter(storage, spec, codec, name, plan)
-    writer.begin()
-    data = storage.read(f"{name}/seal.json")
-    if data is not None:
-        return from_bytes(Seal, data, f"{storage}/{name}/seal.json", writer.remedy)
+    audio = [part.segment.column("audio_sha256")[list(part.utterances)] for part in chosen]
+    found = begin_or_find(writer, np.concatenate(audio))
+    if found is not None:
+        return found
     origin = _gather(chosen)
     if len(origin.audio) != plan.rows:
         raise CacheError(

@@ -13,10 +13,14 @@ from featcache.digest import json_differences
 from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.geometry import SAMPLE_RATE
 from featcache.inspect import matching
-from featcache.rewrite import Chosen, Progress, choose, copy_segment
+from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_source, refuse_more
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
+from featcache.turns import adding
 from featcache.writer import refuse_foreign
+
+# In place of the digest of a recording that could not be used.
+QUARANTINED_AUDIO = bytes(32)
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,16 @@ def subset(
     """Write the utterances with these labels as a cache of their own. Goes on where an earlier run stopped.
 
     Raises:
-        UsageError: none has them, or `target` holds something else.
-        CacheError: the source is not complete.
+        UsageError: none has them, or `target` holds something else or is the source.
+        CacheError: the source is not complete, or a partial copy.
         MismatchError: `target` was begun from another cache or for other utterances.
     """
-    cache = _complete(source)
+    storage = open_storage(target)
+    cache = open_source(source, storage)
     keep = matching(cache, where)
     if not keep.any():
         raise UsageError(f"no utterance of {source} is chosen: `featcache ls {source}` lists them with their labels")
-    return _write([choose(cache, keep)], len(cache), open_storage(target), dry_run, on_shard)
+    return _write([choose(cache, keep)], len(cache), storage, dry_run, on_shard)
 
 
 def merge(
@@ -56,14 +61,16 @@ def merge(
     dry_run: bool = False,
     on_shard: Progress = lambda seconds, written: None,
 ) -> Selected:
-    """Write the utterances of two caches as one. Those that both hold, with the same audio, are taken once.
+    """Write the utterances of two caches as one.
+
+    Those that both hold, with the same audio, are taken once: from the one that could use them, else from the first.
 
     Raises:
         MismatchError: the caches hold other values or codes, or one id stands for two recordings.
         UsageError, CacheError: as `subset`.
     """
-    caches = [_complete(first), _complete(second)]
-    a, b = caches
+    storage = open_storage(target)
+    a, b = open_source(first, storage), open_source(second, storage)
     if (a.values_id, a.encoding_id) != (b.values_id, b.encoding_id):
         fields = {"identity", "audio", "taps", "profile", "parameters", "encoding_id"}
         found = json_differences(
@@ -73,29 +80,27 @@ def merge(
             f"{first} and {second} do not hold the same kind of codes ({'; '.join(found)}): merge what was made "
             "from one `featcache init` (copy an empty cache to each machine, or use `featcache extract --part`)"
         )
-    known = audio_digests(a)
-    keep = np.ones(len(b), bool)
+    known = {utterance_id: (row, audio) for row, (utterance_id, audio) in enumerate(audio_digests(a).items())}
+    keep_a, keep_b = np.ones(len(a), bool), np.ones(len(b), bool)
     for row, (utterance_id, audio) in enumerate(audio_digests(b).items()):
-        keep[row] = utterance_id not in known
-        if not keep[row] and known[utterance_id] != audio:
+        if utterance_id not in known:
+            continue
+        of_a, audio_of_a = known[utterance_id]
+        # Quarantined in one of them: the usable one is taken.
+        keep_b[row] = audio_of_a == QUARANTINED_AUDIO != audio
+        keep_a[of_a] = not keep_b[row]
+        if QUARANTINED_AUDIO not in (audio_of_a, audio) and audio_of_a != audio:
             raise MismatchError(
                 f"{utterance_id!r} is another recording in {first} than in {second}: give each recording its own id"
             )
-    parts = [choose(a, np.ones(len(a), bool)), choose(b, keep)]
-    return _write(parts, len(a) + len(b), open_storage(target), dry_run, on_shard)
+    parts = [choose(a, keep_a), choose(b, keep_b)]
+    return _write(parts, len(a) + len(b), storage, dry_run, on_shard)
 
 
 def audio_digests(cache: Cache) -> dict[str, bytes]:
     """SHA-256 of the audio of every utterance by id, in their order; zeros where it is quarantined."""
     digests = (row.tobytes() for segment in cache.segments for row in segment.column("audio_sha256"))
     return dict(zip(cache.ids, digests, strict=True))
-
-
-def _complete(place: str | Path) -> Cache:
-    cache = Cache.open(place)
-    if not cache.complete:
-        raise CacheError(f"{place} is not complete: finish it with `featcache extract` first")
-    return cache
 
 
 def _write(parts: Sequence[Sequence[Chosen]], of: int, storage: Storage, dry_run: bool, on_shard: Progress) -> Selected:
@@ -105,11 +110,13 @@ def _write(parts: Sequence[Sequence[Chosen]], of: int, storage: Storage, dry_run
     samples = sum(int(piece.segment.column("samples")[list(piece.utterances)].sum()) for piece in chosen)
     utterances = sum(len(piece.utterances) for piece in chosen)
     _prepare(parts[0][0].cache.storage, storage, dry_run)
+    refuse_more(storage, [layout.segment_name(number) for number in range(len(parts))])
     if not dry_run:
-        for number, part in enumerate(parts):
-            # Planes are laid out as the target's description says, which is that of the first cache.
-            pieces = [Chosen(parts[0][0].cache, piece.segment, piece.utterances) for piece in part]
-            copy_segment(pieces, storage, layout.segment_name(number), part[0].cache.label_names, on_shard)
+        with adding(storage):
+            for number, part in enumerate(parts):
+                # Planes are laid out as the target's description says, which is that of the first cache.
+                pieces = [Chosen(parts[0][0].cache, piece.segment, piece.utterances) for piece in part]
+                copy_segment(pieces, storage, layout.segment_name(number), part[0].cache.label_names, on_shard)
     return Selected(utterances, samples / SAMPLE_RATE, of - utterances)
 
 

@@ -257,7 +257,8 @@ class LocalStorage(Storage):
     def _remove_folder(self, path: Path) -> None:
         with self._explained(path, "removed"):
             try:
-                path.rmdir()
+                # A folder of a cache may be a link to another disk.
+                path.unlink() if path.is_symlink() else path.rmdir()
             except OSError as error:
                 # Another process has removed it, or has put something new into it.
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):

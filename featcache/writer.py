@@ -180,7 +180,7 @@ class SegmentWriter:
             values_id=self.spec.values_id,
             encoding_id=self.spec.encoding_id,
             root=prove_root(self.storage),
-            files=prove_segment(self.storage, self.name),
+            files=prove_segment(self.storage, self.name, [plane.name for plane in self.codec.planes]),
             ledger=ledger_digest(records),
             ledger_bytes=sum(len(to_bytes(record)) for record in records.values()),
             shards=self.plan.shards,
@@ -210,19 +210,22 @@ def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[A
 
 def prove_root(storage: Storage) -> dict[str, FileProof]:
     """Proofs of a cache's own metadata and calibration."""
-    keys = [layout.ROOT, *storage.list_keys(layout.CALIBRATION)]
-    return {key: proof(_read(storage, key)) for key in keys}
+    arrays = tuple(f"{layout.CALIBRATION}/{name}/" for name in ("zarr.json", *layout.calibration_names(storage)))
+    keys = [key for key in storage.list_keys(layout.CALIBRATION) if f"{key}/".startswith(arrays)]
+    return {key: proof(_read(storage, key)) for key in (layout.ROOT, *keys)}
 
 
-def prove_segment(storage: Storage, segment: str) -> dict[str, FileProof]:
-    """Proofs of a segment's files but the shards, the ledger, the labels and the seal."""
-    proofs: dict[str, FileProof] = {}
-    for key in storage.list_keys(segment):
-        name = key.removeprefix(f"{segment}/")
-        top = name.partition("/")[0]
-        if not layout.is_shard(key) and top not in ("ledger", "labels", "leases", "seal.json"):
-            proofs[name] = proof(_read(storage, key))
-    return proofs
+def prove_segment(storage: Storage, segment: str, planes: Sequence[str]) -> dict[str, FileProof]:
+    """Proofs of a segment's files but the shards, the ledger, the labels and the seal.
+
+    What others have put there, as file managers do, is no part of it.
+    """
+    ours = tuple(f"{segment}/{name}/" for name in ("zarr.json", "plan.json", "index", *planes))
+    return {
+        key.removeprefix(f"{segment}/"): proof(_read(storage, key))
+        for key in storage.list_keys(segment)
+        if f"{key}/".startswith(ours) and not layout.is_shard(key)
+    }
 
 
 def _read(storage: Storage, key: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 
 from featcache import Cache
 from featcache.errors import CacheError, MismatchError, UsageError
+from featcache.forget import forget
+from featcache.job import Job, Request
 from featcache.recode import recode
+from featcache.spec import Layout
+from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from featcache.writer import SegmentWriter
 from tests.featcache.codec.examples import speech_like
-from tests.helpers import make_cache
+from tests.helpers import contents, make_cache, make_speech
 
 # The longest is more than one window of the upstream.
 FRAMES = {"a": 40, "b": 1, "c": 120, "long": 3500, "bad": 30, "d": 64}
@@ -67,6 +72,17 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert recode(source, tmp_path / "cut", "residual:step=0.5").shards == 0
 
 
+@pytest.mark.parametrize("profile", ["residual:step=0.5", "int8"])
+def test_what_was_killed_before_there_was_a_cache_is_begun_again(source: Path, tmp_path: Path, profile: str) -> None:
+    """Its calibration is there already, perhaps that of another profile."""
+    recode(source, tmp_path / "whole", profile)
+    recode(source, tmp_path / "killed", "residual:step=0.5")
+    (tmp_path / "killed/zarr.json").unlink()
+    shutil.rmtree(tmp_path / "killed/segments")
+    recode(source, tmp_path / "killed", profile)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_only_downwards(source: Path, tmp_path: Path) -> None:
     recode(source, tmp_path / "int8", "int8")
     recode(tmp_path / "int8", tmp_path / "residual", "residual:step=1.0")
@@ -80,8 +96,50 @@ def test_a_target_of_another_profile_or_source_is_refused(source: Path, tmp_path
     recode(source, tmp_path / "small", "residual:step=0.5")
     with pytest.raises(MismatchError, match="another source or profile"):
         recode(source, tmp_path / "small", "residual:step=1.0")
-    with pytest.raises(UsageError, match="other files"):
-        (tmp_path / "full" / "things").mkdir(parents=True)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"other files \(notes.txt\)"):
         recode(source, tmp_path / "full", "int8")
     with pytest.raises(CacheError, match="no cache"):
         recode(tmp_path / "nothing", tmp_path / "x", "int8")
+
+
+def test_a_target_keeps_nothing_that_the_source_no_longer_has(tmp_path: Path) -> None:
+    speech, place, small = make_speech(tmp_path, 6), tmp_path / "c", tmp_path / "small"
+    mel = Request(UpstreamConfig(id="mel:8"), "int8", layout=Layout(chunk_frames=16, shard_frames=64))
+    for limit in (3, 4):
+        Job(speech, place, mel, limit=limit).extract()
+    recode(place, small, "residual:step=4")
+    before = contents(small)
+    forget(place, {"id": {"u3"}})
+    with pytest.raises(
+        MismatchError, match=r"small holds segments/000001, which .* does not have .*new or an empty folder"
+    ):
+        recode(place, small, "residual:step=4")
+    # Another segment takes the name of the one that went.
+    lines = speech.read_text().splitlines(keepends=True)
+    speech.write_text("".join(lines[:3] + lines[4:]))
+    Job(speech, place, mel).extract()
+    with pytest.raises(MismatchError, match=r"small/segments/000001 is finished and holds other utterances"):
+        recode(place, small, "residual:step=4")
+    assert contents(small) == before
+    shutil.rmtree(small / "segments/000001")
+    recode(place, small, "residual:step=4")
+    assert list(Cache.open(small).ids) == ["u0", "u1", "u2", "u4", "u5"]
+    forget(place, {"id": {"u1"}})
+    with pytest.raises(MismatchError, match="segments/000000 is finished and holds other utterances"):
+        recode(place, small, "residual:step=4")
+    forget(small, {"id": {"u1"}})
+    assert recode(place, small, "residual:step=4").shards == 0 and verify(small).whole
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_shards_of_another_recording_are_not_kept(source: Path, tmp_path: Path, sealed: bool) -> None:
+    """It has the same id and length, so that the plans are the same."""
+    recode(source, tmp_path / "small", "residual:step=0.5")
+    if not sealed:
+        (tmp_path / "small/segments/000000/seal.json").unlink()
+    features = {name: speech_like(frames, frames) for name, frames in FRAMES.items()}
+    other = make_cache(tmp_path / "other", features, quarantine={"d": "broken"})
+    with pytest.raises(MismatchError, match="other utterances" if sealed else "shard . of .* made of other recordings"):
+        recode(other, tmp_path / "small", "residual:step=0.5")

@@ -27,6 +27,7 @@ from featcache.errors import (
     NotPulledError,
     UsageError,
 )
+from featcache.forget import forget
 from featcache.pull import pull
 from featcache.push import push
 from featcache.remote import Transfer
@@ -294,6 +295,8 @@ def test_a_part_is_pulled_and_the_rest_is_named_with_its_command(sealed: Path, b
     assert pull(bucket.url, copy, ["lang=it"]).files == 1 and verify(copy).whole
     assert pull(bucket.url, copy).files == 4
     assert featcache.open(copy).complete and contents(copy) == contents(sealed)
+    assert pull(bucket.url, tmp_path / "one", ["id=u1"]).not_pulled == len(shards) - 1
+    assert featcache.open(tmp_path / "one").read("u1").shape == (90, 3, 64)
     for where, words in (("lang=xx", "no utterance of .* has lang=xx"), ("age=3", "has no label 'age'")):
         with pytest.raises(UsageError, match=words):
             pull(bucket.url, tmp_path / "none", [where])
@@ -326,6 +329,56 @@ def test_an_extended_cache_adds_its_segment_and_new_labels_replace_old_ones(
     (local / "segments/000001/seal.json").unlink()
     left: Transfer = push(local, f"{bucket.url}/first")
     assert left.unsealed == ["segments/000001"] and left.utterances == 16
+
+
+def test_what_was_forgotten_on_one_side_does_not_come_back_from_the_other(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    local, copy, part, url = tmp_path / "local", tmp_path / "copy", tmp_path / "part", f"{bucket.url}/c"
+    shutil.copytree(sealed, local)
+    added = {f"v{name}": row for name, row in FEATURES.items()}
+    more = make_cache(tmp_path / "more", added, layout=Layout(chunk_frames=16, shard_frames=192))
+    shutil.copytree(more / "segments/000000", local / "segments/000001")
+    push(local, url)
+    pull(url, copy)
+    pull(url, part, ["lang=it"])
+    everything = {"id": set(added)}
+    forget(local, everything)
+    before = bucket.files()
+    for dry_run in (True, False):
+        with pytest.raises(MismatchError, match=f"holds segments/000001, which .* does not have.*forget {url} --where"):
+            push(local, url, dry_run=dry_run)
+    assert bucket.files() == before
+    # On the remote as well: now its copies have more than it.
+    forget(url, everything)
+    assert push(local, url).files == 0
+    for place, remedy in ((copy, f"featcache push {copy} {url}"), (part, f"move {part}/segments/000001 elsewhere")):
+        with pytest.raises(MismatchError, match=f"which {url} does not have.*forget {place} --where.*{remedy}"):
+            pull(url, place)
+    forget(copy, everything)
+    assert pull(url, copy).files == 0 and contents(copy) == contents(sealed)
+    # What was added on one side is no obstacle on the way to the other.
+    shutil.rmtree(part / "segments/000001")
+    pull(url, part)
+    shutil.copytree(more / "segments/000000", part / "segments/000001")
+    assert push(part, url).files > 0
+    assert pull(url, copy).files > 0 and len(featcache.open(copy)) == 32
+
+
+def test_a_cache_that_is_being_forgotten_from_is_not_copied(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    url = f"{bucket.url}/c"
+    push(sealed, url)
+    shutil.copytree(sealed, tmp_path / "local")
+    (tmp_path / "local/forget").mkdir()
+    (tmp_path / "local/forget/pending.json").write_text("{}")
+    for copy in (lambda: push(tmp_path / "local", url), lambda: pull(url, tmp_path / "local")):
+        with pytest.raises(CacheError, match="local: a `featcache forget` was interrupted: run it again"):
+            copy()
+    bucket.put("c/forget/pending.json", b"{}")
+    for copy in (lambda: push(sealed, url), lambda: pull(url, tmp_path / "new")):
+        with pytest.raises(CacheError, match=f"{url}: a `featcache forget` was interrupted: run it again"):
+            copy()
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_not_this_cache_is_refused(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:

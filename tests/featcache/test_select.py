@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from featcache import cli
+from featcache import cli, layout
 from featcache.diff import diff
-from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
+from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError
 from featcache.forget import forget
 from featcache.inspect import status
 from featcache.job import Job, Request
 from featcache.ledger import ShardRecord, read_records
+from featcache.partial import write_origin
 from featcache.recode import recode
 from featcache.repair import repair
 from featcache.select import merge, subset
@@ -71,7 +72,7 @@ def test_a_subset_holds_what_was_chosen_unchanged(source: Path, tmp_path: Path) 
     ]
     same_values(small, large)
     assert subset(source, tmp_path / "x", {"who": {"x"}}) == made
-    with pytest.raises(MismatchError):
+    with pytest.raises(MismatchError, match="is finished and holds other utterances than these 3.*give a new"):
         subset(source, tmp_path / "x", {"who": {"y"}})
     with pytest.raises(UsageError, match="no utterance"):
         subset(source, tmp_path / "none", {"who": {"z"}})
@@ -79,21 +80,81 @@ def test_a_subset_holds_what_was_chosen_unchanged(source: Path, tmp_path: Path) 
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_source_is_never_the_target(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(source, tmp_path / "c")
+    (tmp_path / "link").symlink_to("c")
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path / "c")
+    for target in (tmp_path / "c", Path("c"), Path("link"), Path("link/../c/")):
+        for copy in (
+            lambda target: subset(tmp_path / "c", target, {"who": {"x"}}),
+            lambda target: merge(tmp_path / "c", source, target),
+            lambda target: merge(source, tmp_path / "c", target),
+            lambda target: recode(tmp_path / "c", target, "residual:step=4"),
+        ):
+            with pytest.raises(UsageError, match="is both the cache to read and the one to write"):
+                copy(target)
+    assert contents(tmp_path / "c") == before
+
+
+def test_the_rest_of_a_partial_copy_is_to_be_pulled(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    shutil.copytree(source, place)
+    write_origin(LocalStorage(place), "s3://bucket/c")
+    for copy in (
+        lambda: subset(place, tmp_path / "x", {"who": {"x"}}),
+        lambda: merge(source, place, tmp_path / "x"),
+        lambda: recode(place, tmp_path / "x", "residual:step=4"),
+    ):
+        with pytest.raises(CacheError, match=f"is a partial copy: `featcache pull s3://bucket/c {place}` fetches"):
+            copy()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_source_without_a_record_is_one_line(source: Path, tmp_path: Path) -> None:
+    place = tmp_path / "c"
+    shutil.copytree(source, place)
+    (place / "segments/000000/ledger").rename(tmp_path / "ledger")
+    for copy in (
+        lambda: subset(place, tmp_path / "x", {"who": {"x"}}),
+        lambda: recode(place, tmp_path / "y", "residual:step=4"),
+        lambda: forget(place, {"id": {"a"}}),
+    ):
+        with pytest.raises(CorruptCacheError, match=r"c/segments/000000/ledger/000000.json is missing.*verify"):
+            copy()
+
+
 def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: Path) -> None:
     subset(source, tmp_path / "x", {"who": {"x"}})
     subset(source, tmp_path / "y", {"id": {"a", "b", "c", "d"}})
     made = merge(tmp_path / "x", tmp_path / "y", tmp_path / "whole")
     assert made.utterances == 6 and made.left_out == 1 and verify(tmp_path / "whole").whole
+    with pytest.raises(MismatchError, match="whole holds segments/000001, which its source does not have"):
+        subset(source, tmp_path / "whole", {"who": {"x"}})
     found = diff(source, tmp_path / "whole")
     assert found.same and found.compared == 5
     with pytest.raises(MismatchError, match="same kind of codes.*family"):
         merge(source, extended, tmp_path / "mixed")
-    other = make_cache(tmp_path / "other", FEATURES, LABELS, "int8")
-    record = other / "segments/000000/index"
-    assert record.exists()
-    with pytest.raises(MismatchError, match="'bad' is another recording"):
+    # Digests of audio are those of the position here.
+    turned = dict(reversed(LABELS.items()))
+    other = make_cache(tmp_path / "other", {name: FEATURES[name] for name in turned}, LABELS, "int8")
+    with pytest.raises(MismatchError, match="is another recording"):
         merge(source, other, tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
+
+
+def test_of_a_recording_that_one_cache_could_not_use_the_other_is_taken(tmp_path: Path) -> None:
+    a = make_cache(tmp_path / "a", FEATURES, LABELS, "int8", quarantine={"bad": "no sound", "b": "no sound"})
+    b = make_cache(tmp_path / "b", FEATURES, LABELS, "int8", quarantine={"d": "no sound", "b": "no sound"})
+    made = merge(a, b, tmp_path / "ab")
+    assert made == merge(a, b, tmp_path / "ab") and made.utterances == 6 and made.left_out == 6
+    both = Cache.open(tmp_path / "ab")
+    assert list(both.ids) == ["a", "b", "c", "long", "d", "bad"] and verify(tmp_path / "ab").whole
+    assert [i for i, frames in zip(both.ids, both.lengths, strict=True) if not frames] == ["b"]
+    same_values(both, Cache.open(make_cache(tmp_path / "whole", FEATURES, LABELS, "int8", quarantine={"b": "none"})))
+    none = dict.fromkeys(FEATURES, "no sound")
+    merge(make_cache(tmp_path / "none", FEATURES, LABELS, "int8", quarantine=none), b, tmp_path / "all")
+    assert len(Cache.open(tmp_path / "all")) == 6
 
 
 def test_diff_says_what_differs(source: Path, extended: Path, tmp_path: Path) -> None:
@@ -255,6 +316,40 @@ def test_killed_at_any_step_it_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
             assert "no utterance" in str(error)
         assert contents(place) == expected, f"killed at step {stop} of {total}"
         shutil.rmtree(place)
+
+
+def test_a_removal_that_took_a_label_with_it_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech, place, where = make_speech(tmp_path, 3), tmp_path / "c", {"only": {"x"}}
+    lines = [json.loads(line) for line in speech.read_text().splitlines()]
+    lines[2]["only"] = "x"
+    speech.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for limit in (2, 3):
+        Job(speech, place, MEL, limit=limit).extract()
+    delete = LocalStorage.delete
+
+    def killed_at_the_mark(self: LocalStorage, key: str) -> None:
+        if key == layout.PENDING:
+            raise Killed
+        delete(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "delete", killed_at_the_mark)
+        with pytest.raises(Killed):
+            forget(place, where)
+    with pytest.raises(CacheError, match="run it again"):
+        Cache.open(place)
+    assert forget(place, where).ids == [] and list(Cache.open(place).ids) == ["u0", "u1"]
+    with pytest.raises(UsageError, match="no label 'only'"):
+        forget(place, where)
+
+
+def test_views_of_views_are_forgotten_with_what_they_are_of(tmp_path: Path) -> None:
+    of = {"b": "c", "c": "a", "d": "b", "long": "bad"}
+    make_cache(tmp_path / "c", FEATURES, {name: {"view_of": other} for name, other in of.items()})
+    assert forget(tmp_path / "c", {"id": {"a"}}, dry_run=True).ids == ["a", "b", "c", "d"]
+    assert forget(tmp_path / "c", {"id": {"b"}}).ids == ["b", "d"]
 
 
 def test_the_commands(

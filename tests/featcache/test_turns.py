@@ -190,6 +190,29 @@ def test_what_garbage_is_not(job: MakeJob, tmp_path: Path) -> None:
         shutil.rmtree(copy)
 
 
+def test_what_others_put_into_a_cache_is_never_sealed(job: MakeJob) -> None:
+    made = job(0, 6)
+    made.init()
+    strays = [f"{folder}/.DS_Store" for folder in ("calibration", "segments/000000", "segments/000000/@eaDir")]
+    for stray in strays:
+        made.storage.write(stray, b"left by a file manager")
+    made.extract()
+    report = verify(made.storage.address)
+    assert report.whole and sorted(report.unknown) == sorted(strays)
+    assert sorted(garbage(made.storage.address, delete=True)) == sorted(strays)
+    assert verify(made.storage.address).whole and not verify(made.storage.address).unknown
+
+
+def test_a_segment_on_another_disk_is_forgotten_there(job: MakeJob, tmp_path: Path) -> None:
+    job(0, 6).extract()
+    segment, elsewhere = tmp_path / "c/segments/000000", tmp_path / "elsewhere"
+    segment.rename(elsewhere)
+    segment.symlink_to(elsewhere)
+    forget(job().storage.address, {"id": {"u1"}})
+    cache = Cache.open(job().storage.address)
+    assert len(cache) == 5 and verify(cache.path).whole and not [p for p in elsewhere.rglob("*") if p.is_file()]
+
+
 def test_an_open_cache_never_gives_another_recordings_features(job: MakeJob) -> None:
     job().extract()
     place = job().storage.address
