@@ -158,6 +158,7 @@ def extract_command(
                 f"there is no cache at {cache} yet, and its plan needs the calibration: "
                 f"run `featcache init {manifest} {cache} --upstream ...` first"
             )
+        job.check_request()
         print_outlook(job, as_json=False)
         return
     try:

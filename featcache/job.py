@@ -87,7 +87,7 @@ class Job:
             UsageError: no upstream was named. MismatchError: the cache was made for another one.
         """
         if self.exists:
-            self._check_request()
+            self.check_request()
             return self.spec
         everything = read_manifest(self.manifest)
         if self.request.upstream is None:
@@ -104,7 +104,7 @@ class Job:
         finally:
             leases.close()
         self.__dict__.pop("cache", None)
-        self._check_request()
+        self.check_request()
         return self.spec
 
     def _create(self, everything: Sequence[Row], upstream: Upstream) -> None:
@@ -209,7 +209,12 @@ class Job:
 
     # Checks
 
-    def _check_request(self) -> None:
+    def check_request(self) -> None:
+        """Compare what is asked for with what the cache is.
+
+        Raises:
+            MismatchError: they differ; says in what.
+        """
         asked = self.request
         stored = UpstreamConfig.model_validate(self.spec.upstream)
         differences = []

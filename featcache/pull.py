@@ -29,6 +29,7 @@ from featcache.remote import (
     Transfer,
     check_key,
     extra_segment,
+    forgotten_or,
     inventory,
     local_storage,
     phase_of,
@@ -173,7 +174,9 @@ def _refuse_other_place(
     for key in wanted:
         fixed = phase_of(key) in (SEALS, ROOT) or key.endswith("/plan.json")
         if fixed and storage.read(key) not in (None, staged.read(key)):
-            raise MismatchError(f"{storage} holds another cache ({key} differs): give another folder")
+            raise MismatchError(
+                f"{storage} holds another cache ({key} differs): {forgotten_or(key, storage)}give another folder"
+            )
     seals = (f"{name}/seal.json" for name in layout.segments(storage))
     extra = extra_segment(filter(storage.exists, seals), wanted)
     if extra is not None:

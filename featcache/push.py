@@ -23,6 +23,7 @@ from featcache.remote import (
     SEALS,
     Transfer,
     extra_segment,
+    forgotten_or,
     inventory,
     local_storage,
     phase_of,
@@ -112,7 +113,9 @@ def _refuse_other_target(
     provers = (key for key in wanted if phase_of(key) in (SEALS, ROOT) and key in there)
     for key in sorted(provers, key=phase_of, reverse=True):
         if b"".join(client.read(url.of(key))) != storage.read(key):
-            raise MismatchError(f"{url} holds another cache than {storage} ({key} differs): give another prefix")
+            raise MismatchError(
+                f"{url} holds another cache than {storage} ({key} differs): {forgotten_or(key, url)}give another prefix"
+            )
     extra = extra_segment((key for key in there if phase_of(key) == SEALS), wanted)
     if extra is not None:
         raise MismatchError(

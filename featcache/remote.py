@@ -100,6 +100,13 @@ def extra_segment(sealed: Iterable[str], wanted: Mapping[str, FileProof]) -> str
     return next((key.removesuffix("/seal.json") for key in sorted(sealed) if key not in wanted), None)
 
 
+def forgotten_or(key: str, target: object) -> str:
+    """What to do about a file that differs at the target, where that may be for a removal at the source."""
+    if phase_of(key) != SEALS:
+        return ""
+    return f"if something was forgotten since on the other side, `featcache forget {target} --where ...` the same; else "
+
+
 def refuse_half_forgotten(place: str, marked: bool) -> None:
     """A cache from which a removal is under way is no whole one, to copy from or to.
 

@@ -55,8 +55,9 @@ def test_batches_and_calibration_of_a_cache_that_is_there_are_not_passed_over(sp
     again = run_cli(*asked)
     assert again.status == 0 and f"{place} is calibrated already: --calibration-seconds changes nothing" in again.err
     assert "calibrated already" not in run_cli("extract", speech, place).err
-    other = run_cli("extract", speech, place, "--batch-seconds", 20)
-    assert other.status == 1 and "batch_seconds 20.0 is asked for, the cache has 30.0" in other.err
+    for dry_run in ((), ("--dry-run",)):
+        other = run_cli("extract", speech, place, "--batch-seconds", 20, *dry_run)
+        assert other.status == 1 and "batch_seconds 20.0 is asked for, the cache has 30.0" in other.err
 
 
 def test_a_new_cache_has_batches_for_the_device_it_is_made_on(speech: Path, tmp_path: Path) -> None:

@@ -365,6 +365,23 @@ def test_what_was_forgotten_on_one_side_does_not_come_back_from_the_other(
     assert pull(url, copy).files > 0 and len(featcache.open(copy)) == 32
 
 
+def test_a_copy_is_one_again_when_the_same_was_forgotten_there(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    local, copy, url = tmp_path / "local", tmp_path / "copy", f"{bucket.url}/c"
+    shutil.copytree(sealed, local)
+    push(local, url)
+    pull(url, copy)
+    some = {"id": {next(iter(FEATURES))}}
+    forget(local, some)
+    with pytest.raises(MismatchError, match=f"seal.json differs.*`featcache forget {url} --where ...` the same"):
+        push(local, url)
+    forget(url, some)
+    assert push(local, url).files == 0
+    with pytest.raises(MismatchError, match=f"seal.json differs.*`featcache forget {copy} --where ...` the same"):
+        pull(url, copy)
+    forget(copy, some)
+    assert pull(url, copy).files == 0 and contents(copy) == contents(local)
+
+
 def test_a_cache_that_is_being_forgotten_from_is_not_copied(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
     url = f"{bucket.url}/c"
     push(sealed, url)
