@@ -104,7 +104,7 @@ def forgotten_or(key: str, target: object) -> str:
     """What to do about a file that differs at the target, where that may be for a removal at the source."""
     if phase_of(key) != SEALS:
         return ""
-    return f"if something was forgotten since on the other side, `featcache forget {target} --where ...` the same; else "
+    return f"if something was forgotten on the other side since, `featcache forget {target} --where ...` it; else "
 
 
 def refuse_half_forgotten(place: str, marked: bool) -> None:
