@@ -11,9 +11,9 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from featcache.errors import FeatcacheError, JobError, UsageError
+
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -59,7 +61,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_bytes(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_bytes(path, json_lines(rows))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """What `write_json_lines` writes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def read_json(path: Path) -> Any:
@@ -68,8 +75,17 @@ def read_json(path: Path) -> Any:
         UsageError: there is no such file.
         FeatcacheError: it is not JSON.
     """
+    return _read(path, json.loads)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """What `write_json_lines` wrote; raises as `read_json` does."""
+    return _read(path, lambda data: [json.loads(line) for line in data.splitlines()])
+
+
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
     try:
-        return json.loads(path.read_bytes())
+        return parse(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"{path} is not there; is {path.parent} the folder of a run?") from error
     except (ValueError, OSError) as error:

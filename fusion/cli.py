@@ -92,14 +92,18 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a run's best checkpoint."""
+    """Score a run's best checkpoint. The scores of test are stored, where the run is finished."""
     from fusion.distributed import pick_device
     from fusion.run import Run
 
     opened = Run.open(run, pick_device(device))
     evaluation = opened.evaluate(split, cache or None)
     if split == "test" and not cache:
-        opened.write(evaluation)
+        if opened.files.finished:
+            opened.write(evaluation)
+        else:
+            text = f"these scores are not stored, as run {run} is not finished: {Run.way_on(run)}"
+            Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
     if as_json:
         print(json.dumps(evaluation.metrics, ensure_ascii=False))
     else:
@@ -158,7 +162,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             value = metrics[name]
             table.add_row(_LABELS.get(name, name), f"{value:,}" if isinstance(value, int) else str(value), "")
     for reason, count in metrics.get("skipped", {}).items():
-        table.add_row(f"skipped: {reason}", str(count), "")
+        table.add_row(f"skipped in all splits: {reason}", str(count), "")
     Console().print(table)
 
 

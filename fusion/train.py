@@ -165,7 +165,7 @@ def _prepare(
     for recipe in recipes:
         files = Files(runs / recipe.name)
         begun = _begun(files, recipe, mode)
-        if begun and files.metrics.exists():
+        if begun and files.finished:
             if here.first:
                 text = f"run {files.path} is finished; --restart trains it anew"
                 console.print(text, highlight=False, soft_wrap=True, markup=False)

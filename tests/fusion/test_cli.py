@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fusion.cli import app
+from fusion.run import Run
+from fusion.stream import Stream
 from tests.fusion.speech import toy_cache, toy_recipe
 
 
@@ -60,6 +62,46 @@ def test_eval_of_dev_leaves_the_scores_of_test_alone(place: Path) -> None:
     assert json.loads(call("eval", place / "runs/a", "--split", "dev", "--json").stdout)["split"] == "dev"
     assert "dev" in call("eval", place / "runs/a", "--split", "dev").stdout
     assert (place / "runs/a/metrics.json").read_bytes() == before
+
+
+def test_eval_leaves_the_metrics_of_a_finished_run_as_training_wrote_them(place: Path) -> None:
+    trained = (place / "runs/b/metrics.json").read_bytes()
+    assert json.loads(trained)["skipped"]["more labels than frames"] == 1  # a row of train
+    assert "skipped in all splits: more" in call("eval", place / "runs/b").stdout
+    assert (place / "runs/b/metrics.json").read_bytes() == trained
+
+
+def stopped(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_eval_does_not_finish_an_interrupted_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train", place / "toy.toml", "--set", "name=deep/run", "--runs", tmp_path / "own"]
+    run = tmp_path / "own/deep/run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "finish", stopped)
+        call(*arguments)
+    done = call("eval", run)
+    assert done.exit_code == 0 and "WER" in done.stdout
+    way = f"`fusion train {run}/recipe.toml --runs {tmp_path}/own` goes on with it"
+    assert "are not stored" in done.stderr and way in done.stderr
+    assert not (run / "metrics.json").exists() and not (run / "utterances.jsonl").exists()
+    assert way in call("compare", run).stderr
+    assert "is finished" not in call("train", run / "recipe.toml", "--runs", tmp_path / "own").stderr
+    assert json.loads((run / "metrics.json").read_text())["dev"]
+
+
+def test_the_way_on_with_a_run_is_one_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x/deep/run").mkdir(parents=True)
+    (tmp_path / "x/deep/run/recipe.toml").write_text('cache = "c"\nname = "deep/run"\n')
+    monkeypatch.chdir(tmp_path / "x/deep/run")
+    assert Run.way_on(".") == f"`fusion train recipe.toml --runs {tmp_path}/x` goes on with it"
+    monkeypatch.chdir(tmp_path / "x")
+    assert Run.way_on("deep/run") == "`fusion train deep/run/recipe.toml --runs .` goes on with it"
+    Path("deep/run").rename("moved")
+    assert "has the name 'deep/run'; move the folder back" in Run.way_on("moved")
+    Path("moved/order.json").write_text("{}")
+    assert "`pipelines reproduce`" in Run.way_on("moved")
 
 
 def test_eval_takes_another_encoding_but_no_other_features(place: Path, tmp_path: Path) -> None:
