@@ -71,8 +71,8 @@ def compare(
     if not any(getattr(settings, name) for name in MASKS):
         raise UsageError(f"{recipe} masks nothing: views are compared with masking; set train.mask_time for example")
     bare = [f"train.{name}=0" for name in MASKS]
-    drawn = [f"train.views={share}"]
-    arms = {"neither": bare, REFERENCE: [], "views": [*bare, *drawn], "both": drawn}
+    alone, drawn = ["train.views=0"], [f"train.views={share}"]
+    arms = {"neither": [*bare, *alone], REFERENCE: alone, "views": [*bare, *drawn], "both": drawn}
     tables: dict[str, list[studies.Table]] = {}
     measures: tuple[Measure, ...] = ()
     for arm, changes in arms.items():
