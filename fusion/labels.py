@@ -105,6 +105,11 @@ class Columns:
             *(name for name in self._file if name not in self._cache.label_names),
         ]
 
+    @property
+    def of_file(self) -> list[str]:
+        """Those that the task's own file has."""
+        return list(self._file)
+
     def column(self, name: str, key: str) -> list[str | None]:
         """The values of a column, one a row of the cache.
 
