@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -57,7 +58,17 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """A number that is none (a score that is undefined) is null there, which JSON has."""
+    write_bytes(path, (json.dumps(defined(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def defined(value: Any) -> Any:
+    """A JSON-able value with None for every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: defined(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [defined(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -96,7 +107,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     """Write tensors (any device) and JSON-able facts as one safetensors file; equal content, equal bytes."""
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one key only: the order of several in the header is not fixed
-    header = {"facts": json.dumps(facts, sort_keys=True, ensure_ascii=False)}
+    header = {"facts": json.dumps(defined(facts), sort_keys=True, ensure_ascii=False)}
     write_bytes(path, safetensors.torch.save(host, metadata=header))
 
 

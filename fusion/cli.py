@@ -93,10 +93,11 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a run's best checkpoint. The scores of test are stored, where the run is finished."""
+    from fusion import checkpoint
     from fusion.distributed import pick_device
     from fusion.run import Run
 
-    opened = Run.open(run, pick_device(device))
+    opened = Run.open(run, pick_device(device, key="--device"))
     evaluation = opened.evaluate(split, cache or None)
     if split == "test" and not cache:
         if opened.files.finished:
@@ -105,7 +106,7 @@ def evaluate(
             text = f"these scores are not stored, as run {run} is not finished: {Run.way_on(run)}"
             Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        print(json.dumps(evaluation.metrics, ensure_ascii=False))
+        print(json.dumps(checkpoint.defined(evaluation.metrics), ensure_ascii=False))
     else:
         _print_metrics(evaluation.metrics)
 
@@ -123,11 +124,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Show runs side by side, with the paired difference of each to the first."""
-    from fusion import comparison
+    from fusion import checkpoint, comparison
 
     rows = comparison.compare([run if Path(run).is_dir() else run.split(",") for run in runs])
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(checkpoint.defined(rows), ensure_ascii=False))
         return
     Console().print(*comparison.tables(rows))
     print(comparison.NOTE)
@@ -135,7 +136,7 @@ def compare(
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     """The scores of a run as a table, with all that is needed to quote them."""
-    from fusion import comparison
+    from fusion import comparison, intervals
 
     table = Table(
         "measure",
@@ -145,8 +146,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         title_justify="left",
     )
     for measure in comparison.measures_of(metrics):
-        low, high = metrics[f"{measure.name}_ci95"]
-        table.add_row(measure.title, f"{metrics[measure.name]:.4f}", f"{low:.4f} to {high:.4f}")
+        value, ends = metrics[measure.name], metrics[f"{measure.name}_ci95"]
+        table.add_row(measure.title, intervals.figure(value, ".4f"), intervals.span(ends, ".4f", " to "))
     for name in (
         "utterances",
         "of_unseen_classes",

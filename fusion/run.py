@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -177,7 +178,7 @@ class Run:
                 raise UsageError(f"{path} is not the folder of a run; `fusion train` prints it as its last line")
             raise UsageError(f"run {path} is not finished: {cls.way_on(path)}")
         metrics: dict[str, Any] = checkpoint.read_json(files.metrics)
-        return metrics
+        return _with_undefined(metrics)
 
     @classmethod
     def way_on(cls, path: str | Path) -> str:
@@ -347,6 +348,18 @@ class Run:
                 shape = f"(frames, {want[0]}, {want[1]})"
                 raise UsageError(f"features of shape {array.shape} do not fit: this head reads {shape}")
         return want
+
+
+def _with_undefined(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as they were written, with NaN for a score that was undefined."""
+    for measure in tasks.of_kind(metrics["task"]).measures:
+        for place, name in ((metrics, measure.name), (metrics.get("dev", {}), measure.name)):
+            if name in place and place[name] is None:
+                place[name] = math.nan
+        ends = f"{measure.name}_ci95"
+        if ends in metrics:
+            metrics[ends] = [math.nan if end is None else end for end in metrics[ends]]
+    return metrics
 
 
 def open_cache(path: str) -> Cache:

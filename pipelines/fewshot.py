@@ -23,7 +23,7 @@ from rich.table import Table
 from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.store import Cache
-from fusion import checkpoint, labels
+from fusion import checkpoint, intervals, labels
 from fusion.recipe import Recipe
 from fusion.tasks import Measure
 from pipelines import studies
@@ -174,7 +174,7 @@ def print_table(sizes: Sequence[Size]) -> None:
         for size in of_task:
             cells = [size.asked, f"{size.minutes:.1f}", f"{size.utterances:,}"]
             for score in size.scores.values():
-                cells += [f"{score.value:.3f}", "{:.3f}, {:.3f}".format(*score.ci95)]
+                cells += [intervals.figure(score.value), intervals.span(score.ci95)]
             table.add_row(*cells)
         console.print(table)
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from featcache.console import table_console
 from featcache.errors import UsageError
+from fusion import intervals
 from fusion.tasks import Measure
 from pipelines import studies
 from pipelines.studies import Score
@@ -94,7 +95,7 @@ def print_table(arms: Sequence[Arm]) -> None:
         for arm in arms:
             score, gap = arm.scores[measure.name], arm.scores[measure.name].difference
             cells = ("", "") if gap is None else (f"{gap[0]:+.4f}", f"{gap[1]:+.4f}, {gap[2]:+.4f}")
-            table.add_row(arm.title, f"{score.value:.4f}", "{:.4f}, {:.4f}".format(*score.ci95), *cells)
+            table.add_row(arm.title, intervals.figure(score.value, ".4f"), intervals.span(score.ci95, ".4f"), *cells)
         console.print(table)
     console.print(
         "Means over seeds on test, intervals over utterances; differences are paired on the same utterances.",

@@ -144,6 +144,17 @@ def test_compare_refuses_other_utterances(place: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "different utterances (3 are in one only)" in done.stderr
 
 
+def test_compare_names_the_splits_that_differ(place: Path, tmp_path: Path) -> None:
+    done = call(
+        "train", place / "toy.toml", "--set", "name=dev", "--set", "split.test=none", "--set", "train.steps=1",
+        "--runs", tmp_path,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = call("compare", place / "runs/a", tmp_path / "dev")
+    assert done.exit_code == 2 and "dev was scored on dev" in done.stderr and "a on test" in done.stderr
+    assert "a test split that they have in common" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
@@ -156,6 +167,7 @@ def test_compare_refuses_other_utterances(place: Path, tmp_path: Path) -> None:
         (["train", "{toml}", "--set", "fuser.taps=[9]"], 2, "key fuser.taps"),
         (["train", "{toml}", "--resume", "--restart"], 2, "exclude each other"),
         (["train", "{toml}", "--resume", "--set", "name=new"], 2, "no run"),
+        (["eval", "nowhere", "--device", "tpu"], 2, "--device: 'tpu'"),
         (["eval", "nowhere"], 2, "head.json is not there"),
         (["compare", "nowhere"], 2, "not the folder of a run"),
         (["train", "{toml}", "--bad"], 2, "No such option"),
