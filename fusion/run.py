@@ -87,8 +87,11 @@ class Files:
 
     @property
     def finished(self) -> bool:
-        """Whether the run was trained to its end and scored; scores are not stored before."""
-        return self.metrics.exists()
+        """Whether the run was trained to its end and scored.
+
+        Scores without a step are those that an earlier `fusion eval` stored of any run.
+        """
+        return self.metrics.exists() and "best_step" in checkpoint.read_json(self.metrics)
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
