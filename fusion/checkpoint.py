@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -21,6 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from featcache.errors import FeatcacheError, JobError, UsageError
+
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -55,11 +58,26 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """A number that is none (a score that is undefined) is null there, which JSON has."""
+    write_bytes(path, (json.dumps(defined(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def defined(value: Any) -> Any:
+    """A JSON-able value with None for every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: defined(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [defined(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_bytes(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    write_bytes(path, json_lines(rows))
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """What `write_json_lines` writes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def read_json(path: Path) -> Any:
@@ -68,8 +86,17 @@ def read_json(path: Path) -> Any:
         UsageError: there is no such file.
         FeatcacheError: it is not JSON.
     """
+    return _read(path, json.loads)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """What `write_json_lines` wrote; raises as `read_json` does."""
+    return _read(path, lambda data: [json.loads(line) for line in data.splitlines()])
+
+
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
     try:
-        return json.loads(path.read_bytes())
+        return parse(path.read_bytes())
     except FileNotFoundError as error:
         raise UsageError(f"{path} is not there; is {path.parent} the folder of a run?") from error
     except (ValueError, OSError) as error:
@@ -80,7 +107,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
     """Write tensors (any device) and JSON-able facts as one safetensors file; equal content, equal bytes."""
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # one key only: the order of several in the header is not fixed
-    header = {"facts": json.dumps(facts, sort_keys=True, ensure_ascii=False)}
+    header = {"facts": json.dumps(defined(facts), sort_keys=True, ensure_ascii=False)}
     write_bytes(path, safetensors.torch.save(host, metadata=header))
 
 

@@ -93,16 +93,21 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score a run's best checkpoint."""
+    """Score a run's best checkpoint. The scores of test are stored, where the run is finished."""
+    from fusion import checkpoint
     from fusion.distributed import pick_device
     from fusion.run import Run
 
-    opened = Run.open(run, pick_device(device))
+    opened = Run.open(run, pick_device(device, key="--device"))
     evaluation = opened.evaluate(split, cache or None)
     if split == "test" and not cache:
-        opened.write(evaluation)
+        if opened.files.finished:
+            opened.write(evaluation)
+        else:
+            text = f"these scores are not stored, as run {run} is not finished: {Run.way_on(run)}"
+            plain_console(stderr=True).print(text, highlight=False, soft_wrap=True)
     if as_json:
-        print(json.dumps(evaluation.metrics, ensure_ascii=False))
+        print(json.dumps(checkpoint.defined(evaluation.metrics), ensure_ascii=False))
     else:
         _print_metrics(evaluation.metrics)
 
@@ -120,11 +125,11 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Show runs side by side, with the paired difference of each to the first."""
-    from fusion import comparison
+    from fusion import checkpoint, comparison
 
     rows = comparison.compare([run if Path(run).is_dir() else run.split(",") for run in runs])
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(checkpoint.defined(rows), ensure_ascii=False))
         return
     plain_console().print(*comparison.tables(rows))
     print(comparison.NOTE)
@@ -132,7 +137,7 @@ def compare(
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
     """The scores of a run as a table, with all that is needed to quote them."""
-    from fusion import comparison
+    from fusion import comparison, intervals
 
     table = Table(
         "measure",
@@ -142,8 +147,8 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         title_justify="left",
     )
     for measure in comparison.measures_of(metrics):
-        low, high = metrics[f"{measure.name}_ci95"]
-        table.add_row(measure.title, f"{metrics[measure.name]:.4f}", f"{low:.4f} to {high:.4f}")
+        value, ends = metrics[measure.name], metrics[f"{measure.name}_ci95"]
+        table.add_row(measure.title, intervals.figure(value, ".4f"), intervals.span(ends, ".4f", " to "))
     for name in (
         "utterances",
         "of_unseen_classes",
@@ -159,7 +164,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             value = metrics[name]
             table.add_row(_LABELS.get(name, name), f"{value:,}" if isinstance(value, int) else str(value), "")
     for reason, count in metrics.get("skipped", {}).items():
-        table.add_row(f"skipped: {reason}", str(count), "")
+        table.add_row(f"skipped in all splits: {reason}", str(count), "")
     plain_console().print(table)
 
 

@@ -30,7 +30,9 @@ def align(
     from fusion.labels import count_reasons
     from fusion.run import Run
 
-    aligned, skipped = alignment.write(Run.open(run, pick_device(device)), out, pause=pause, dry_run=dry_run)
+    aligned, skipped = alignment.write(
+        Run.open(run, pick_device(device, key="--device")), out, pause=pause, dry_run=dry_run
+    )
     reasons = count_reasons(skipped)
     if as_json:
         summary = {"aligned": aligned, "skipped": reasons, "path": str(out), "dry_run": dry_run}

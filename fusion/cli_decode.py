@@ -43,7 +43,9 @@ def decode(
     def say(line: str) -> None:
         messages.print(line, highlight=False, soft_wrap=True)
 
-    result = decoding.decode(Run.open(run, pick_device(device)), beam=beam, order=order, lm=lm, text=text, say=say)
+    result = decoding.decode(
+        Run.open(run, pick_device(device, key="--device")), beam=beam, order=order, lm=lm, text=text, say=say
+    )
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:

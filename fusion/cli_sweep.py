@@ -33,7 +33,7 @@ def sweep(
     Recipes with the same cache, training rows, train.batch_seconds and seed share one pass over the cache; each
     head ends in the same weights as if `fusion train` had trained it alone, and its run goes on where it stood.
     """
-    from fusion import comparison
+    from fusion import checkpoint, comparison
     from fusion import recipe as recipes_
     from fusion.train import fit_together, outlook
 
@@ -49,7 +49,7 @@ def sweep(
         return
     rows = [{"run": str(run.path), **run.metrics()} for run in done]
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(checkpoint.defined(rows), ensure_ascii=False))
         return
     for task in dict.fromkeys(row["task"] for row in rows):
         plain_console().print(*comparison.tables([row for row in rows if row["task"] == task]))

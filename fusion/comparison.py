@@ -79,6 +79,12 @@ class _Scored:
         if here != there:
             raise UsageError(f"{self.path} is of task {here}, {first.path} of task {there}; compare one task")
         if self.table.keys() != first.table.keys():
+            splits = self.metrics["split"], first.metrics["split"]
+            if splits[0] != splits[1]:
+                raise UsageError(
+                    f"{self.path} was scored on {splits[0]}, {first.path} on {splits[1]}: runs are compared on a test "
+                    "split that they have in common; name one in section split of both recipes"
+                )
             missing = len(first.table.keys() ^ self.table.keys())
             raise UsageError(
                 f"{self.path} and {first.path} were scored on different utterances ({missing} are in one only): "
@@ -108,10 +114,10 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
             result.add_column(column, justify="right")
         for row in rows:
             difference = row.get(f"{measure.name}_difference")
-            cells = [f"{row['fusion_parameters'] / 1e3:.0f} k", f"{row[measure.name]:.3f}"]
-            cells.append("{:.3f}, {:.3f}".format(*row[f"{measure.name}_ci95"]))
+            cells = [f"{row['fusion_parameters'] / 1e3:.0f} k", intervals.figure(row[measure.name])]
+            cells.append(intervals.span(row[f"{measure.name}_ci95"]))
             if difference is not None:
-                cells += [f"{difference[0]:+.3f}", f"{difference[1]:+.3f}, {difference[2]:+.3f}"]
+                cells += [intervals.figure(difference[0], "+.3f"), intervals.span(difference[1:], "+.3f")]
             run, *others = row.get("runs", [row["run"]])
             result.add_row(f"{run} and {len(others)} more" if others else run, *cells)
         found.append(result)

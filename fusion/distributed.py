@@ -32,6 +32,10 @@ class World:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
+        # It would wait for gradients of what is empty, as the rungs of a ladder over one tap are.
+        empty = [name for name, parameter in module.named_parameters() if not parameter.numel()]
+        if empty:
+            nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, empty)
         return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def any(self, flag: bool) -> bool:
@@ -110,24 +114,29 @@ def use_threads(threads: int, device: torch.device) -> None:
     torch.set_num_threads(threads or (cores() if told else max(1, cores() - 1)))
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there."""
+def pick_device(name: str, local_rank: int = 0, key: str = "key train.device") -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there.
+
+    Args:
+        key: what the user gave it with, for the error.
+
+    Raises:
+        UsageError: it is another name, or not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"key train.device: {name!r} is not allowed, use auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"{key}: {name!r} is not allowed, use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError("key train.device: cuda is not available here, use cpu or auto")
+            raise UsageError(f"{key}: cuda is not available here, use cpu or auto")
         device = torch.device("cuda", local_rank if device.index is None else device.index)
         if (device.index or 0) >= torch.cuda.device_count():
-            raise UsageError(
-                f"key train.device: there is no {device}, this machine has {torch.cuda.device_count()} GPUs"
-            )
+            raise UsageError(f"{key}: there is no {device}, this machine has {torch.cuda.device_count()} GPUs")
     elif device.type != "cpu":
-        raise UsageError(f"key train.device: {name!r} is not allowed, use auto, cpu, cuda or cuda:N")
+        raise UsageError(f"{key}: {name!r} is not allowed, use auto, cpu, cuda or cuda:N")
     return device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -223,11 +224,15 @@ def _resolve(section: str, registry: Mapping[str, type[nn.Module]], kind: str, g
 
 
 def _typed(key: str, value: Any, default: Any) -> Any:
-    """The value in the type of the parameter's default."""
+    """The value in the type of the parameter's default. Whole numbers are sizes: of a layer, or how many there are."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if type(value) is not type(default):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         wanted = names.get(type(default), type(default).__name__)
         raise UsageError(f"key {key}: {value!r} is not allowed, use {wanted} (the default is {default!r})")
+    if type(value) is int and value < 1:
+        raise UsageError(f"key {key}: {value} is not allowed, use 1 or more (the default is {default!r})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"key {key}: {value} is not allowed, use a finite number (the default is {default!r})")
     return value

@@ -11,6 +11,7 @@ rates and the paired differences of all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -64,10 +65,26 @@ def value(statistic: Statistic, utterances: int) -> float:
 def interval(
     statistic: Statistic, utterances: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval over resampled utterances; resamples in which the statistic is undefined are left out."""
+    """95 % interval over resampled utterances; resamples in which the statistic is undefined are left out.
+
+    NaN where it is undefined in all of them.
+    """
     found = np.concatenate([statistic(weights) for weights in _draws(utterances, resamples, seed)])
-    low, high = np.percentile(found[np.isfinite(found)], [2.5, 97.5])
+    defined = found[np.isfinite(found)]
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = np.percentile(defined, [2.5, 97.5])
     return float(low), float(high)
+
+
+def figure(value: float, form: str = ".3f") -> str:
+    """A value for a table; "-" where it is undefined."""
+    return format(value, form) if math.isfinite(value) else "-"
+
+
+def span(ends: Sequence[float], form: str = ".3f", between: str = ", ") -> str:
+    """The ends of an interval for a table; "-" where they are undefined."""
+    return between.join(figure(end, form) for end in ends) if all(map(math.isfinite, ends)) else "-"
 
 
 def difference(a: Statistic, b: Statistic, utterances: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Difference:

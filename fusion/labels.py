@@ -10,6 +10,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from featcache.store import Cache
     from fusion.tasks.base import Task
 
+# csv's own limit is less than the spans of a long recording take.
+_LONGEST_CELL = 2**31 - 1
 SPLITS = ("train", "dev", "test")
 VIEWS = "views"
 """What stands for a split where a view of a row of train is skipped."""
@@ -104,6 +107,11 @@ class Columns:
             *self._cache.label_names,
             *(name for name in self._file if name not in self._cache.label_names),
         ]
+
+    @property
+    def of_file(self) -> list[str]:
+        """Those that the task's own file has."""
+        return list(self._file)
 
     def column(self, name: str, key: str) -> list[str | None]:
         """The values of a column, one a row of the cache.
@@ -275,12 +283,12 @@ def _read_records(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
                     if text.strip():
                         yield line, _json_record(path, line, text)
             elif path.suffix.lower() in (".csv", ".tsv"):
+                csv.field_size_limit(_LONGEST_CELL)
                 reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-                if "id" not in (reader.fieldnames or []):
-                    raise UsageError(
-                        f"{path} line 1: no column `id`; the header is {', '.join(reader.fieldnames or [])}"
-                    )
-                for record in reader:
+                header = _csv_header(path, reader)
+                if "id" not in header:
+                    raise UsageError(f"{path} line 1: no column `id`; the header is {', '.join(header)}")
+                for record in _csv_records(path, reader):
                     if None in record or None in record.values():
                         raise UsageError(f"{path} line {reader.line_num}: another number of cells than in the header")
                     yield reader.line_num, {name: value or None for name, value in record.items()}
@@ -288,8 +296,29 @@ def _read_records(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
                 raise UsageError(f"key task.labels_file: {path} is neither .csv, .tsv nor .jsonl")
     except OSError as error:
         raise UsageError(f"key task.labels_file: {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"key task.labels_file: {path} cannot be read: {error}; save it as UTF-8") from error
+
+
+def _csv_header(path: Path, reader: csv.DictReader[str]) -> Sequence[str]:
+    with _csv_explained(path, reader):
+        return reader.fieldnames or []
+
+
+def _csv_records(path: Path, reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    with _csv_explained(path, reader):
+        yield from reader
+
+
+@contextmanager
+def _csv_explained(path: Path, reader: csv.DictReader[str]) -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        raise UsageError(
+            f"{path} line {reader.line_num + 1}: {error}; a cell that has the separator, a quote or a line break in it "
+            "stands in quotes, with every quote in it doubled"
+        ) from error
 
 
 def _json_record(path: Path, line: int, text: str) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ A learner is fed by `fusion.stream`, alone or beside others: nothing that it doe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 
 Moments = dict[tuple[str, tuple[str, ...], bytes, int], tuple[Tensor, Tensor]]
 """What `moments` gave, by cache, taps, rows and seed."""
+
+
+class Diverged(JobError):
+    """The loss is no number. Where heads were trained together, `finished` are the others, by name."""
+
+    def __init__(self, message: str, finished: Mapping[str, Run] | None = None) -> None:
+        super().__init__(message)
+        self.finished = dict(finished or {})
 
 
 class Learner:
@@ -74,6 +82,9 @@ class Learner:
                 reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
                 listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
                 raise UsageError(f"{name} has no usable row left: {listed}")
+        for name in ("dev", "test"):
+            if len(self.splits[name]):
+                self.task.check_split(name, self.splits[name].references, self.splits[name].targets)
         self.notes = selection.notes
         self.views_unused = 0 if recipe.train.views else len(selection.views)
         self.pool = self._pool(selection.views)
@@ -85,7 +96,7 @@ class Learner:
         self.optimiser = self._build_optimiser()
         self.state = State(data=digest(self.pool.split, self.splits["dev"]))
         self.seconds = 0.0
-        self.failure: JobError | None = None
+        self.failure: Diverged | None = None
         self._loss_sum, self._loss_steps, self._last_loss = torch.zeros((), device=here.device), 0, math.nan
         self._writer: SummaryWriter | None = None
 
@@ -238,11 +249,11 @@ class Learner:
         """The mean over steps and processes since the last look; nothing is saved after one that is no number.
 
         Raises:
-            JobError: it is not finite.
+            Diverged: it is not finite.
         """
         loss = float(self.here.mean(self._loss_sum / max(self._loss_steps, 1)))
         if not math.isfinite(loss):
-            raise JobError(
+            raise Diverged(
                 f"{self.recipe.name}: the loss is {loss} around step {self.state.step}; the last good state is kept, "
                 "lower train.lr or train.clip and use --restart"
             )

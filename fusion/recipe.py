@@ -29,7 +29,7 @@ _KINDS = ("fuser", "decoder")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskRecipe(_Section):
@@ -158,8 +158,8 @@ class Recipe(_Section):
     @field_validator("name")
     @classmethod
     def _folder_name(cls, value: str) -> str:
-        if value and (not re.fullmatch(r"[\w.+=-]+(/[\w.+=-]+)*", value) or ".." in value.split("/")):
-            raise ValueError("letters, digits and . _ + = - only, with / between folders")
+        if value and (not re.fullmatch(r"[\w.+=-]+(/[\w.+=-]+)*", value) or {".", ".."} & set(value.split("/"))):
+            raise ValueError("letters, digits and . _ + = - only, with / between folders, none of them . or ..")
         return value
 
     @property

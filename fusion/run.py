@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +72,11 @@ class Files:
         return self.path / "utterances.jsonl"
 
     @property
+    def order(self) -> Path:
+        """What `pipelines reproduce` leaves beside a row of its table, which it alone goes on with."""
+        return self.path / "order.json"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tb"
 
@@ -77,6 +84,14 @@ class Files:
     def decoding(self) -> Path:
         """What `fusion decode` found: language models, lexicon, tuned weights, scores and tables."""
         return self.path / "decoding"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run was trained to its end and scored.
+
+        Scores without a step are those that an earlier `fusion eval` stored of any run.
+        """
+        return self.metrics.exists() and "best_step" in checkpoint.read_json(self.metrics)
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
@@ -153,20 +168,35 @@ class Run:
     def recipe(self) -> Recipe:
         return self.read_recipe(self.path)
 
-    @staticmethod
-    def read_metrics(path: str | Path) -> dict[str, Any]:
+    @classmethod
+    def read_metrics(cls, path: str | Path) -> dict[str, Any]:
         """The scores that a run was finished with.
 
         Raises:
             UsageError: it is not finished.
         """
         files = Files(Path(path))
-        if not files.metrics.exists():
+        if not files.finished:
             if not files.recipe.exists():
                 raise UsageError(f"{path} is not the folder of a run; `fusion train` prints it as its last line")
-            raise UsageError(f"run {path} is not finished: `fusion train {files.recipe}` goes on with it")
+            raise UsageError(f"run {path} is not finished: {cls.way_on(path)}")
         metrics: dict[str, Any] = checkpoint.read_json(files.metrics)
-        return metrics
+        return _with_undefined(metrics)
+
+    @classmethod
+    def way_on(cls, path: str | Path) -> str:
+        """The command that goes on with a run, in words."""
+        files = Files(Path(path))
+        if files.order.exists():
+            return "`pipelines reproduce` goes on with it, as a row of its table"
+        name = cls.read_recipe(path).run_name
+        place, depth = Path(path), len(Path(name).parts)
+        if place.parts[-depth:] != Path(name).parts:
+            place = place.resolve()
+        if place.parts[-depth:] != Path(name).parts:
+            return f"its recipe has the name {name!r}; move the folder back to where it ends so, and train it there"
+        runs = Path(*place.parts[:-depth])
+        return f"`fusion train {files.recipe} --runs {runs}` goes on with it"
 
     @staticmethod
     def read_table(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -226,21 +256,19 @@ class Run:
         chosen = labels.prepare(examples, split, self.task, self.head.output_frames(examples))
         if not len(chosen):
             raise UsageError(f"{split} has no usable row in {opened.path}")
-        facts: dict[str, Any] = {}
-        if self.files.metrics.exists():
-            old = self.metrics()
-            facts = {
-                key: old[key]
-                for key in ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours", "train_views")
-                if key in old
-            }
-        skipped = [skip for skip in (*selection.skipped, *chosen.skipped) if skip.split == split]
         settings = self.recipe.train
         [found] = predict_together(
             [self.reader(chosen)], opened, World(0, 1, self.device), batch_seconds=settings.batch_seconds,
             workers=settings.workers,
         )  # fmt: skip
-        return self.score(opened, chosen, found, facts | {"skipped": labels.count_reasons(skipped)})
+        return self.score(opened, chosen, found, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """What the metrics say of the training, as far as it has got: see `Learner.facts`."""
+        names = ("best_step", "steps", "seconds", "dev", "train_utterances", "train_hours", "train_views")
+        old = self.metrics() if self.files.finished else {}
+        skipped = Counter(row["reason"] for row in checkpoint.read_json_lines(self.files.skipped))
+        return {name: old[name] for name in names if name in old} | {"skipped": dict(skipped.most_common())}
 
     def reader(self, split: labels.Split) -> Reader:
         return Reader(self.head, self.task, split, self.spec.taps, self.recipe.train.precision)
@@ -323,6 +351,18 @@ class Run:
                 shape = f"(frames, {want[0]}, {want[1]})"
                 raise UsageError(f"features of shape {array.shape} do not fit: this head reads {shape}")
         return want
+
+
+def _with_undefined(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as they were written, with NaN for a score that was undefined."""
+    for measure in tasks.of_kind(metrics["task"]).measures:
+        for place, name in ((metrics, measure.name), (metrics.get("dev", {}), measure.name)):
+            if name in place and place[name] is None:
+                place[name] = math.nan
+        ends = f"{measure.name}_ci95"
+        if ends in metrics:
+            metrics[ends] = [math.nan if end is None else end for end in metrics[ends]]
+    return metrics
 
 
 def open_cache(path: str) -> Cache:

@@ -53,8 +53,14 @@ class State:
         """
         try:
             score, loss = (_number(part) for part in value["best"])
-            return cls(**(value | {"best": (score, loss), "least_loss": _number(value["least_loss"])}))
-        except (KeyError, TypeError, ValueError) as error:
+            least = _number(value["least_loss"])
+            dev, best_dev = (
+                {name: math.nan if one is None else one for name, one in value[key].items()}
+                for key in ("dev", "best_dev")
+            )
+            found = {"best": (score, loss), "least_loss": least, "dev": dev, "best_dev": best_dev}
+            return cls(**(value | found))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FeatcacheError(
                 f"the checkpoint is of another version of this program ({error}); train again with --restart"
             ) from error

@@ -22,7 +22,7 @@ from fusion.crew import Crew
 from fusion.data import Batch, Loader, Sampler, Stopwatch, most_of, pick_taps, union_of_taps
 from fusion.distributed import World
 from fusion.labels import Split
-from fusion.learner import Learner
+from fusion.learner import Diverged, Learner
 from fusion.modules.randomness import draws_from_torch
 from fusion.predict import Predictions, Reader, predict_together
 from fusion.progress import TrainingProgress, line
@@ -87,7 +87,7 @@ class Stream:
 
         Raises:
             Interrupted: a signal came; the states are saved.
-            JobError: the loss of the only learner is not finite.
+            Diverged: the loss of the only learner is not finite.
         """
         learners = [learner for learner in self.learners if learner.running]
         if not learners:
@@ -155,7 +155,7 @@ class Stream:
         for learner in looking:
             try:
                 losses.append(learner.mean_loss())
-            except JobError as error:
+            except Diverged as error:
                 if len(self.learners) == 1:
                     raise
                 learner.failure = error
@@ -192,7 +192,7 @@ class Stream:
         for learner in active:
             try:
                 learner.mean_loss()
-            except JobError as error:
+            except Diverged as error:
                 learner.failure = error
             else:
                 learner.save()

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from featcache.errors import JobError, UsageError
+from featcache.errors import UsageError
 from fusion import head
 from fusion.console import plain_console
 from fusion.distributed import World, use_threads, world
-from fusion.learner import Learner, Moments
+from fusion.learner import Diverged, Learner, Moments
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
 from fusion.stream import Interrupted, Stream, streams
@@ -82,7 +82,8 @@ def fit_together(
     Raises:
         UsageError: as for `fit`; or two recipes have one name, or want different devices or threads.
         Interrupted: a signal came; the states are saved.
-        JobError: the loss of a head is not finite (the others were finished first), or the disk is full.
+        Diverged: the loss of a head is not finite; the others were finished first.
+        JobError: the disk is full.
     """
     console = console or plain_console(stderr=True)
     recipes = [head.resolve(recipe) for recipe in recipes]
@@ -106,12 +107,17 @@ def fit_together(
             trace = None
             # A profiler sees one thread.
             stream = Stream(together, here, console, tracer or (lambda: None), in_turn=tracer is not None)
-            with tracer or nullcontext():
-                stream.run()
+            try:
+                with tracer or nullcontext():
+                    stream.run()
+            except Diverged as error:
+                if len(recipes) == 1:
+                    raise
+                together[0].failure = error
             finished |= {run.recipe.name: run for run in stream.finish() if run is not None}
     failures = [learner.failure for learner in learners if learner.failure is not None]
     if failures:
-        raise JobError("; ".join(map(str, failures)))
+        raise Diverged("; ".join(map(str, failures)), finished)
     return [finished[recipe.name] for recipe in recipes]
 
 
@@ -166,7 +172,7 @@ def _prepare(
     for recipe in recipes:
         files = Files(runs / recipe.name)
         begun = _begun(files, recipe, mode)
-        if begun and files.metrics.exists():
+        if begun and files.finished:
             if here.first:
                 text = f"run {files.path} is finished; --restart trains it anew"
                 console.print(text, highlight=False, soft_wrap=True, markup=False)
@@ -216,4 +222,4 @@ def _begun(files: Files, recipe: Recipe, mode: str) -> bool:
     return there and mode != "restart" and files.checkpoint.exists()
 
 
-__all__ = ["Interrupted", "Outlook", "Planned", "fit", "fit_together", "outlook"]
+__all__ = ["Diverged", "Interrupted", "Outlook", "Planned", "fit", "fit_together", "outlook"]

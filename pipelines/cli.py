@@ -113,11 +113,11 @@ def rate(
     as_json: Json = False,
 ) -> None:
     """Train the same recipes from one cache in several profiles: task quality by bits per value."""
-    from pipelines.figures import check_format, losses_by_rate, save
+    from pipelines.figures import check_plot, losses_by_rate, save
     from pipelines.rate import PROFILES, print_table, sweep
 
     if plot:
-        check_format(plot)
+        check_plot(plot)
     points = sweep(
         reference,
         profiles or PROFILES,
@@ -148,8 +148,10 @@ def report(
     examples: Annotated[int, typer.Option(min=0, help="Utterances with errors to show, at most, a task.")] = 24,
 ) -> None:
     """One HTML page that needs no other file: scores, curves, errors to listen to, rate, layers. Prints its path."""
+    from pipelines import outputs
     from pipelines.report import Sources, build, write
 
+    outputs.check_file(out)
     write(build(runs, Sources(manifest, rate_json, layers_json, by, examples)), out)
     print(out)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
+from featcache.errors import UsageError
 from pipelines.cli_options import DEMO_CACHE, Json
 
 
@@ -60,6 +62,9 @@ def corpus(
         hours, utterance_seconds, segment_hours, taps, channels, gpus, gpu_realtime, passes, months, gpu_dollars,
         storage_dollars_tb_month, put_dollars, get_dollars, block_cache_gb,
     )  # fmt: skip
+    for name, value in asdict(question).items():
+        if not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not an amount; give a finite number")
     found = estimates.estimate(opened, question)
     if as_json:
         print(json.dumps(asdict(found), indent=2))

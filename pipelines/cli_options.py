@@ -35,7 +35,7 @@ def seed_list(text: str) -> list[int]:
     """Whole numbers, comma separated.
 
     Raises:
-        UsageError: there is none, or something else.
+        UsageError: there is none, one twice, or something else.
     """
     try:
         seeds = [int(part) for part in split_list(text)]
@@ -43,4 +43,6 @@ def seed_list(text: str) -> list[int]:
         raise UsageError(f"seeds {text!r} are not whole numbers separated by commas") from None
     if not seeds:
         raise UsageError("no seed given: use --seeds 1 or --seeds 1,2,3")
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds {text!r} have one twice, which would count one run as two; give each once")
     return seeds

@@ -51,7 +51,7 @@ def fusers(
     from pipelines.rivals_table import print_tables
 
     if plot:
-        figures.check_format(plot)
+        figures.check_plot(plot)
     chosen = rivals.select(split_list(only))
     budget = rivals.Budget({}, tuple(seed_list(seeds)), tuple(overrides or ()), steps)
     if any(rival.features == "mel" for rival in chosen):
@@ -99,10 +99,14 @@ def rivals(
     from pipelines.studies import unique_stems
 
     if plot:
-        figures.check_format(plot)
+        figures.check_plot(plot)
     chosen = rivals_.select(split_list(only))
     budget = rivals_.Budget(
-        search.parse_grid(grid or ()), tuple(seed_list(seeds)), tuple(overrides or ()), steps, search_steps
+        search.parse_grid(grid or (), steps or search_steps),
+        tuple(seed_list(seeds)),
+        tuple(overrides or ()),
+        steps,
+        search_steps,
     )
     given = [Path(path) for path in split_list(recipes)]
     unique_stems(given or rivals_.RECIPES)
@@ -137,9 +141,11 @@ def layers(
     as_json: Json = False,
 ) -> None:
     """What each tap knows: a linear probe a tap, how alike the taps are, what trained heads make of them."""
-    from pipelines import figures
+    from pipelines import figures, outputs
     from pipelines import layers as layers_
 
+    if out:
+        outputs.check_folder(out)
     found = layers_.analyse(
         cache,
         [Path(path) for path in split_list(recipes)] or layers_.RECIPES,
@@ -155,7 +161,7 @@ def layers(
         figures.save(figures.similarity(found), out / "similarity.png")
         if found.attention:
             figures.save(figures.attention(found), out / "attention.png")
-        (out / "layers.json").write_text(json.dumps(found.as_json(), indent=2, ensure_ascii=False), encoding="utf-8")
+        outputs.write(out / "layers.json", json.dumps(found.as_json(), indent=2, ensure_ascii=False).encode())
     if as_json:
         print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -180,7 +186,7 @@ def fewshot(
     from pipelines.layers import RECIPES
 
     if plot:
-        figures.check_format(plot)
+        figures.check_plot(plot)
     sizes = fewshot_.curves(
         cache,
         [Path(path) for path in split_list(recipes)] or RECIPES,
@@ -219,7 +225,7 @@ def views(
     from pipelines.rivals import RECIPES
 
     if plot:
-        figures.check_format(plot)
+        figures.check_plot(plot)
     arms = views_.compare(
         cache,
         recipe or RECIPES[0],

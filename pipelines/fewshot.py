@@ -7,6 +7,9 @@ training rows out of the split, so that dev and test stay as they are.
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +23,14 @@ from rich.table import Table
 from featcache.console import table_console
 from featcache.errors import UsageError
 from featcache.store import Cache
-from fusion import checkpoint, labels
+from fusion import checkpoint, intervals, labels
 from fusion.recipe import Recipe
 from fusion.tasks import Measure
 from pipelines import studies
 from pipelines.studies import Score
 
 MINUTES = ("1", "10", "all")
+BY = "lang"
 LEFT_OUT = "(not in this subset)"
 
 
@@ -54,7 +58,7 @@ def curves(
     *,
     minutes: Sequence[str] = MINUTES,
     seeds: Sequence[int] = (1,),
-    by: str = "lang",
+    by: str = BY,
     steps: int = 0,
     runs: Path = Path("runs"),
     overrides: Sequence[str] = (),
@@ -70,6 +74,9 @@ def curves(
         UsageError: a number that is none, or a recipe that does not fit the cache.
     """
     asked = [(text, _minutes(text)) for text in minutes]
+    if not asked:
+        raise UsageError("no amount of speech is given: use --minutes 1,10,all for example")
+    shares = "" if by == BY else "-by-" + re.sub(r"[^\w.+-]", "_", by)
     studies.unique_stems(recipes)
     found = []
     for path in recipes:
@@ -77,7 +84,7 @@ def curves(
             wanted = []
             drawn: list[tuple[float, int]] = []
             for seed in seeds:
-                name = f"fewshot/{path.stem}-{text}min-seed{seed}"
+                name = f"fewshot/{path.stem}-{text}min{'' if math.isinf(amount) else shares}-seed{seed}"
                 recipe = studies.read(path, name, cache, seed, overrides, steps)
                 recipe, size = within(recipe, amount, by, runs / f"{name}.jsonl")
                 wanted.append(recipe)
@@ -93,11 +100,14 @@ def curves(
 def within(recipe: Recipe, minutes: float, by: str, file: Path) -> tuple[Recipe, tuple[float, int]]:
     """The recipe with at most so many minutes of its training speech, at least one utterance.
 
+    Args:
+        file: where the subset goes; beside it, where a file of another subset is there, which a run may be of.
+
     Returns:
-        The recipe, and the minutes and utterances that it learns from. `file` holds the subset.
+        The recipe, and the minutes and utterances that it learns from.
     """
     cache = Cache.open(recipe.cache)
-    rows = np.array([example.row for example in labels.select(cache, recipe).splits["train"]])
+    rows = _rows_of_train(cache, recipe)
     columns = labels.Columns(cache, recipe.task.labels_file)
     groups = columns.column(by, "by") if by in columns.names else [None] * len(cache)
     seconds = np.asarray(cache.seconds)[rows]
@@ -107,14 +117,31 @@ def within(recipe: Recipe, minutes: float, by: str, file: Path) -> tuple[Recipe,
     size = (float(seconds[inside].sum()) / 60, taken)
     if taken == len(rows):
         return recipe, size
-    out = set(rows.tolist()) - set(rows[inside].tolist())
-    task, split = columns.column(recipe.task.label, "task.label"), columns.column(recipe.split.column, "split.column")
-    lines = [
-        {"id": id_, recipe.task.label: task[row], recipe.split.column: LEFT_OUT if row in out else split[row]}
-        for row, id_ in enumerate(cache.ids)
-    ]
-    checkpoint.write_json_lines(file, lines)
-    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels_file": str(file)})}), size
+    # Also those that `limit` leaves out of `rows`: among fewer rows it would not.
+    out = set(_rows_of_train(cache, recipe.model_copy(update={"limit": 0}))) - set(rows[inside].tolist())
+    # The file stands in for the recipe's own, whose other columns may be in task.where.
+    kept = dict.fromkeys([recipe.task.label, recipe.split.column, *columns.of_file])
+    values = {name: columns.column(name, "task.labels_file") for name in kept}
+    split = values[recipe.split.column]
+    values[recipe.split.column] = [LEFT_OUT if row in out else value for row, value in enumerate(split)]
+    lines = [{"id": id_, **{name: column[row] for name, column in values.items()}} for row, id_ in enumerate(cache.ids)]
+    place = _store(checkpoint.json_lines(lines), file)
+    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels_file": str(place)})}), size
+
+
+def _rows_of_train(cache: Cache, recipe: Recipe) -> np.ndarray:
+    """int64 (utterances,), rows of the cache."""
+    return np.array([example.row for example in labels.select(cache, recipe).splits["train"]], dtype=np.int64)
+
+
+def _store(data: bytes, file: Path) -> Path:
+    """Write a file that is not there yet, or one of a name of its own where another content has the name."""
+    own = file.with_name(f"{file.stem}-{hashlib.sha256(data).hexdigest()[:8]}{file.suffix}")
+    if own.exists() or (file.exists() and file.read_bytes() != data):
+        file = own
+    if not file.exists():
+        checkpoint.write_bytes(file, data)
+    return file
 
 
 def nested(seconds: np.ndarray, groups: Sequence[str | None], seed: int) -> np.ndarray:
@@ -147,7 +174,7 @@ def print_table(sizes: Sequence[Size]) -> None:
         for size in of_task:
             cells = [size.asked, f"{size.minutes:.1f}", f"{size.utterances:,}"]
             for score in size.scores.values():
-                cells += [f"{score.value:.3f}", "{:.3f}, {:.3f}".format(*score.ci95)]
+                cells += [intervals.figure(score.value), intervals.span(score.ci95)]
             table.add_row(*cells)
         console.print(table)
 
@@ -159,6 +186,6 @@ def _minutes(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"--minutes {text!r} is neither a number above 0 nor `all`")
     return value

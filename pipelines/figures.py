@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from featcache.errors import UsageError
+from pipelines import outputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -257,25 +258,28 @@ def _panels(count: int, size: tuple[float, float], *, share: bool = True) -> tup
     return figure, list(grid[0])
 
 
-def check_format(path: Path) -> None:
-    """
+def check_plot(path: Path) -> None:
+    """Make the folder of a plot.
+
     Raises:
-        UsageError: the ending of `path` names no format of an image.
+        UsageError: the ending of `path` names no format of an image, or it cannot be written.
     """
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UsageError(f"plot {path}: write a name that ends in .png, .svg or .pdf")
+    outputs.check_file(path)
 
 
 def save(figure: Figure, path: Path) -> None:
     """
     Raises:
-        UsageError: the ending of `path` names no format of an image.
+        UsageError: as `check_plot`. JobError: as `outputs.write`.
     """
     from matplotlib import pyplot
 
-    check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    check_plot(path)
+    with io.BytesIO() as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=130)
+        outputs.write(path, file.getvalue())
     pyplot.close(figure)
 
 

@@ -115,10 +115,13 @@ def analyse(
 
     Raises:
         UsageError: a recipe does not fit the cache, or a folder is no finished run.
+        MismatchError: a head was trained on other features than those of the cache.
     """
     opened = Cache.open(str(cache))
     studies.unique_stems(recipes)
     opened_heads = [Run.open(path) for path in heads]  # a mistake shows before the probes are trained
+    for run in opened_heads:
+        run.open_cache(opened)
     wanted = [
         probe(path, tap, cache, seed, steps, overrides) for path in recipes for tap in opened.taps for seed in seeds
     ]

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from featcache.errors import UsageError
 from featcache.store import Cache
+from fusion import checkpoint
 from fusion import recipe as recipes_
 from fusion.recipe import Recipe
 from fusion.tasks import Measure
@@ -88,7 +89,7 @@ class Row:
     chosen: Point
     tap: str | None
     dev: Mapping[str, float]
-    """What the search saw, by point of the grid."""
+    """What the search saw, by point of the grid; NaN where training diverged."""
     fusion_parameters: int
     decoder_parameters: int
     utterances: int
@@ -109,7 +110,10 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         plain = ("task", "seeds", "chosen", "tap", "fusion_parameters", "decoder_parameters", "utterances", "seconds")
         values: dict[str, Any] = {"name": self.rival.name, "title": self.rival.title}
-        values |= {key: getattr(self, key) for key in plain} | {"dev": dict(self.dev), "runs": list(self.runs)}
+        values |= {key: getattr(self, key) for key in plain} | {
+            "dev": checkpoint.defined(self.dev),
+            "runs": list(self.runs),
+        }
         for name, score in self.scores.items():
             values |= score.as_json(name)
         return values

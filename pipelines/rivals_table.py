@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from featcache.console import table_console
+from fusion import intervals
 from pipelines.rivals import Row
 
 
@@ -50,8 +52,8 @@ def _scores(rows: Sequence[Row], name: str, title: str) -> Table:
         table.add_row(
             row.rival.title,
             f"{row.fusion_parameters / 1e3:.0f} k",
-            f"{score.value:.3f}",
-            "{:.3f}, {:.3f}".format(*score.ci95),
+            intervals.figure(score.value),
+            intervals.span(score.ci95),
             *(("", "") if gap is None else (f"{gap[0]:+.3f}", f"{gap[1]:+.3f}, {gap[2]:+.3f}")),
         )
     return table
@@ -63,7 +65,7 @@ def _chosen(rows: Sequence[Row]) -> Table:
         table.add_column(column)
     for row in rows:
         tap = "" if row.tap is None else f"tap {row.tap}, "
-        values = sorted(row.dev.values())
+        values = sorted(filter(math.isfinite, row.dev.values()))  # not those of a point that diverged
         spread = f"{values[0]:.3f} to {values[-1]:.3f}" if values else ""
         table.add_row(row.rival.title, tap + ", ".join(row.chosen), spread)
     return table

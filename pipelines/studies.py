@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from featcache.errors import JobError, UsageError
-from fusion import intervals, recipe, tasks
+from fusion import checkpoint, intervals, recipe, tasks
 from fusion.intervals import Statistic
 from fusion.recipe import Recipe
 from fusion.run import Run
@@ -55,7 +55,9 @@ class Score:
 
     def as_json(self, name: str) -> dict[str, Any]:
         values = {name: self.value, f"{name}_ci95": list(self.ci95), f"{name}_by_seed": list(self.by_seed)}
-        return values | {f"{name}_difference": None if self.difference is None else list(self.difference)}
+        values |= {f"{name}_difference": None if self.difference is None else list(self.difference)}
+        made: dict[str, Any] = checkpoint.defined(values)
+        return made
 
 
 def read(path: Path, name: str, cache: Path | None, seed: int, overrides: Sequence[str] = (), steps: int = 0) -> Recipe:

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from featcache import audio, upstreams
-from featcache.errors import MismatchError, UsageError
+from featcache.errors import AudioError, MismatchError
 from featcache.geometry import SAMPLE_RATE
 from featcache.spec import values_id
 from featcache.windows import stream_windows
 from fusion import checkpoint, decode
 from fusion.align import Word, align_tokens, words_of
+from fusion.distributed import pick_device
 from fusion.run import Run
 from fusion.tasks import CtcTask
 from fusion.text import BLANK
@@ -88,7 +89,8 @@ class Transcriber:
 
         Args:
             run: the run's folder.
-            device: `cpu`, `cuda`, or `auto`: a GPU where it gives the values that the head knows, else the CPU.
+            device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where it gives the values that the head knows, else
+                the CPU.
             upstream: the upstream's id where the same weights now lie elsewhere.
             other_values: take an upstream with another values id (another kind of device, say), whose
                 features may differ from those that the head was trained on.
@@ -97,10 +99,10 @@ class Transcriber:
         Raises:
             UpstreamError: the upstream cannot be loaded.
             MismatchError: the upstream gives other features than the head was trained on.
-            UsageError: there is no such decoder.
+            UsageError: there is no such decoder or device.
         """
-        if device not in ("auto", "cpu") and not device.startswith("cuda"):
-            raise UsageError(f"device {device!r} is not allowed, use auto, cpu or cuda")
+        if device != "auto":
+            pick_device(device, key="--device")
         spec = Run.read_spec(run)
         request = dict(spec.upstream) | ({"id": upstream} if upstream else {})
         config = upstreams.UpstreamConfig.model_validate(request)
@@ -120,7 +122,7 @@ class Transcriber:
         """The text of a recording of any length, rate and number of channels.
 
         Raises:
-            AudioError: the recording is empty or cannot be decoded.
+            AudioError: the recording is empty or cannot be decoded, or the model makes no numbers of it.
         """
         if not isinstance(recording, Recording):
             recording = Recording.of(recording)
@@ -148,7 +150,12 @@ class Transcriber:
         for window, pcm in stream_windows(blocks, self.upstream.geometry):
             if window.frames > 0:
                 (features,) = self.upstream.forward([pcm])
-                yield features[window.keep : window.keep + window.frames, self._taps]
+                features = features[window.keep : window.keep + window.frames]
+                # As in extraction: the text of what is no number would be empty, as of silence.
+                bad = np.flatnonzero(~np.isfinite(features).all(axis=(0, 2)))
+                if len(bad):
+                    raise AudioError(f"the model's activations are not finite from tap {self.upstream.taps[bad[0]]} on")
+                yield features[:, self._taps]
 
     def _read(self, features: Iterable[np.ndarray]) -> tuple[str, tuple[Word, ...]]:
         task = self.run.task

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from featcache.console import table_console
 from featcache.errors import UsageError
+from fusion import intervals
 from fusion.tasks import Measure
 from pipelines import studies
 from pipelines.studies import Score
@@ -71,8 +72,8 @@ def compare(
     if not any(getattr(settings, name) for name in MASKS):
         raise UsageError(f"{recipe} masks nothing: views are compared with masking; set train.mask_time for example")
     bare = [f"train.{name}=0" for name in MASKS]
-    drawn = [f"train.views={share}"]
-    arms = {"neither": bare, REFERENCE: [], "views": [*bare, *drawn], "both": drawn}
+    alone, drawn = ["train.views=0"], [f"train.views={share}"]
+    arms = {"neither": [*bare, *alone], REFERENCE: alone, "views": [*bare, *drawn], "both": drawn}
     tables: dict[str, list[studies.Table]] = {}
     measures: tuple[Measure, ...] = ()
     for arm, changes in arms.items():
@@ -94,7 +95,7 @@ def print_table(arms: Sequence[Arm]) -> None:
         for arm in arms:
             score, gap = arm.scores[measure.name], arm.scores[measure.name].difference
             cells = ("", "") if gap is None else (f"{gap[0]:+.4f}", f"{gap[1]:+.4f}, {gap[2]:+.4f}")
-            table.add_row(arm.title, f"{score.value:.4f}", "{:.4f}, {:.4f}".format(*score.ci95), *cells)
+            table.add_row(arm.title, intervals.figure(score.value, ".4f"), intervals.span(score.ci95, ".4f"), *cells)
         console.print(table)
     console.print(
         "Means over seeds on test, intervals over utterances; differences are paired on the same utterances.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ class Measure:
     higher_is_better: bool = False
 
     def cost(self, value: float) -> float:
-        """The value with a sign that makes less better."""
+        """The value with a sign that makes less better; where it is undefined nothing is worse."""
+        if math.isnan(value):
+            return math.inf
         return -value if self.higher_is_better else value
 
 
@@ -90,6 +93,16 @@ class Task(ABC):
     @abstractmethod
     def check(self, target: Sequence[int], frames: int) -> None:
         """Raises `Unusable` where this many frames of logits cannot be trained towards the target."""
+
+    def check_split(self, name: str, references: Sequence[str], targets: Sequence[Sequence[int]]) -> None:  # noqa: B027
+        """Nothing, where a task can score any rows.
+
+        Args:
+            name: dev or test, of which these are all rows, at least one.
+
+        Raises:
+            UsageError: they say nothing of what is learned from train.
+        """
 
     @abstractmethod
     def loss(self, logits: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:

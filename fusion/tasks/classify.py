@@ -16,6 +16,7 @@ from fusion.intervals import Statistic
 from fusion.recipe import TaskRecipe
 from fusion.tasks.base import Measure, Prediction, Row, Task, ratio_of
 
+_MOST_NAMED = 3
 MOST_CONFUSION = 50
 """Classes up to which the table of confusions is written out."""
 
@@ -92,6 +93,15 @@ class ClassifyTask(Task):
 
     def check(self, target: Sequence[int], frames: int) -> None:
         """One frame of logits is enough, and every row that is in the cache has it."""
+
+    def check_split(self, name: str, references: Sequence[str], targets: Sequence[Sequence[int]]) -> None:
+        if not any(targets):
+            there = ", ".join(map(repr, sorted(set(references))[:_MOST_NAMED]))
+            known = ", ".join(map(repr, self.classes[:_MOST_NAMED]))
+            raise UsageError(
+                f"key task.label: no class of {name} ({there}, ...) is one of train ({known}, ...), so nothing that is "
+                "learned can be right; split by utterance, or use another label"
+            )
 
     def loss(self, logits: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """Cross entropy in nats, the mean over utterances of a known class."""

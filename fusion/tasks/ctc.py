@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -36,6 +38,11 @@ class CtcTask(Task):
     @classmethod
     def fit(cls, recipe: TaskRecipe, labels: Sequence[str], frame_rate: float) -> CtcTask:
         """A task whose tokeniser is made from the training labels alone."""
+        if labels and all(map(_is_list, labels)):
+            raise UsageError(
+                f"key task.label: {recipe.label!r} holds lists such as {textwrap.shorten(labels[0], 40)}, and task "
+                "'ctc' learns text; use another label, or task 'tag' for spans"
+            )
         texts = [clean for label in labels if (clean := text.normalise(label, recipe.normalise))]
         if not texts:
             rule = f"after normalisation {recipe.normalise!r}"
@@ -68,6 +75,13 @@ class CtcTask(Task):
         if frames_needed(target) > frames:
             raise Unusable("more labels than frames")
 
+    def check_split(self, name: str, references: Sequence[str], targets: Sequence[Sequence[int]]) -> None:
+        if not any(reference.split() for reference in references):
+            raise UsageError(
+                f"key task.label: none of the {len(references)} references of {name} has words, so WER is undefined; "
+                "use another label or task.where"
+            )
+
     def loss(self, logits: Tensor, lengths: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
         """Negative log likelihood a token, in nats: summed over the batch, divided by its tokens."""
         log_probs_tbo = logits.float().log_softmax(-1).transpose(0, 1)
@@ -97,6 +111,16 @@ class CtcTask(Task):
         rows = evaluate.utterance_table(ids, references, predictions)
         rule = {"normalise": self.normalise, "normalise_rule": text.RULES[self.normalise]}
         return evaluate.score_rows(rows).to_json() | rule, [row.to_json() for row in rows]
+
+
+def _is_list(label: str) -> bool:
+    """Whether a label is the JSON of a list, as a column of spans has it."""
+    if not label.startswith("["):
+        return False
+    try:
+        return isinstance(json.loads(label), list)
+    except ValueError:
+        return False
 
 
 def frames_needed(target: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from featcache.errors import UsageError
 from fusion import comparison, intervals
 from fusion.tasks import Measure
-from pipelines import figures, rate, studies
+from pipelines import figures, outputs, rate, studies
 from pipelines.layers import Layers
 from pipelines.report import curves
 from pipelines.report.examples import Example, worst
@@ -126,14 +127,17 @@ def build(runs: Sequence[Path], sources: Sources) -> Page:
 
 
 def write(page: Page, out: Path) -> None:
-    """Write the page, which needs no other file and asks nothing of the network."""
+    """Write the page, which needs no other file and asks nothing of the network.
+
+    Raises:
+        JobError: it cannot be written.
+    """
     from jinja2 import Environment, PackageLoader
 
     loader = PackageLoader("pipelines", "report")
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     text = environment.get_template("page.html.j2").render(page=page)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    outputs.write(out, text.encode())
 
 
 def _section(runs: Sequence[Finished], sources: Sources, recordings: Recordings | None) -> Section:
@@ -161,7 +165,7 @@ def _section(runs: Sequence[Finished], sources: Sources, recordings: Recordings 
 
 
 def _cells(measure: Measure, rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    ends = [end for row in rows for end in row[f"{measure.name}_ci95"]]
+    ends = [end for row in rows for end in row[f"{measure.name}_ci95"] if math.isfinite(end)] or [0.0]
     first, span = min(ends), max(max(ends) - min(ends), 1e-9)
     cells = []
     for row in rows:

@@ -104,7 +104,8 @@ def reproduce(
         overrides: recipe keys for every row, after those of the scale.
 
     Raises:
-        UsageError: an unknown scale or row, settings that a recipe does not take, or no GPU where one is needed.
+        UsageError: an unknown scale or row, settings that a recipe does not take, a recipe of another task than ctc,
+            or no GPU where one is needed.
         Interrupted: a signal came. JobError: a row could not be trained. The same command goes on.
     """
     console = console or plain_console(stderr=True)
@@ -112,6 +113,11 @@ def reproduce(
     cache = cache or default_cache(model, manifest)
     place = [f"cache={json.dumps(str(cache))}"]
     shared = recipe.read(base, [*budget.overrides, *overrides, *place])
+    if shared.task.kind != "ctc":
+        raise UsageError(
+            f"key task.kind of {base}: the table is of word error rates, and task {shared.task.kind!r} has none; give "
+            "--recipe a recipe of task ctc"
+        )
     device = _device(budget, shared)
     console.print(budget_line(budget, shared), highlight=False, soft_wrap=True)
     extraction = extract(manifest, cache, model, device)

@@ -55,11 +55,11 @@ class Order(BaseModel):
 
     @property
     def place(self) -> Path:
-        return self.folder / "order.json"
+        return Files(self.folder).order
 
     @property
     def finished(self) -> bool:
-        return Files(self.folder).metrics.exists() and Measured.place(self.folder).exists()
+        return Files(self.folder).finished and Measured.place(self.folder).exists()
 
     def same_as(self, other: Order) -> bool:
         """Whether both give the same row."""

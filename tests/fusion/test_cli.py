@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from fusion.cli import app
 from fusion.console import plain_console
+from fusion.run import Run
+from fusion.stream import Stream
 from tests.fusion.speech import toy_cache, toy_recipe
 
 
@@ -64,6 +66,49 @@ def test_eval_of_dev_leaves_the_scores_of_test_alone(place: Path) -> None:
     assert (place / "runs/a/metrics.json").read_bytes() == before
 
 
+def test_eval_leaves_the_metrics_of_a_finished_run_as_training_wrote_them(place: Path) -> None:
+    trained = (place / "runs/b/metrics.json").read_bytes()
+    assert json.loads(trained)["skipped"]["more labels than frames"] == 1  # a row of train
+    assert "skipped in all splits: more" in call("eval", place / "runs/b").stdout
+    assert (place / "runs/b/metrics.json").read_bytes() == trained
+
+
+def stopped(_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_eval_does_not_finish_an_interrupted_run(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["train", place / "toy.toml", "--set", "name=deep/run", "--runs", tmp_path / "own"]
+    run = tmp_path / "own/deep/run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "finish", stopped)
+        call(*arguments)
+    done = call("eval", run)
+    assert done.exit_code == 0 and "WER" in done.stdout
+    way = f"`fusion train {run}/recipe.toml --runs {tmp_path}/own` goes on with it"
+    assert "are not stored" in done.stderr and way in done.stderr
+    assert not (run / "metrics.json").exists() and not (run / "utterances.jsonl").exists()
+    assert way in call("compare", run).stderr
+    scores = call("eval", run, "--json").stdout
+    (run / "metrics.json").write_text(scores)  # as earlier versions did
+    assert way in call("compare", run).stderr
+    assert "is finished" not in call("train", run / "recipe.toml", "--runs", tmp_path / "own").stderr
+    assert json.loads((run / "metrics.json").read_text())["dev"]
+
+
+def test_the_way_on_with_a_run_is_one_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x/deep/run").mkdir(parents=True)
+    (tmp_path / "x/deep/run/recipe.toml").write_text('cache = "c"\nname = "deep/run"\n')
+    monkeypatch.chdir(tmp_path / "x/deep/run")
+    assert Run.way_on(".") == f"`fusion train recipe.toml --runs {tmp_path}/x` goes on with it"
+    monkeypatch.chdir(tmp_path / "x")
+    assert Run.way_on("deep/run") == "`fusion train deep/run/recipe.toml --runs .` goes on with it"
+    Path("deep/run").rename("moved")
+    assert "has the name 'deep/run'; move the folder back" in Run.way_on("moved")
+    Path("moved/order.json").write_text("{}")
+    assert "`pipelines reproduce`" in Run.way_on("moved")
+
+
 def test_eval_takes_another_encoding_but_no_other_features(place: Path, tmp_path: Path) -> None:
     other = toy_cache(tmp_path / "int8", profile="int8")
     metrics = json.loads(call("eval", place / "runs/b", "--cache", other, "--json").stdout)
@@ -104,6 +149,17 @@ def test_compare_refuses_other_utterances(place: Path, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "different utterances (3 are in one only)" in done.stderr
 
 
+def test_compare_names_the_splits_that_differ(place: Path, tmp_path: Path) -> None:
+    done = call(
+        "train", place / "toy.toml", "--set", "name=dev", "--set", "split.test=none", "--set", "train.steps=1",
+        "--runs", tmp_path,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    done = call("compare", place / "runs/a", tmp_path / "dev")
+    assert done.exit_code == 2 and "dev was scored on dev" in done.stderr and "a on test" in done.stderr
+    assert "a test split that they have in common" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
@@ -116,6 +172,7 @@ def test_compare_refuses_other_utterances(place: Path, tmp_path: Path) -> None:
         (["train", "{toml}", "--set", "fuser.taps=[9]"], 2, "key fuser.taps"),
         (["train", "{toml}", "--resume", "--restart"], 2, "exclude each other"),
         (["train", "{toml}", "--resume", "--set", "name=new"], 2, "no run"),
+        (["eval", "nowhere", "--device", "tpu"], 2, "--device: 'tpu'"),
         (["eval", "nowhere"], 2, "head.json is not there"),
         (["compare", "nowhere"], 2, "not the folder of a run"),
         (["train", "{toml}", "--bad"], 2, "No such option"),

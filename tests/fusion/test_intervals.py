@@ -122,3 +122,11 @@ def test_differences_are_paired() -> None:
     low, high = intervals.interval(intervals.ratio(better, ones), 300)
     assert found.low < found.diff < found.high < 0 and found.high - found.low < (high - low) / 1.5
     assert intervals.difference(f1([("a", "a")]), f1([("a", "a")]), 1) == (0, 0, 0)
+
+
+def test_a_statistic_that_is_undefined_has_an_undefined_interval() -> None:
+    undefined = intervals.ratio([1.0, 2.0], [0.0, 0.0])
+    assert np.isnan(intervals.interval(undefined, 2)).all()
+    assert np.isnan(intervals.difference(undefined, undefined, 2)).all()
+    assert intervals.figure(float("nan")) == "-" == intervals.span([float("nan")] * 2)
+    assert intervals.figure(0.5) == "0.500" and intervals.span((0.25, 0.5), "+.1f", " to ") == "+0.2 to +0.5"

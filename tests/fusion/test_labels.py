@@ -116,6 +116,9 @@ def test_a_column_of_its_own_is_a_label(cache: Cache, tmp_path: Path) -> None:
         ("x.csv", "name,text\na,b\n", "no column `id`"),
         ("x.csv", "id,text\na,b,c\n", "line 2: another number of cells"),
         ("x.csv", "id,text\na,b\na,c\n", "line 3: id 'a' is there twice"),
+        ("x.csv", 'id,text\na,"b\nb,c\n', "line 2: unexpected end of data; a cell that has the separator"),
+        ("x.csv", 'id,text\na,"b" c\n', "line 2: .* expected after"),
+        ("x.csv", 'id,"te"xt\n', "line 1: .* expected after"),
         ("x.jsonl", '{"id": "a"}\n{"text": 1}\n', "line 2: no `id`"),
         ("x.jsonl", "{id}\n", "line 1: not JSON"),
         ("x.jsonl", "[1]\n", "line 1: not a JSON object"),
@@ -128,6 +131,14 @@ def test_a_bad_labels_file_is_explained(cache: Cache, tmp_path: Path, name: str,
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=words.replace("`", ".")):
         select(cache, f"task.labels_file={tmp_path / name}")
+
+
+def test_a_bad_encoding_is_named_as_such_and_a_long_cell_is_read(cache: Cache, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("id,text\na,\xfcber\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="save it as UTF-8"):
+        select(cache, f"task.labels_file={tmp_path}/x.csv")
+    (tmp_path / "long.csv").write_text("id,text\na," + "x" * 300_000 + "\n")
+    assert len(select(cache, f"task.labels_file={tmp_path}/long.csv").labels("train")[0]) == 300_000
 
 
 @pytest.mark.parametrize(

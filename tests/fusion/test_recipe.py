@@ -69,6 +69,16 @@ def test_overrides_are_toml_values_or_bare_words() -> None:
         ("decoder.dropout=true", ["decoder.dropout", "a number"]),
         ("decoder.kind=gru", ["decoder.kind", "blstm"]),
         ("fuser.kind=tap", ["fuser.tap is missing"]),
+        ("name=.", ["name", "letters"]),
+        ("name=a/./b", ["name", "letters"]),
+        ("train.lr=inf", ["train.lr", "finite number"]),
+        ("train.batch_seconds=inf", ["train.batch_seconds", "finite number"]),
+        ("fuser.gate_start=inf", ["fuser.gate_start", "finite number"]),
+        ("fuser.branch_scale=nan", ["fuser.branch_scale", "finite number"]),
+        ("fuser.width=0", ["fuser.width: 0", "1 or more"]),
+        ("decoder.hidden=-1", ["decoder.hidden: -1", "1 or more"]),
+        ("decoder.layers=0", ["decoder.layers: 0", "1 or more"]),
+        ("decoder.stack=0", ["decoder.stack: 0", "1 or more"]),
     ],
 )
 def test_an_error_is_one_line_with_the_key_and_what_is_allowed(override: str, words: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from featcache.errors import UsageError
-from fusion import Run, compare, comparison, recipe, tasks
+from fusion import Run, checkpoint, compare, comparison, intervals, recipe, tasks
 from fusion import train as training
+from fusion.cli import app
 from fusion.labels import Unusable
+from fusion.learner import Learner
 from fusion.recipe import TaskRecipe
-from fusion.tasks import ClassifyTask, TagTask
+from fusion.state import State
+from fusion.tasks import ClassifyTask, Measure, TagTask
 from fusion.tasks.tag import BACKGROUND, read_spans
 from tests.fusion.speech import toy_recipe
 from tests.helpers import make_cache
@@ -41,6 +46,45 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(cache: Path, runs: Path, *overrides: str, steps: int = 60) -> Run:
     return training.fit(recipe.parse(toy_recipe(cache, steps, "linear"), [*CLASSIFY, *overrides]), runs=runs)
+
+
+def test_a_split_of_which_nothing_is_learned_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "step", None)
+    rng = np.random.default_rng(0)
+    features = {f"u{i}": rng.standard_normal((9, 3, 8)).astype(np.float32) for i in range(8)}
+    split = ["train"] * 4 + ["dev"] * 2 + ["test"] * 2
+    labels = {f"u{i}": {"lang": "xyxyxyvw"[i], "text": "a" if i < 4 else "  ", "split": split[i]} for i in range(8)}
+    place = make_cache(tmp_path / "cache", features, labels)
+    with pytest.raises(UsageError, match=r"no class of test \('v', 'w', ...\) is one of train \('x', 'y', ...\)"):
+        train(place, tmp_path)
+    spoken = ["task.kind=ctc", "task.label=text", "task.normalise=none", "decoder.kind=linear"]
+    with pytest.raises(UsageError, match="none of the 2 references of dev has words"):
+        training.fit(recipe.parse(toy_recipe(place, 5, "linear"), spoken), runs=tmp_path)
+    spoken[1] = "task.label=spans"
+    (tmp_path / "own.jsonl").write_text("".join(f'{{"id": "u{i}", "spans": [["a", 0, 1]]}}\n' for i in range(8)))
+    with pytest.raises(UsageError, match="'spans' holds lists such as .*, and task 'ctc' learns text"):
+        training.fit(
+            recipe.parse(toy_recipe(place, 5, "linear"), [*spoken, f"task.labels_file={tmp_path}/own.jsonl"]),
+            runs=tmp_path,
+        )
+
+
+def test_an_undefined_score_is_the_worst_and_null_on_disk(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undefined = Measure("eer", "EER", lambda rows: intervals.ratio([0.0] * len(rows), [0.0] * len(rows)))
+    monkeypatch.setattr(ClassifyTask, "measures", (*ClassifyTask.measures[:2], undefined))
+    run = train(cache, tmp_path, "train.metric=eer", steps=20)
+    assert "NaN" not in run.files.metrics.read_text() and "NaN" not in run.files.state.read_text()
+    metrics = run.metrics()
+    assert np.isnan([metrics["eer"], *metrics["eer_ci95"], metrics["dev"]["eer"]]).all() and metrics["best_step"]
+    assert np.isnan(State.from_json(checkpoint.load(run.files.checkpoint)[1]).best_dev["eer"])
+    shown = CliRunner().invoke(app, ["eval", str(run.path)])
+    assert re.search(r"EER +│ - +│ - +│", shown.stdout)
+    assert json.loads(CliRunner().invoke(app, ["eval", str(run.path), "--json"]).stdout)["eer_ci95"] == [None, None]
+    assert CliRunner().invoke(app, ["compare", str(run.path), str(run.path)]).exit_code == 0
 
 
 def test_a_class_of_any_column_is_learnt_and_measured(cache: Path, tmp_path: Path) -> None:

@@ -13,13 +13,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from featcache.errors import JobError, MismatchError, UsageError
 from fusion import Run, checkpoint, evaluate, optimiser, recipe, stream, tasks
 from fusion import train as training
 from fusion.data import Batch
+from fusion.distributed import World
+from fusion.head import Head
 from fusion.learner import Learner
+from fusion.modules import build_decoder, build_fuser
 from fusion.predict import Predictions, predict_together
 from fusion.recipe import Recipe, TrainRecipe
 from tests.fusion.speech import toy_cache, toy_recipe, utterances
@@ -286,3 +290,16 @@ def test_a_trace_says_where_the_time_of_steps_went(tmp_path: Path) -> None:
     last = log.getvalue().splitlines()[-1]
     assert last.startswith("no trace: nothing was left to train; --restart trains anew") and str(tmp_path) in last
     assert not (tmp_path / "none.json").exists()
+
+
+def test_several_processes_share_a_module_with_empty_parameters(tmp_path: Path) -> None:
+    """A ladder over one tap has no rungs."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        head = Head(build_fuser("ladder", 1, 8), build_decoder("linear", 128, 4), 1, 8)
+        model = World(0, 2, torch.device("cpu")).wrap(head)
+        for _ in range(2):
+            logits, _ = model(torch.randn(2, 5, 1, 8), torch.tensor([5, 3]))
+            logits.sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()

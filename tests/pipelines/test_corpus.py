@@ -188,3 +188,8 @@ def test_the_command_prints_what_it_assumes(place: Path) -> None:
     checked = CliRunner().invoke(app, ["corpus", "--cache", str(place), "--check", "--json"])
     assert json.loads(checked.stdout)[-1]["kind"] == "in all"
     assert "difference" in CliRunner().invoke(app, ["corpus", "--cache", str(place), "--check"]).output
+
+
+def test_an_amount_without_end_is_refused(place: Path) -> None:
+    done = CliRunner().invoke(app, ["corpus", "--cache", str(place), "--hours", "inf", "--gpu-realtime", "1"])
+    assert isinstance(done.exception, UsageError) and "--hours inf is not an amount" in str(done.exception)

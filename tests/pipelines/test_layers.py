@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from featcache.errors import MismatchError
 from fusion.modules.hff import HFF
 from fusion.modules.rivals import Ladder, LastTap, WeightedSum
 from fusion.run import Run
@@ -103,3 +104,16 @@ def test_json_plots_and_table(found: tuple[Path, Layers], tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert "asr WER" in out and f"{result.curves[0].scores[1].value:.3f}" in out
     assert f"{result.attention[0].silenced[-1]:+.3f}" in out
+
+
+def test_a_head_of_other_features_is_refused_before_the_probes_are_trained(
+    found: tuple[Path, Layers], tmp_path: Path
+) -> None:
+    place, _ = found
+    toy_cache(tmp_path / "cache", 30, taps=2)
+    with pytest.raises(MismatchError, match="was trained on features"):
+        layers.analyse(
+            tmp_path / "cache", [place / "asr.toml"], heads=[place / "hff"], runs=tmp_path, overrides=OVERRIDES,
+            console=Console(quiet=True),
+        )  # fmt: skip
+    assert not (tmp_path / "layers").exists()

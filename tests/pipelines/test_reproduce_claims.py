@@ -24,7 +24,7 @@ def make_row(folder: Path, name: str, errors: list[int], **values: float) -> Row
         for i, n in enumerate(errors)
     ]
     (run / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (run / "metrics.json").write_text(json.dumps({"task": "ctc"}))
+    (run / "metrics.json").write_text(json.dumps({"task": "ctc", "best_step": 1}))
     wer = sum(errors) / (WORDS * len(errors))
     fields = {
         "name": name, "title": name, "wer": wer, "wer_ci95": (wer, wer), "cer": wer, "dev_wer": wer,
@@ -149,3 +149,10 @@ def test_rows_differ_in_their_fuser_alone() -> None:
         assert [key for key in changed if key != "name" and not key.startswith("fuser.")] == []
         assert settings.fuser.parameters["width"] == 64
     assert len({settings.name for settings in made}) == len(made)
+
+
+def test_a_recipe_without_word_errors_is_refused_at_once(tmp_path: Path) -> None:
+    lang = entries.BASE_RECIPE.with_name("lang.toml")
+    with pytest.raises(UsageError, match=r"lang\.toml: the table is of word error rates, and task 'classify' has none"):
+        table.reproduce("smoke", "package:none", tmp_path / "none.jsonl", tmp_path / "cache", base=lang)
+    assert not (tmp_path / "cache").exists()

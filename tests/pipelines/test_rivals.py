@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.console import Console
 from featcache import Cache
 from featcache.errors import JobError, UsageError
 from fusion import recipe, tasks
+from fusion.data import Batch
 from fusion.learner import Learner
 from fusion.run import Run
 from pipelines import figures, rivals, search, studies
@@ -105,6 +107,9 @@ def test_names_of_rivals_and_points_of_the_grid() -> None:
         search.parse_grid(["fuser.dropout=0.1"])
     with pytest.raises(UsageError, match="KEY=VALUE,VALUE"):
         search.parse_grid(["train.lr"])
+    assert search.parse_grid(["train.steps=5,9"]) == {"train.steps": ("5", "9")}
+    with pytest.raises(UsageError, match="train.steps has no effect beside --steps"):
+        search.parse_grid(["train.steps=5,9"], steps=7)
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +219,31 @@ def test_a_task_without_its_labels_is_left_out(tmp_path: Path, monkeypatch: pyte
     console = Console(record=True, quiet=False, file=(tmp_path / "log").open("w"))
     assert [path.stem for path in rivals.usable(rivals.RECIPES, console)] == ["asr", "lang"]
     assert "vad is left out: runs/asr/alignment.jsonl is not there" in console.export_text()
+
+
+def test_a_point_that_diverges_is_the_worst(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it shares no pass with the others, as another size of batch does not."""
+    step = Learner.step
+
+    def spoiled(self: Learner, batch: Batch) -> None:
+        step(self, batch)
+        if self.recipe.train.lr > 1:
+            self._loss_sum *= float("nan")
+
+    monkeypatch.setattr(Learner, "step", spoiled)
+    base = tmp_path / "asr.toml"
+    base.write_text(toy_recipe(toy_cache(tmp_path / "cache", 30), 4, "linear"))
+    overrides = ("train.workers=0", "train.mask_taps=0.0")
+    told = io.StringIO()
+    for key, good in (("train.lr", "0.01"), ("train.batch_seconds", "5.0")):
+        budget = Budget({"train.lr": ("1000", "0.01"), "train.batch_seconds": ("6.0", "5.0")}, (1,), overrides)
+        if key == "train.lr":
+            budget = replace(budget, grid={key: ("1000", good)})
+        field_ = field(base, tmp_path / "cache", tmp_path / key, budget)
+        [row] = rivals.compare(replace(field_, console=Console(file=told, width=500)), select(["last"]))
+        assert "lr1000 diverged" in told.getvalue() or "lr1000-batch_seconds5.0 diverged" in told.getvalue()
+        assert "train.lr=0.01" in row.chosen and None in row.as_json()["dev"].values()
+        print_tables([row], [])
+    hopeless = field(base, tmp_path / "cache", tmp_path / "none", Budget({"train.lr": ("1e3", "1e4")}, (1,), overrides))
+    with pytest.raises(JobError, match="the loss is nan"):
+        rivals.compare(hopeless, select(["last"]))

@@ -1,10 +1,20 @@
-"""Where a long recording's text is cut."""
+"""Where a long recording's text is cut, and what cannot be transcribed."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
 import torch
 
-from pipelines.transcribe import stretches
+from featcache import upstreams
+from featcache.errors import AudioError, UsageError
+from featcache.geometry import Geometry
+from fusion.run import Run
+from pipelines.transcribe import Transcriber, stretches
 
 RATE = 10.0
 
@@ -38,3 +48,30 @@ def test_without_a_pause_the_longest_gap_and_without_any_the_limit() -> None:
 
 def test_nothing_gives_nothing() -> None:
     assert list(stretches([], RATE)) == []
+
+
+def test_a_recording_whose_activations_are_not_numbers_is_an_error() -> None:
+    """As in extraction, which leaves it out: its text would be empty, as that of silence."""
+
+    class Upstream:
+        taps = ("0", "1", "final")
+        geometry = Geometry.whisper()
+
+        def forward(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            made = np.zeros((self.geometry.frames(len(waves[0])), 3, 4), np.float32)
+            if np.abs(waves[0]).max() > 1e20:
+                made[-1, 1:] = np.nan
+            return [made]
+
+    run = SimpleNamespace(spec=SimpleNamespace(taps=("0",), channels=4))
+    transcriber = Transcriber(cast(Run, run), cast(upstreams.Upstream, Upstream()))
+    waves = np.ones(16_000, np.float32)
+    assert transcriber.features(waves).shape == (50, 1, 4)
+    with pytest.raises(AudioError, match="activations are not finite from tap 1 on"):
+        transcriber.features(1e30 * waves)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cudax", "tpu"])
+def test_a_device_that_is_not_there_is_refused_first(device: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="^--device: "):
+        Transcriber.load(tmp_path, device=device)

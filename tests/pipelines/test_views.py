@@ -20,7 +20,7 @@ QUIET = Console(quiet=True)
 def test_four_arms_of_one_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "asr.toml"
     recipe.write_text(toy_recipe(views_cache(tmp_path / "cache"), 10, "linear"))
-    settings = ("train.workers=0", "train.mask_time=0.1")
+    settings = ("train.workers=0", "train.mask_time=0.1", "train.views=0.3")
     arms = views.compare(
         tmp_path / "cache", recipe, seeds=[1, 2], share=0.7, runs=tmp_path, overrides=settings, console=QUIET
     )
