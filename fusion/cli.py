@@ -164,7 +164,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
             value = metrics[name]
             table.add_row(_LABELS.get(name, name), f"{value:,}" if isinstance(value, int) else str(value), "")
     for reason, count in metrics.get("skipped", {}).items():
-        table.add_row(f"skipped in all splits: {reason}", str(count), "")
+        table.add_row(f"skipped, any split: {reason}", str(count), "")
     plain_console().print(table)
 
 
