@@ -178,8 +178,8 @@ def extract_command(
         left_out = sum(segment.seal.quarantined for segment in job.cache.segments)
         if left_out:
             note(
-                f"left out: {left_out}; `featcache status {cache}` says why, and `featcache forget {cache} "
-                "--where id=ID` and this command try one again that is mended"
+                f"left out in all of {cache}: {left_out} (`featcache status {cache}` lists them); to try one again "
+                f"once it is mended: `featcache forget {cache} --where id=ID`, then this command"
             )
     else:
         note(f"written: shards {done.shards}, {size_text(done.bytes)}; utterances left out: {len(done.quarantined)}")

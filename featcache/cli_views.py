@@ -217,6 +217,8 @@ def print_status(view: dict[str, Any], as_json: bool) -> None:
 
 def print_report(report: Report, place: str, as_json: bool) -> None:
     """What `verify` found."""
+    from featcache.verify import proves
+
     if as_json:
         return print_json({**asdict(report), "whole": report.whole})
     print(
@@ -231,8 +233,10 @@ def print_report(report: Report, place: str, as_json: bool) -> None:
         note(f"{len(report.not_pulled)} shard files were not pulled: this is a partial copy, and whole as such")
     if report.unsealed:
         note(f"{report.unsealed[0]} is not finished: `featcache extract` goes on with it, `featcache gc` removes it")
-    for key in report.unknown[:10]:
-        note(f"  not part of the cache: {key} (`featcache gc {place}` removes it)")
+    # What it is that proves the others must be whole for that.
+    if not any(proves(problem.key) for problem in report.problems):
+        for key in report.unknown[:10]:
+            note(f"  not part of the cache: {key} (`featcache gc {place}` removes it)")
     return None
 
 

@@ -36,7 +36,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
         if problem is not None:
             raise CacheError(
                 f"{place}/{problem.key} {problem.what}, so that it is not known what belongs to the cache and nothing "
-                f"is removed: run `featcache repair MANIFEST {place}` first"
+                f"is removed: first run `featcache repair MANIFEST {place}`, or restore it from a copy of the cache"
             )
         keys = unfinished + report.unknown
         if delete:

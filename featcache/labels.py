@@ -14,7 +14,7 @@ from featcache.ledger import LABELS_PROOF
 # Names with a meaning of their own below `labels/`, or anywhere in a cache.
 TAKEN = ("zarr.json", LABELS_PROOF, "leases")
 # Bytes of UTF-8: file systems take 255, some that encrypt names less.
-LONGEST_NAME = 200
+LONGEST_NAME = 255
 
 
 def check_name(name: str) -> None:

@@ -69,6 +69,25 @@ def calibration_names(storage: Storage) -> list[str]:
     return sorted(part[1] for part in parts if len(part) == 3 and part[2] == "zarr.json")
 
 
+def is_calibration(key: str) -> bool:
+    """Whether a key is that of a file of the calibration."""
+    folder, *rest = key.split("/")
+    return folder == CALIBRATION and (rest == ["zarr.json"] or _is_of_array(rest[1:]))
+
+
+def is_metadata(key: str, planes: Sequence[str]) -> bool:
+    """Whether a key, relative to its segment, is that of a file beside shards, ledger, labels and seal."""
+    folder, *rest = key.split("/")
+    if folder == "index":
+        return rest == ["zarr.json"] or _is_of_array(rest[1:])
+    return key in ("zarr.json", "plan.json") or (folder in planes and rest == ["zarr.json"])
+
+
+def _is_of_array(parts: Sequence[str]) -> bool:
+    """Whether a path below an array's folder is its metadata or a chunk."""
+    return list(parts) == ["zarr.json"] or (list(parts[:1]) == ["c"] and all(part.isdecimal() for part in parts[1:]))
+
+
 def next_segment(names: Sequence[str]) -> str:
     """The name of a new segment, given those of the ones that are there; one may have been taken out."""
     numbers = (name.removeprefix(f"{SEGMENTS}/") for name in names)
@@ -246,6 +265,8 @@ __all__ = [
     "Files",
     "LargeFiles",
     "calibration_names",
+    "is_calibration",
+    "is_metadata",
     "is_shard",
     "next_segment",
     "read_attributes",

@@ -40,6 +40,7 @@ from featcache.s3 import S3Settings, S3Url
 from featcache.storage import LocalStorage
 from featcache.store import Cache
 from featcache.transfer import JOBS, Remote, S5cmd
+from featcache.turns import adding
 
 # Threads that write small files.
 WRITERS = 16
@@ -88,17 +89,18 @@ def pull(
         if result.bytes > storage.free_bytes():
             free = size_text(storage.free_bytes())
             raise JobError(f"{storage} needs {size_text(result.bytes)} and its disk has {free} free: free some space")
-        for key in sorted(withdrawn):
-            storage.delete(key)
-        _write(storage, staged, plain, DATA)
-        storage.delete_temporary("")
-        _fetch(client, url, storage, {key: wanted[key] for key in sorted(todo)})
-        if missing:
-            write_origin(storage, str(url))
-        for phase in (RECORDS, SEALS, ROOT):
-            _write(storage, staged, plain, phase)
-        if not missing:
-            write_origin(storage, None)
+        with adding(storage):
+            for key in sorted(withdrawn):
+                storage.delete(key)
+            _write(storage, staged, plain, DATA)
+            storage.delete_temporary("")
+            _fetch(client, url, storage, {key: wanted[key] for key in sorted(todo)})
+            if missing:
+                write_origin(storage, str(url))
+            for phase in (RECORDS, SEALS, ROOT):
+                _write(storage, staged, plain, phase)
+            if not missing:
+                write_origin(storage, None)
     Cache.open(str(storage))
     return result
 
@@ -175,7 +177,7 @@ def _refuse_other_place(
         fixed = phase_of(key) in (SEALS, ROOT) or key.endswith("/plan.json")
         if fixed and storage.read(key) not in (None, staged.read(key)):
             raise MismatchError(
-                f"{storage} holds another cache ({key} differs): {forgotten_or(key, storage)}give another folder"
+                f"{storage} holds another cache ({key} differs): {forgotten_or(key, url, storage)}give another folder"
             )
     seals = (f"{name}/seal.json" for name in layout.segments(storage))
     extra = extra_segment(filter(storage.exists, seals), wanted)

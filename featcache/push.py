@@ -114,7 +114,8 @@ def _refuse_other_target(
     for key in sorted(provers, key=phase_of, reverse=True):
         if b"".join(client.read(url.of(key))) != storage.read(key):
             raise MismatchError(
-                f"{url} holds another cache than {storage} ({key} differs): {forgotten_or(key, url)}give another prefix"
+                f"{url} holds another cache than {storage} ({key} differs): {forgotten_or(key, storage, url)}"
+                "give another prefix"
             )
     extra = extra_segment((key for key in there if phase_of(key) == SEALS), wanted)
     if extra is not None:

@@ -100,11 +100,15 @@ def extra_segment(sealed: Iterable[str], wanted: Mapping[str, FileProof]) -> str
     return next((key.removesuffix("/seal.json") for key in sorted(sealed) if key not in wanted), None)
 
 
-def forgotten_or(key: str, target: object) -> str:
-    """What to do about a file that differs at the target, where that may be for a removal at the source."""
+def forgotten_or(key: str, source: object, target: object) -> str:
+    """What to do about a file that differs, where that may be for a removal on one side."""
     if phase_of(key) != SEALS:
         return ""
-    return f"if something was forgotten on the other side since, `featcache forget {target} --where ...` it; else "
+    forget = "`featcache forget {} --where ...`"
+    return (
+        f"if something was forgotten in one of them, forget the same in the other ({forget.format(source)} or "
+        f"{forget.format(target)}), else "
+    )
 
 
 def refuse_half_forgotten(place: str, marked: bool) -> None:

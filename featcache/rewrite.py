@@ -77,8 +77,8 @@ def refuse_more(target: Storage, names: Collection[str]) -> None:
     for name in layout.segments(target):
         if name not in names:
             raise MismatchError(
-                f"{target} holds {name}, which its source does not have (any more): give a new or an empty "
-                f"folder, or remove {target}/{name} if it was forgotten there"
+                f"{target} holds {name}, which this command would not write: give a new or an empty folder; if "
+                f"something was forgotten in the source since, `featcache forget {target} --where ...` does the same"
             )
 
 

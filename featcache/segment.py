@@ -233,7 +233,10 @@ class Segment:
         Raises:
             CacheError: it has.
         """
-        if self.storage.read(f"{self.name}/seal.json") != to_bytes(self.seal):
+        data = self.storage.read(f"{self.name}/seal.json")
+        if data is None and not self.storage.exists(layout.ROOT):
+            raise CacheError(f"{self.storage} is no longer there (moved, unmounted, removed): open it where it is now")
+        if data != to_bytes(self.seal):
             raise CacheError(
                 f"{self.storage}/{self.name} is not the one that this process has opened, as something was taken out "
                 "of the cache since (`featcache forget`): open it again"

@@ -21,6 +21,7 @@ from pathlib import Path
 import zarr.abc.store
 import zarr.storage
 
+from featcache import layout
 from featcache.errors import CacheError, JobError
 from featcache.process import left_by_the_dead, own_name
 from featcache.s3 import S3Settings, S3Url, is_s3
@@ -154,15 +155,18 @@ class LocalStorage(Storage):
         return None
 
     def identity(self, key: str) -> tuple[int, ...] | None:
+        # Every read asks for it, and a `Path` takes longer to make than the answer.
+        path = os.path.join(self.root, key)
         try:
-            # Every read asks for it, and a `Path` takes longer to make than the answer.
-            found = os.stat(os.path.join(self.root, key))
-        except (FileNotFoundError, NotADirectoryError):
+            found = os.stat(path)
+        except OSError as error:
+            with _found(Path(path)):
+                raise error
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def list_keys(self, prefix: str = "") -> Iterator[str]:
-        for folder, folders, files in _walk(self.path(prefix)):
+        for folder, folders, files in _walk(self.path(prefix), foreign=not prefix):
             folders.sort()
             for name in sorted(files):
                 if not name.startswith(TEMPORARY):
@@ -211,7 +215,12 @@ class LocalStorage(Storage):
             for name in files:
                 self.delete(f"{Path(folder).relative_to(self.root).as_posix()}/{name}")
             for name in folders:
-                self._remove_folder(Path(folder) / name)
+                path = Path(folder) / name
+                if path.is_symlink():
+                    # What lies behind it goes as well.
+                    self.delete_folder(path.relative_to(self.root).as_posix())
+                else:
+                    self._remove_folder(path)
         self._remove_folder(self.path(prefix))
 
     def move_folder(self, source: str, target: str) -> None:
@@ -307,15 +316,21 @@ def _found(path: Path, done: str = "read") -> Iterator[None]:
         raise CacheError(f"{path} cannot be {done} ({error.strerror}): mend that, or give another path") from error
 
 
-def _walk(top: Path, topdown: bool = True) -> Iterator[tuple[str, list[str], list[str]]]:
+def _walk(top: Path, topdown: bool = True, foreign: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
     """As `os.walk`, which takes a folder that cannot be listed for an empty one: what it holds would then be
     computed anew, or removed as the rest of nothing.
+
+    Args:
+        foreign: folders right below that are none of a cache's may be closed to us, as `lost+found` of a disk is.
 
     Raises:
         CacheError: a folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
+        closed = Path(error.filename or top)
+        if foreign and closed.parent == top and f"{closed.name}/" not in layout.OWN_FOLDERS:
+            return
         with _found(Path(error.filename or top), "listed"):
             raise error
 

@@ -137,7 +137,7 @@ def segment_proofs(storage: Storage, name: str, report: Report) -> dict[str, Fil
     for shard, record in records.items():
         checks[record_key(name, shard)] = proof(storage.read(record_key(name, shard)) or b"")
         checks |= {f"{name}/{key}": expected for key, expected in record.files.items()}
-    checks |= _labels_proofs(storage, name, report)
+    checks |= _labels_proofs(storage, name, report, seal is not None)
     if seal is None:
         report.unsealed.append(name)
         return checks
@@ -176,11 +176,11 @@ def _read_ledger(storage: Storage, name: str, report: Report) -> dict[int, Shard
     return records
 
 
-def _labels_proofs(storage: Storage, name: str, report: Report) -> dict[str, FileProof]:
+def _labels_proofs(storage: Storage, name: str, report: Report, sealed: bool) -> dict[str, FileProof]:
     key = f"{name}/labels/{LABELS_PROOF}"
     data = storage.read(key)
     if data is None:
-        if any(True for _ in storage.list_keys(f"{name}/labels")):
+        if sealed or any(True for _ in storage.list_keys(f"{name}/labels")):
             report.problems.append(Problem(key, "is missing"))
         return {}
     try:

@@ -34,8 +34,14 @@ def refuse_foreign(storage: Storage) -> None:
     """What an `init` that was killed has left behind is no obstacle to a new cache; anything else is.
 
     Raises:
-        UsageError: the place holds other files.
+        UsageError: the place holds other files, or a cache that lost its description.
     """
+    sealed = next((name for name in layout.segments(storage) if storage.exists(f"{name}/seal.json")), None)
+    if sealed is not None:
+        raise UsageError(
+            f"{storage} has lost its {layout.ROOT} and still holds {sealed}: restore that file from a copy of the "
+            "cache, or give another folder"
+        )
     foreign = next((key for key in storage.list_keys() if not key.startswith(layout.OWN_FOLDERS)), None)
     if foreign is not None:
         raise UsageError(f"{storage} holds other files ({foreign}) and no cache: give a new or an empty folder")
@@ -210,8 +216,7 @@ def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[A
 
 def prove_root(storage: Storage) -> dict[str, FileProof]:
     """Proofs of a cache's own metadata and calibration."""
-    arrays = tuple(f"{layout.CALIBRATION}/{name}/" for name in ("zarr.json", *layout.calibration_names(storage)))
-    keys = [key for key in storage.list_keys(layout.CALIBRATION) if f"{key}/".startswith(arrays)]
+    keys = [key for key in storage.list_keys(layout.CALIBRATION) if layout.is_calibration(key)]
     return {key: proof(_read(storage, key)) for key in (layout.ROOT, *keys)}
 
 
@@ -220,12 +225,8 @@ def prove_segment(storage: Storage, segment: str, planes: Sequence[str]) -> dict
 
     What others have put there, as file managers do, is no part of it.
     """
-    ours = tuple(f"{segment}/{name}/" for name in ("zarr.json", "plan.json", "index", *planes))
-    return {
-        key.removeprefix(f"{segment}/"): proof(_read(storage, key))
-        for key in storage.list_keys(segment)
-        if f"{key}/".startswith(ours) and not layout.is_shard(key)
-    }
+    keys = (key.removeprefix(f"{segment}/") for key in storage.list_keys(segment))
+    return {key: proof(_read(storage, f"{segment}/{key}")) for key in keys if layout.is_metadata(key, planes)}
 
 
 def _read(storage: Storage, key: str) -> bytes:

@@ -126,7 +126,10 @@ def within(recipe: Recipe, minutes: float, by: str, file: Path) -> tuple[Recipe,
     values[recipe.split.column] = [LEFT_OUT if row in out else value for row, value in enumerate(split)]
     lines = [{"id": id_, **{name: column[row] for name, column in values.items()}} for row, id_ in enumerate(cache.ids)]
     place = _store(checkpoint.json_lines(lines), file)
-    return recipe.model_copy(update={"task": recipe.task.model_copy(update={"labels_file": str(place)})}), size
+    task = recipe.task.model_copy(update={"labels_file": str(place)})
+    # A run of another subset keeps its name.
+    name = recipe.name + place.stem.removeprefix(file.stem)
+    return recipe.model_copy(update={"task": task, "name": name}), size
 
 
 def _rows_of_train(cache: Cache, recipe: Recipe) -> np.ndarray:

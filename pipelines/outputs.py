@@ -16,7 +16,10 @@ def check_file(path: Path) -> None:
     """
     if path.is_dir():
         raise UsageError(f"{path} is a folder; give the name of a file")
-    check_folder(path.parent)
+    if not path.exists():
+        check_folder(path.parent)
+    elif not os.access(path, os.W_OK):
+        raise UsageError(f"{path} cannot be written to; give another name")
 
 
 def check_folder(path: Path) -> None:

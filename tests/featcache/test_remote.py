@@ -372,11 +372,11 @@ def test_a_copy_is_one_again_when_the_same_was_forgotten_there(sealed: Path, buc
     pull(url, copy)
     some = {"id": {next(iter(FEATURES))}}
     forget(local, some)
-    with pytest.raises(MismatchError, match=f"seal.json differs.*`featcache forget {url} --where ...` it"):
+    with pytest.raises(MismatchError, match=f"seal.json differs.*in the other.*`featcache forget {url} --where ...`"):
         push(local, url)
     forget(url, some)
     assert push(local, url).files == 0
-    with pytest.raises(MismatchError, match=f"seal.json differs.*`featcache forget {copy} --where ...` it"):
+    with pytest.raises(MismatchError, match=f"seal.json differs.*in the other.*`featcache forget {copy} --where ...`"):
         pull(url, copy)
     forget(copy, some)
     assert pull(url, copy).files == 0 and contents(copy) == contents(local)

@@ -129,7 +129,7 @@ def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: P
     subset(source, tmp_path / "y", {"id": {"a", "b", "c", "d"}})
     made = merge(tmp_path / "x", tmp_path / "y", tmp_path / "whole")
     assert made.utterances == 6 and made.left_out == 1 and verify(tmp_path / "whole").whole
-    with pytest.raises(MismatchError, match="whole holds segments/000001, which its source does not have"):
+    with pytest.raises(MismatchError, match="whole holds segments/000001, which this command would not write"):
         subset(source, tmp_path / "whole", {"who": {"x"}})
     found = diff(source, tmp_path / "whole")
     assert found.same and found.compared == 5

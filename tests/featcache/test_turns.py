@@ -13,11 +13,12 @@ import pytest
 
 from featcache import forget as forgetting
 from featcache import layout
-from featcache.errors import CacheError, CorruptCacheError, MismatchError
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.forget import forget
 from featcache.garbage import garbage
 from featcache.job import Job, Request
 from featcache.manifest import read, write
+from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.store import Cache
@@ -184,7 +185,7 @@ def test_what_garbage_is_not(job: MakeJob, tmp_path: Path) -> None:
         file = copy / "segments/000001" / key
         file.write_bytes(file.read_bytes().replace(b"sha256", b"sha257", 1))
         before = contents(copy)
-        with pytest.raises(CacheError, match=f"{key} is damaged.*nothing is removed: run `featcache repair"):
+        with pytest.raises(CacheError, match=f"{key} is damaged.*nothing is removed: first run `featcache repair"):
             garbage(copy, delete=True)
         assert contents(copy) == before
         shutil.rmtree(copy)
@@ -193,7 +194,14 @@ def test_what_garbage_is_not(job: MakeJob, tmp_path: Path) -> None:
 def test_what_others_put_into_a_cache_is_never_sealed(job: MakeJob) -> None:
     made = job(0, 6)
     made.init()
-    strays = [f"{folder}/.DS_Store" for folder in ("calibration", "segments/000000", "segments/000000/@eaDir")]
+    folders = [
+        "calibration",
+        "calibration/scale",
+        "segments/000000",
+        "segments/000000/@eaDir",
+        "segments/000000/values",
+    ]
+    strays = [f"{folder}/.DS_Store" for folder in folders]
     for stray in strays:
         made.storage.write(stray, b"left by a file manager")
     made.extract()
@@ -211,6 +219,33 @@ def test_a_segment_on_another_disk_is_forgotten_there(job: MakeJob, tmp_path: Pa
     forget(job().storage.address, {"id": {"u1"}})
     cache = Cache.open(job().storage.address)
     assert len(cache) == 5 and verify(cache.path).whole and not [p for p in elsewhere.rglob("*") if p.is_file()]
+    # Or a folder inside it.
+    (segment / "values").rename(elsewhere / "values")
+    (segment / "values").symlink_to(elsewhere / "values")
+    forget(job().storage.address, {"id": {"u2"}})
+    assert len(Cache.open(cache.path)) == 4 and verify(cache.path).whole
+    assert not [p for p in elsewhere.rglob("*") if p.is_file()]
+
+
+def test_a_cache_that_lost_its_description_is_not_written_over(job: MakeJob) -> None:
+    job(0, 6).extract()
+    storage = job().storage
+    storage.delete("zarr.json")
+    before = {key: storage.read(key) for key in storage.list_keys()}
+    with pytest.raises(UsageError, match="has lost its zarr.json and still holds segments/000000"):
+        job().init()
+    assert {key: storage.read(key) for key in storage.list_keys()} == before
+
+
+def test_labels_that_are_gone_altogether_are_missed_and_mended(job: MakeJob) -> None:
+    made = job(0, 6)
+    made.extract()
+    before = contents(made.storage.root)
+    made.storage.delete_folder("segments/000000/labels")
+    report = verify(made.storage.address)
+    assert [problem.key for problem in report.problems] == ["segments/000000/labels/proof.json"]
+    repair(made.manifest, str(made.storage))
+    assert contents(made.storage.root) == before
 
 
 def test_an_open_cache_never_gives_another_recordings_features(job: MakeJob) -> None:
