@@ -68,10 +68,12 @@ def described(value: object) -> bool:
 def keep_audio(folder: Path, name: str, data: bytes | None, path: str) -> str:
     """The path of a recording that is inside a data set, written as it is to FOLDER/NAME with the suffix of `path`.
 
-    Without data it is the file that `path` names, where it lies; one that is written already is left as it is.
+    Without data it is the file that `path` names, where it lies. One that is written already is left as it is, so
+    that an import can be repeated or go on; its bytes decide, since recordings of two data sets may agree in name
+    and length.
 
     Raises:
-        ManifestError: the name leads out of the folder, or the file cannot be written.
+        ManifestError: the name leads out of the folder, a file with other bytes has it, or it cannot be written.
     """
     if data is None:
         return os.path.abspath(path) if path else os.path.abspath(folder / name)
@@ -79,7 +81,10 @@ def keep_audio(folder: Path, name: str, data: bytes | None, path: str) -> str:
         raise ManifestError(f"the name {name!r} leads out of {folder}: rename it in the data set")
     target = folder / (name + os.path.splitext(path)[1].lower())
     try:
-        if not (target.exists() and target.stat().st_size == len(data)):
+        if target.exists():
+            if target.stat().st_size != len(data) or target.read_bytes() != data:
+                raise ManifestError(f"{target} is another recording: give this data set its own folder with --audio")
+        else:
             target.parent.mkdir(parents=True, exist_ok=True)
             half = target.with_name(f".{target.name}.half")
             half.write_bytes(data)

@@ -32,7 +32,8 @@ def huggingface(
         text: the column of the text; one of TEXT by default.
 
     Raises:
-        ManifestError: datasets is missing, cannot read the source, or there is not one audio column.
+        ManifestError: datasets is missing, cannot read the source, there is not one audio column, an id is there
+            twice, or the folder `audio` holds other recordings of the same names.
     """
     try:
         import datasets
@@ -83,8 +84,12 @@ def _rows(datasets: Any, split: str, part: Any, folder: str | Path, text: str) -
         raise ManifestError(f"split {split!r} has no column {text!r}: it has {', '.join(features)}")
     classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
     part = part.cast_column(audio[0], datasets.Audio(decode=False))
+    seen: set[str] = set()
     for number, row in enumerate(part):
         name = f"{split}/{row.get('id') if row.get('id') not in (None, '') else f'{number:06d}'}"
+        if name in seen:
+            raise ManifestError(f"split {split!r}, row {number}: the id {name!r} is there twice: give each row its own")
+        seen.add(name)
         stored = row.pop(audio[0]) or {}
         labels: dict[str, Label] = {"split": split}
         for column, value in row.items():

@@ -26,7 +26,8 @@ def webdataset(shards: str | Path, audio: str | Path, *, split: str | None = Non
         split: the label `split` of all rows.
 
     Raises:
-        ManifestError: webdataset is missing, a shard cannot be read, or a sample has no recording.
+        ManifestError: webdataset is missing, a shard cannot be read, a sample has no recording, or the folder
+            `audio` holds other recordings of the same names.
     """
     try:
         import braceexpand

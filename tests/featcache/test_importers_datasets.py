@@ -94,6 +94,14 @@ def test_what_huggingface_refuses(tmp_path: Path, recordings: list[Path]) -> Non
         huggingface(tmp_path / "mute", tmp_path / "audio")
 
 
+def test_an_id_that_is_there_twice(tmp_path: Path, recordings: list[Path]) -> None:
+    datasets = pytest.importorskip("datasets")
+    columns = {"audio": [str(path) for path in recordings[:2]], "id": ["one", "one"]}
+    datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio()).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ManifestError, match="row 1: the id 'all/one' is there twice"):
+        huggingface(tmp_path / "saved", tmp_path / "audio")
+
+
 def shard(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
@@ -149,3 +157,48 @@ def test_what_webdataset_refuses(tmp_path: Path, recordings: list[Path]) -> None
     (tmp_path / "c.tar").write_bytes(b"no tar at all")
     with pytest.raises(ManifestError, match="is no shard to webdataset|has no samples"):
         webdataset(tmp_path / "c.tar", tmp_path / "audio")
+
+
+def shards_of_one_length(root: Path) -> tuple[Path, Path]:
+    """Two data sets with the same key, whose recordings differ in nothing but their samples."""
+    made = []
+    for name, level in (("a", 0.1), ("b", 0.2)):
+        stored = io.BytesIO()
+        soundfile.write(stored, np.full(1600, level), 16_000, "PCM_16", format="WAV")
+        made.append(shard(root / f"{name}.tar", {"000000.wav": stored.getvalue(), "000000.txt": name.encode()}))
+    return made[0], made[1]
+
+
+def test_a_second_data_set_does_not_take_the_recordings_of_the_first(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    first, second = shards_of_one_length(tmp_path)
+    out, other = tmp_path / "data" / "a.jsonl", tmp_path / "data" / "b.jsonl"
+    assert run_cli("manifest", "webdataset", first, "-o", out).status == 0
+    kept = resolve(read(out)[0], out).read_bytes()
+    refused = run_cli("manifest", "webdataset", second, "-o", other)
+    assert refused.status != 0 and not other.exists()
+    assert "000000.wav is another recording: give this data set its own folder with --audio" in refused.err
+    assert run_cli("manifest", "webdataset", second, "-o", other, "--audio", tmp_path / "data" / "b").status == 0
+    assert resolve(read(out)[0], out).read_bytes() == kept != resolve(read(other)[0], other).read_bytes()
+
+
+def test_a_second_hub_folder_does_not_take_the_recordings_of_the_first(tmp_path: Path, recordings: list[Path]) -> None:
+    huggingface(hub_folder(tmp_path / "one", recordings), tmp_path / "audio")
+    # The same names and suffixes, other recordings of other lengths.
+    other = hub_folder(tmp_path / "two", [recordings[2], recordings[1], recordings[0]])
+    with pytest.raises(ManifestError, match="000000.flac is another recording: .* --audio"):
+        huggingface(other, tmp_path / "audio")
+    assert same_audio(tmp_path / "audio" / "train" / "000000.flac", recordings[0])
+
+
+def test_an_import_again_and_one_that_was_killed(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    first, _ = shards_of_one_length(tmp_path)
+    rows = webdataset(first, tmp_path / "audio")
+    written = Path(rows[0].audio_filepath)
+    before = written.stat().st_mtime_ns
+    assert webdataset(first, tmp_path / "audio") == rows and written.stat().st_mtime_ns == before
+    # What a kill leaves: half of a file under the name that it has while it is written.
+    written.with_name(f".{written.name}.half").write_bytes(written.read_bytes()[:100])
+    written.unlink()
+    assert webdataset(first, tmp_path / "audio") == rows and os.listdir(tmp_path / "audio") == [written.name]
