@@ -73,6 +73,25 @@ def test_librispeech_from_any_height_of_the_tree(tmp_path: Path, monkeypatch: py
     assert librispeech(".") == whole[:2]
 
 
+def test_librispeech_follows_links_to_folders(tmp_path: Path) -> None:
+    libri(tmp_path / "disk")
+    root = tmp_path / "LibriSpeech"
+    root.mkdir()
+    (tmp_path / "disk/dev-clean").rename(root / "dev-clean")
+    (root / "train-other-500").symlink_to(tmp_path / "disk/train-other-500")
+    rows = librispeech(root)
+    assert [row.id for row in rows] == ["84-121-0000", "84-121-0001", "20-7-0000", "20-7-0001"]
+    assert rows[2].labels == {"speaker": "20", "chapter": "7", "subset": "train-other-500", "split": "train"}
+    assert rows[2].audio_filepath == str(root / "train-other-500/20/7/20-7-0000.flac") and rows[2].duration > 0
+    # A loop, and second names of what is there already.
+    (root / "dev-clean/84/loop").symlink_to(root)
+    (root / "a-link").symlink_to(root / "dev-clean")
+    (root / "z-link").symlink_to(tmp_path / "disk/train-other-500")
+    assert librispeech(root) == rows
+    (tmp_path / "short").symlink_to(root)
+    assert [row.id for row in librispeech(tmp_path / "short")] == [row.id for row in rows]
+
+
 def test_unreadable_recordings_stay_with_a_duration_of_zero(tmp_path: Path) -> None:
     libri(tmp_path)
     (tmp_path / "dev-clean/84/121/84-121-0000.flac").unlink()
