@@ -10,6 +10,7 @@ from pathlib import Path
 
 from featcache.audio import AudioInfo, probe
 from featcache.errors import AudioError, ManifestError
+from featcache.manifest import FIELDS
 
 RENAMED = {
     "client_id": "speaker", "speaker_id": "speaker", "locale": "lang", "language": "lang", "accents": "accent",
@@ -60,9 +61,27 @@ def located(path: str, folder: Path) -> str:
     return os.path.abspath(path)
 
 
-def described(value: object) -> bool:
-    """Whether a value can be a label."""
+def described(column: str, value: object) -> bool:
+    """Whether a column is kept as a label with this value: not under the name of a manifest's own field.
+
+    Data sets have columns `duration` or `text` of their own; the row has both from its recording and its text.
+    """
+    if column in FIELDS:
+        return False
     return value is None or (isinstance(value, float) and math.isfinite(value)) or isinstance(value, str | int)
+
+
+def label_names(columns: Iterable[str]) -> dict[str, str]:
+    """The label of each column: its usual name, or its own where another column has the usual one already.
+
+    Give the columns of all rows at once, so that a label means the same in each of them.
+    """
+    own = list(dict.fromkeys(columns))
+    names: dict[str, str] = {}
+    for column in own:
+        usual = RENAMED.get(column, column)
+        names[column] = column if usual in own or usual in names.values() else usual
+    return names
 
 
 def keep_audio(folder: Path, name: str, data: bytes | None, path: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import ManifestError
-from featcache.importers._common import RENAMED, described, infos, keep_audio, seconds
+from featcache.importers._common import described, infos, keep_audio, label_names, seconds
 from featcache.manifest import Label, Row, build
 
 TEXT = ("text", "sentence", "transcription", "transcript", "normalized_text", "raw_transcription")
@@ -23,7 +23,9 @@ def huggingface(
     """Rows of a data set with one audio column.
 
     The id is `SPLIT/ID` of a column `id`, else `SPLIT/NUMBER`. Labels: `split`, `speaker` and `lang` under their
-    usual names, and every other column that is text, a number, true or false; a class by its name.
+    usual names, and every other column that is text, a number, true or false; a class by its name. A column keeps
+    its own name where another one has the usual name; those named as a manifest's own fields (`duration`, ...) are
+    left out.
 
     Args:
         audio: the folder for recordings that are inside the data set.
@@ -33,7 +35,8 @@ def huggingface(
 
     Raises:
         ManifestError: datasets is missing, cannot read the source, there is not one audio column, an id is there
-            twice, or the folder `audio` holds other recordings of the same names.
+            twice, a column `split` says something else than the split's name, or the folder `audio` holds other
+            recordings of the same names.
     """
     try:
         import datasets
@@ -50,9 +53,10 @@ def huggingface(
         if split not in splits:
             raise ManifestError(f"{source} has no split {split!r}: it has {', '.join(splits)}")
         splits = {split: splits[split]}
+    names = label_names(column for part in splits.values() for column in part.features or ())
     found: list[tuple[str, str, dict[str, Any]]] = []
     for name, part in splits.items():
-        rows = _rows(datasets, name, part, audio, text)
+        rows = _rows(datasets, name, part, audio, text, names)
         found += [(f"{source}, {name}, row {i}", path, fields) for i, (path, fields) in enumerate(rows)]
     if not found:
         raise ManifestError(f"{source} has no rows: give a data set with recordings")
@@ -71,8 +75,10 @@ def _splits(datasets: Any, source: str | Path, config: str | None) -> dict[str, 
     return {str(loaded.split or "all"): loaded}
 
 
-def _rows(datasets: Any, split: str, part: Any, folder: str | Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path of the recording and the other fields of each row."""
+def _rows(
+    datasets: Any, split: str, part: Any, folder: str | Path, text: str, names: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path of the recording and the other fields of each row; `names` are the labels of the columns."""
     features = part.features
     if features is None:
         raise ManifestError(f"split {split!r} does not say what its columns are: load it once and save_to_disk it")
@@ -95,7 +101,12 @@ def _rows(datasets: Any, split: str, part: Any, folder: str | Path, text: str) -
         for column, value in row.items():
             if column in classes and value is not None:
                 value = classes[column].int2str(value) if value >= 0 else None
-            if column not in (spoken, "id") and described(value):
-                labels[RENAMED.get(column, column)] = value
+            if column == "split" and value not in (None, split):
+                raise ManifestError(
+                    f"split {split!r}, row {number}: a column 'split' says {value!r}: save_to_disk the data set with "
+                    "that column renamed"
+                )
+            if column not in (spoken, "split") and described(column, value):
+                labels[names[column]] = value
         path = keep_audio(Path(folder), name, stored.get("bytes"), stored.get("path") or "")
         yield path, {"id": name, "text": row.get(spoken), "labels": labels}

@@ -14,6 +14,7 @@ import soundfile
 from featcache.audio import load, samples_of
 from featcache.errors import ManifestError
 from featcache.importers import commonvoice, kaldi, lhotse, librispeech
+from featcache.importers._common import label_names
 from featcache.manifest import Row, read, relative, write
 
 
@@ -200,6 +201,13 @@ def test_kaldi_refuses_a_folder_without_wav_scp(tmp_path: Path) -> None:
     assert "wav.scp" in refusal(kaldi, tmp_path)
 
 
+def test_columns_that_mean_the_same_keep_apart() -> None:
+    assert label_names(["speaker_id", "speaker", "locale"]) == {
+        "speaker_id": "speaker_id", "speaker": "speaker", "locale": "lang",
+    }  # fmt: skip
+    assert label_names(["client_id", "speaker_id", "client_id"]) == {"client_id": "speaker", "speaker_id": "speaker_id"}
+
+
 HEADER = "client_id\tpath\tsentence\tup_votes\tage\tgender\taccents\tlocale"
 
 
@@ -230,6 +238,14 @@ def test_commonvoice(tmp_path: Path) -> None:
     assert [row.duration for row in commonvoice(tsv)] == [0.0, 0.0]
 
 
+def test_commonvoice_columns_named_as_fields_or_as_each_other(tmp_path: Path) -> None:
+    tsv = tmp_path / "train.tsv"
+    tsv.write_text("path\tsentence\tid\tduration\tlocale\tlang\na.mp3\tHi\t7\t1\tit\tIT\n")
+    (row,) = commonvoice(tsv)
+    assert (row.id, row.duration) == ("a", 0.0)
+    assert row.labels == {"locale": "it", "lang": "IT", "split": "train"}
+
+
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
@@ -239,8 +255,7 @@ def test_commonvoice(tmp_path: Path) -> None:
         (f"{HEADER}\nonly\ttwo\n", "line 2: 2 cells for 8 columns"),
         (f"{HEADER}\n\n\nx\t\tHi\t\t\t\t\t\n", "line 4: column 'path'"),
         ("path\tsentence\tsplit\na.mp3\tHi\tx\n", "'split'"),
-        ("path\tsentence\tid\na.mp3\tHi\tx\n", "'id'"),
-        ("path\tsentence\tlocale\tlang\na.mp3\tHi\tx\tx\n", "'locale'"),
+        ("path\tsentence\tage\tage\na.mp3\tHi\tx\tx\n", "'age'"),
     ],
 )
 def test_commonvoice_refuses(tmp_path: Path, content: str, hint: str) -> None:
@@ -298,6 +313,12 @@ class TestLhotse:
         path.write_text(json.dumps(recording.to_cut().to_dict()) + "\n")
         (row,) = lhotse(path)
         assert row.text is None and row.labels == {} and row.duration == 5.0
+
+    def test_custom_fields_that_are_no_labels(self, tmp_path: Path, recording: Any) -> None:
+        cut = recording.to_cut()
+        cut.custom = {"duration": 9.0, "text": "x", "snr": float("nan"), "take": 3, "note": None}
+        (row,) = lhotse(self.save(tmp_path, [cut]))
+        assert row.duration == 5.0 and row.text is None and row.labels == {"take": 3}
 
     def test_cuts_that_no_file_holds(self, tmp_path: Path, recording: Any) -> None:
         from lhotse import Recording

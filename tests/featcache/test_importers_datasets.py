@@ -102,6 +102,30 @@ def test_an_id_that_is_there_twice(tmp_path: Path, recordings: list[Path]) -> No
         huggingface(tmp_path / "saved", tmp_path / "audio")
 
 
+def saved(folder: Path, recordings: list[Path], **columns: list[object]) -> Path:
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_dict({"audio": [str(path) for path in recordings], **columns})
+    datasets.DatasetDict({"dev": part.cast_column("audio", datasets.Audio())}).save_to_disk(str(folder))
+    return folder
+
+
+def test_columns_that_are_named_as_fields_or_as_each_other(tmp_path: Path, recordings: list[Path]) -> None:
+    two, audio = recordings[:2], tmp_path / "audio"
+    source = saved(tmp_path / "a", two, text=["A", "B"], normalized_text=["a", "b"], duration=[9.0, 9.0])
+    assert [(row.text, row.labels) for row in huggingface(source, audio, text="normalized_text")] == [
+        ("a", {"split": "dev"}), ("b", {"split": "dev"}),
+    ]  # fmt: skip
+    assert huggingface(source, audio)[0].labels == {"split": "dev", "normalized_text": "a"}
+    assert huggingface(source, audio)[0].duration != 9.0
+    source = saved(tmp_path / "b", two, speaker_id=[1, 2], speaker=["Ann", "Bob"], split=["dev", None])
+    assert [row.labels for row in huggingface(source, audio)] == [
+        {"split": "dev", "speaker_id": 1, "speaker": "Ann"}, {"split": "dev", "speaker_id": 2, "speaker": "Bob"},
+    ]  # fmt: skip
+    source = saved(tmp_path / "c", two, split=["dev", "held-out"])
+    with pytest.raises(ManifestError, match="row 1: a column 'split' says 'held-out': .* renamed"):
+        huggingface(source, audio)
+
+
 def shard(path: Path, members: dict[str, bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
@@ -202,3 +226,16 @@ def test_an_import_again_and_one_that_was_killed(tmp_path: Path) -> None:
     written.with_name(f".{written.name}.half").write_bytes(written.read_bytes()[:100])
     written.unlink()
     assert webdataset(first, tmp_path / "audio") == rows and os.listdir(tmp_path / "audio") == [written.name]
+
+
+def test_samples_whose_columns_mean_the_same(tmp_path: Path, recordings: list[Path]) -> None:
+    pytest.importorskip("webdataset")
+    flac = recordings[0].read_bytes()
+    facts = [{"speaker_id": 7}, {"speaker_id": 7, "speaker": "Ann", "text": "a", "offset": 3}]
+    members = {}
+    for i, fact in enumerate(facts):
+        members |= {f"{i}.flac": flac, f"{i}.json": json.dumps(fact).encode()}
+    rows = webdataset(shard(tmp_path / "t.tar", members), tmp_path / "audio")
+    # One name for one column in all samples.
+    assert [row.labels for row in rows] == [{"speaker_id": 7}, {"speaker_id": 7, "speaker": "Ann"}]
+    assert not any(row.is_part for row in rows)
