@@ -1,6 +1,7 @@
 """A data set of Hugging Face: on the hub, a folder of its files, or one of `save_to_disk`. Needs the package datasets.
 
-Recordings are taken as they are stored, never decoded: those inside Arrow or Parquet are written to a folder.
+Recordings are taken as they are stored, never decoded: those inside Arrow, Parquet or an archive, or on a server, are
+written to a folder.
 """
 
 from __future__ import annotations
@@ -89,9 +90,8 @@ def _rows(
     if text and text not in features:
         raise ManifestError(f"split {split!r} has no column {text!r}: it has {', '.join(features)}")
     classes = {name: kind for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-    part = part.cast_column(audio[0], datasets.Audio(decode=False))
     seen: set[str] = set()
-    for number, row in enumerate(part):
+    for number, row in enumerate(_as_stored(datasets, split, part, audio[0])):
         name = f"{split}/{row.get('id') if row.get('id') not in (None, '') else f'{number:06d}'}"
         if name in seen:
             raise ManifestError(f"split {split!r}, row {number}: the id {name!r} is there twice: give each row its own")
@@ -108,5 +108,38 @@ def _rows(
                 )
             if column not in (spoken, "split") and described(column, value):
                 labels[names[column]] = value
-        path = keep_audio(Path(folder), name, stored.get("bytes"), stored.get("path") or "")
-        yield path, {"id": name, "text": row.get(spoken), "labels": labels}
+        data, path = stored.get("bytes"), stored.get("path") or ""
+        if data is None and "://" in path:
+            data = _fetched(f"split {split!r}, row {number}", path)
+            path = path.partition("::")[0]  # zip://clips/1.wav::/data/train.zip
+        yield keep_audio(Path(folder), name, data, path), {"id": name, "text": row.get(spoken), "labels": labels}
+
+
+def _as_stored(datasets: Any, split: str, part: Any, audio: str) -> Iterator[dict[str, Any]]:
+    """Rows with the column `audio` as {"bytes": ..., "path": ...}, either of which may be None; nothing is decoded."""
+
+    class Stored(datasets.Audio):
+        def encode_example(self, value: Any) -> dict[str, Any]:
+            # That of datasets imports torchcodec first, also to pass on the path of a file in an audiofolder.
+            if not isinstance(value, Mapping):
+                return {"bytes": None, "path": str(value)}
+            return {"bytes": value.get("bytes"), "path": value.get("path")}
+
+    try:
+        yield from part.cast_column(audio, Stored(decode=False))
+    except Exception as error:  # whatever datasets makes of its files
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        remedy = "download it again, or save_to_disk what loads"
+        raise ManifestError(f"split {split!r} stops datasets ({why}): {remedy}") from error
+
+
+def _fetched(where: str, address: str) -> bytes:
+    """The bytes of a recording that is inside an archive or on a server, by the address that datasets gives it."""
+    import fsspec  # type: ignore[import-untyped]  # comes with datasets
+
+    try:
+        with fsspec.open(address, "rb") as file:
+            return bytes(file.read())
+    except Exception as error:  # whatever a file system makes of its address
+        why = " ".join(str(error).split())[:80] or type(error).__name__
+        raise ManifestError(f"{where}: {address} cannot be read ({why}): unpack it into a local folder") from error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import soundfile
 from featcache.audio import load
 from featcache.errors import ManifestError
 from featcache.importers import huggingface, webdataset
+from featcache.importers.huggingface import _fetched
 from featcache.manifest import read, resolve
 from tests.helpers import run_cli
 
@@ -124,6 +127,57 @@ def test_columns_that_are_named_as_fields_or_as_each_other(tmp_path: Path, recor
     source = saved(tmp_path / "c", two, split=["dev", "held-out"])
     with pytest.raises(ManifestError, match="row 1: a column 'split' says 'held-out': .* renamed"):
         huggingface(source, audio)
+
+
+def audiofolder(root: Path, recordings: list[Path]) -> Path:
+    """Recordings beside a table, as datasets calls an audiofolder."""
+    (root / "train").mkdir(parents=True)
+    for path in recordings:
+        (root / "train" / path.name).write_bytes(path.read_bytes())
+    lines = [f"{path.name},{text}\n" for path, text in zip(recordings, TEXTS, strict=True)]
+    (root / "train" / "metadata.csv").write_text("".join(["file_name,text\n", *lines]))
+    return root
+
+
+def test_an_audiofolder_where_it_lies(tmp_path: Path, recordings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setitem(sys.modules, "torchcodec.encoders", None)  # nothing is decoded, so no decoder is needed
+    rows = huggingface(audiofolder(tmp_path / "folder", recordings), tmp_path / "audio")
+    assert [(row.text, row.audio_filepath) for row in rows] == [
+        (text, str(tmp_path / "folder" / "train" / path.name)) for text, path in zip(TEXTS, recordings, strict=True)
+    ]
+    assert all(row.duration > 0 for row in rows) and not (tmp_path / "audio").exists()
+
+
+def test_recordings_inside_a_zip(tmp_path: Path, recordings: list[Path]) -> None:
+    folder = audiofolder(tmp_path / "folder", recordings)
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:
+        for path in sorted((folder / "train").iterdir()):
+            archive.write(path, path.name)
+    rows = huggingface(tmp_path / "zipped", tmp_path / "audio")
+    assert [(row.id, row.text) for row in rows] == [(f"train/{i:06d}", text) for i, text in enumerate(TEXTS)]
+    for row, recording in zip(rows, recordings, strict=True):
+        assert same_audio(Path(row.audio_filepath), recording) and row.duration > 0
+        assert Path(row.audio_filepath).suffix == recording.suffix
+
+
+def test_a_recording_at_an_address_that_cannot_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec")
+    address = f"zip://one.wav::{tmp_path}/gone.zip"
+    with pytest.raises(ManifestError, match=rf"^split 'dev', row 0: {address} cannot be read \(.*\): unpack") as caught:
+        _fetched("split 'dev', row 0", address)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_that_stops_within(tmp_path: Path, recordings: list[Path]) -> None:
+    source = hub_folder(tmp_path / "hub", recordings)
+    parquet = source / "data" / "train-00000-of-00001.parquet"
+    stored = bytearray(parquet.read_bytes())
+    stored[4:100] = b"\xff" * 96  # the header of its first page; the columns are named at its end
+    parquet.write_bytes(stored)
+    with pytest.raises(ManifestError, match=r"^split 'train' stops datasets \(.*\): download it again"):
+        huggingface(source, tmp_path / "audio")
 
 
 def shard(path: Path, members: dict[str, bytes]) -> Path:
