@@ -16,7 +16,7 @@ manifest_app = typer.Typer(help="Write and check manifests.", no_args_is_help=Tr
 Out = Annotated[Path, typer.Option("--out", "-o", help="Manifest to write.", show_default=False)]
 Audio = Annotated[
     Path | None,
-    typer.Option(help="Folder for recordings out of the data set; `audio` beside the manifest by default."),
+    typer.Option(help="Folder for this data set's recordings, its own; `audio` beside the manifest by default."),
 ]
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
 

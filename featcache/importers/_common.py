@@ -10,6 +10,7 @@ from pathlib import Path
 
 from featcache.audio import AudioInfo, probe
 from featcache.errors import AudioError, ManifestError
+from featcache.manifest import FIELDS
 
 RENAMED = {
     "client_id": "speaker", "speaker_id": "speaker", "locale": "lang", "language": "lang", "accents": "accent",
@@ -60,18 +61,38 @@ def located(path: str, folder: Path) -> str:
     return os.path.abspath(path)
 
 
-def described(value: object) -> bool:
-    """Whether a value can be a label."""
+def described(column: str, value: object) -> bool:
+    """Whether a column is kept as a label with this value: not under the name of a manifest's own field.
+
+    Data sets have columns `duration` or `text` of their own; the row has both from its recording and its text.
+    """
+    if column in FIELDS:
+        return False
     return value is None or (isinstance(value, float) and math.isfinite(value)) or isinstance(value, str | int)
+
+
+def label_names(columns: Iterable[str]) -> dict[str, str]:
+    """The label of each column: its usual name, or its own where another column has the usual one already.
+
+    Give the columns of all rows at once, so that a label means the same in each of them.
+    """
+    own = list(dict.fromkeys(columns))
+    names: dict[str, str] = {}
+    for column in own:
+        usual = RENAMED.get(column, column)
+        names[column] = column if usual in own or usual in names.values() else usual
+    return names
 
 
 def keep_audio(folder: Path, name: str, data: bytes | None, path: str) -> str:
     """The path of a recording that is inside a data set, written as it is to FOLDER/NAME with the suffix of `path`.
 
-    Without data it is the file that `path` names, where it lies; one that is written already is left as it is.
+    Without data it is the file that `path` names, where it lies. One that is written already is left as it is, so
+    that an import can be repeated or go on; its bytes decide, since recordings of two data sets may agree in name
+    and length.
 
     Raises:
-        ManifestError: the name leads out of the folder, or the file cannot be written.
+        ManifestError: the name leads out of the folder, a file with other bytes has it, or it cannot be written.
     """
     if data is None:
         return os.path.abspath(path) if path else os.path.abspath(folder / name)
@@ -79,7 +100,10 @@ def keep_audio(folder: Path, name: str, data: bytes | None, path: str) -> str:
         raise ManifestError(f"the name {name!r} leads out of {folder}: rename it in the data set")
     target = folder / (name + os.path.splitext(path)[1].lower())
     try:
-        if not (target.exists() and target.stat().st_size == len(data)):
+        if target.exists():
+            if target.stat().st_size != len(data) or target.read_bytes() != data:
+                raise ManifestError(f"{target} is another recording: give this data set its own folder with --audio")
+        else:
             target.parent.mkdir(parents=True, exist_ok=True)
             half = target.with_name(f".{target.name}.half")
             half.write_bytes(data)

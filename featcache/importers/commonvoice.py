@@ -6,15 +6,16 @@ import os
 from pathlib import Path, PurePosixPath
 
 from featcache.errors import ManifestError
-from featcache.importers._common import RENAMED, infos, lines, seconds
-from featcache.manifest import FIELDS, Row, build
+from featcache.importers._common import described, infos, label_names, lines, seconds
+from featcache.manifest import Row, build
 
 
 def commonvoice(tsv: str | Path, clips: str | Path | None = None) -> list[Row]:
     """Rows of one TSV; `clips` is the folder of recordings, by default the one beside it.
 
     The id is the clip's name without suffix. Labels: `speaker` (client_id), `lang` (locale), `accent`,
-    `split` (the TSV's name) and every other column as it is; an empty cell is null.
+    `split` (the TSV's name) and every other column as it is, also one whose label another column has already; an
+    empty cell is null. Columns named as a manifest's own fields (`id`, `text`, `duration`, ...) are left out.
     Raises ManifestError naming the line and the column.
     """
     tsv = Path(tsv)
@@ -25,10 +26,8 @@ def commonvoice(tsv: str | Path, clips: str | Path | None = None) -> list[Row]:
     for column in ("path", "sentence"):
         if column not in header:
             raise ManifestError(f"{tsv}, line 1: no column {column!r}: give a TSV of a Common Voice release")
-    names = {column: RENAMED.get(column, column) for column in header if column not in ("path", "sentence")}
-    columns = [*FIELDS, "split", *names.values()]
-    twice = [column for column, name in names.items() if columns.count(name) > 1]
-    twice += [column for column in header if header.count(column) > 1]
+    names = label_names(column for column in header if column not in ("path", "sentence"))
+    twice = [column for column in header if column == "split" or header.count(column) > 1]
     if twice:
         raise ManifestError(f"{tsv}, line 1: column {twice[0]!r} would be there twice: rename it")
     found = []
@@ -40,7 +39,8 @@ def commonvoice(tsv: str | Path, clips: str | Path | None = None) -> list[Row]:
         if not row["path"]:
             raise ManifestError(f"{tsv}, line {number}: column 'path' is empty: drop the line")
         clip = row["path"] if PurePosixPath(row["path"]).suffix else f"{row['path']}.mp3"
-        labels = {name: row[column] or None for column, name in names.items()} | {"split": tsv.stem}
+        labels = {name: row[column] or None for column, name in names.items() if described(column, row[column])}
+        labels["split"] = tsv.stem
         found.append((number, str(folder / clip), row["sentence"], labels))
     if not found:
         raise ManifestError(f"{tsv} has no rows: give a TSV of a Common Voice release")

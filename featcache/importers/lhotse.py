@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import ManifestError
-from featcache.importers._common import infos, located, seconds
+from featcache.importers._common import described, infos, located, seconds
 from featcache.manifest import Label, Row, build
 
 SAVE = "save it with cut.save_audio first"
@@ -20,7 +20,8 @@ def lhotse(cuts: str | Path) -> list[Row]:
 
     The text is that of the supervisions in the order of their starts. Labels: `speaker`, `lang`, `gender`
     (where all supervisions of a cut agree; null where not) and those of the cut's own fields that are
-    text, numbers or true and false. A cut that is less than its recording becomes a row with an offset.
+    text, numbers or true and false, under other names than a manifest's own fields. A cut that is less
+    than its recording becomes a row with an offset.
     Raises ManifestError where lhotse is missing and for cuts that no file holds as they are: mixed or
     padded, with transforms, with one channel of several, from a command, URL or memory.
     """
@@ -74,7 +75,7 @@ def _described(cut: Any, source: str | Path) -> tuple[str, dict[str, float] | No
             labels[name] = value
     custom = [cut.custom or {}, *(s.custom or {} for s in supervisions[:1])]
     for name, value in itertools.chain.from_iterable(columns.items() for columns in custom):
-        if isinstance(value, str | int | float | bool):
+        if value is not None and described(name, value):
             labels.setdefault(name, value)
     return (
         located(str(recording.sources[0].source), Path(source).parent),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import ManifestError
-from featcache.importers._common import RENAMED, described, infos, keep_audio, seconds
+from featcache.importers._common import described, infos, keep_audio, label_names, seconds
 from featcache.manifest import Label, Row, build
 
 AUDIO = ("flac", "wav", "mp3", "ogg", "opus", "m4a", "webm", "g722")
@@ -26,7 +26,8 @@ def webdataset(shards: str | Path, audio: str | Path, *, split: str | None = Non
         split: the label `split` of all rows.
 
     Raises:
-        ManifestError: webdataset is missing, a shard cannot be read, or a sample has no recording.
+        ManifestError: webdataset is missing, a shard cannot be read, a sample has no recording, or the folder
+            `audio` holds other recordings of the same names.
     """
     try:
         import braceexpand
@@ -52,8 +53,13 @@ def webdataset(shards: str | Path, audio: str | Path, *, split: str | None = Non
             raise ManifestError(f"{path} is no shard to webdataset ({why}): give a tar file") from error
     if not found:
         raise ManifestError(f"{shards} has no samples: give the tar files of a WebDataset")
+    names = label_names(column for _, _, row in found for column in row["labels"])
     info = infos(path for _, path, _ in found)
-    return [build(where, audio_filepath=path, duration=seconds(info[path]), **row) for where, path, row in found]
+    rows = []
+    for where, path, row in found:
+        row["labels"] = {names[column]: value for column, value in row["labels"].items()}
+        rows.append(build(where, audio_filepath=path, duration=seconds(info[path]), **row))
+    return rows
 
 
 def _paths(shards: str | Path, expand: Any) -> list[str]:
@@ -87,10 +93,11 @@ def _described(where: str, sample: dict[str, Any], folder: Path, split: str | No
         classes = {"class": sample["cls"].decode().strip()} if "cls" in sample else {}
     except UnicodeDecodeError as error:
         raise ManifestError(f"{where}: its text is not UTF-8: convert it with iconv") from error
+    # Under their own names: those of all samples decide which become labels of another name.
     text = texts[0].strip() if texts else columns.get("text")
     labels: dict[str, Label] = {} if split is None else {"split": split}
     for column, value in (columns | classes).items():
-        if column not in ("text", "id", "duration", "offset", "audio_filepath") and described(value):
-            labels.setdefault(RENAMED.get(column, column), value)
+        if described(column, value):
+            labels.setdefault(column, value)
     path = keep_audio(folder, sample["__key__"], sample[kinds[0]], f"x.{kinds[0]}")
     return path, {"id": sample["__key__"], "text": text, "labels": labels}

@@ -14,6 +14,7 @@ import soundfile
 from featcache.audio import load, samples_of
 from featcache.errors import ManifestError
 from featcache.importers import commonvoice, kaldi, lhotse, librispeech
+from featcache.importers._common import label_names
 from featcache.manifest import Row, read, relative, write
 
 
@@ -71,6 +72,25 @@ def test_librispeech_from_any_height_of_the_tree(tmp_path: Path, monkeypatch: py
     whole = librispeech(tmp_path)
     monkeypatch.chdir(tmp_path / "dev-clean" / "84" / "121")
     assert librispeech(".") == whole[:2]
+
+
+def test_librispeech_follows_links_to_folders(tmp_path: Path) -> None:
+    libri(tmp_path / "disk")
+    root = tmp_path / "LibriSpeech"
+    root.mkdir()
+    (tmp_path / "disk/dev-clean").rename(root / "dev-clean")
+    (root / "train-other-500").symlink_to(tmp_path / "disk/train-other-500")
+    rows = librispeech(root)
+    assert [row.id for row in rows] == ["84-121-0000", "84-121-0001", "20-7-0000", "20-7-0001"]
+    assert rows[2].labels == {"speaker": "20", "chapter": "7", "subset": "train-other-500", "split": "train"}
+    assert rows[2].audio_filepath == str(root / "train-other-500/20/7/20-7-0000.flac") and rows[2].duration > 0
+    # A loop, and second names of what is there already.
+    (root / "dev-clean/84/loop").symlink_to(root)
+    (root / "a-link").symlink_to(root / "dev-clean")
+    (root / "z-link").symlink_to(tmp_path / "disk/train-other-500")
+    assert librispeech(root) == rows
+    (tmp_path / "short").symlink_to(root)
+    assert [row.id for row in librispeech(tmp_path / "short")] == [row.id for row in rows]
 
 
 def test_unreadable_recordings_stay_with_a_duration_of_zero(tmp_path: Path) -> None:
@@ -181,6 +201,13 @@ def test_kaldi_refuses_a_folder_without_wav_scp(tmp_path: Path) -> None:
     assert "wav.scp" in refusal(kaldi, tmp_path)
 
 
+def test_columns_that_mean_the_same_keep_apart() -> None:
+    assert label_names(["speaker_id", "speaker", "locale"]) == {
+        "speaker_id": "speaker_id", "speaker": "speaker", "locale": "lang",
+    }  # fmt: skip
+    assert label_names(["client_id", "speaker_id", "client_id"]) == {"client_id": "speaker", "speaker_id": "speaker_id"}
+
+
 HEADER = "client_id\tpath\tsentence\tup_votes\tage\tgender\taccents\tlocale"
 
 
@@ -211,6 +238,14 @@ def test_commonvoice(tmp_path: Path) -> None:
     assert [row.duration for row in commonvoice(tsv)] == [0.0, 0.0]
 
 
+def test_commonvoice_columns_named_as_fields_or_as_each_other(tmp_path: Path) -> None:
+    tsv = tmp_path / "train.tsv"
+    tsv.write_text("path\tsentence\tid\tduration\tlocale\tlang\na.mp3\tHi\t7\t1\tit\tIT\n")
+    (row,) = commonvoice(tsv)
+    assert (row.id, row.duration) == ("a", 0.0)
+    assert row.labels == {"locale": "it", "lang": "IT", "split": "train"}
+
+
 @pytest.mark.parametrize(
     ("content", "hint"),
     [
@@ -220,8 +255,7 @@ def test_commonvoice(tmp_path: Path) -> None:
         (f"{HEADER}\nonly\ttwo\n", "line 2: 2 cells for 8 columns"),
         (f"{HEADER}\n\n\nx\t\tHi\t\t\t\t\t\n", "line 4: column 'path'"),
         ("path\tsentence\tsplit\na.mp3\tHi\tx\n", "'split'"),
-        ("path\tsentence\tid\na.mp3\tHi\tx\n", "'id'"),
-        ("path\tsentence\tlocale\tlang\na.mp3\tHi\tx\tx\n", "'locale'"),
+        ("path\tsentence\tage\tage\na.mp3\tHi\tx\tx\n", "'age'"),
     ],
 )
 def test_commonvoice_refuses(tmp_path: Path, content: str, hint: str) -> None:
@@ -279,6 +313,12 @@ class TestLhotse:
         path.write_text(json.dumps(recording.to_cut().to_dict()) + "\n")
         (row,) = lhotse(path)
         assert row.text is None and row.labels == {} and row.duration == 5.0
+
+    def test_custom_fields_that_are_no_labels(self, tmp_path: Path, recording: Any) -> None:
+        cut = recording.to_cut()
+        cut.custom = {"duration": 9.0, "text": "x", "snr": float("nan"), "take": 3, "note": None}
+        (row,) = lhotse(self.save(tmp_path, [cut]))
+        assert row.duration == 5.0 and row.text is None and row.labels == {"take": 3}
 
     def test_cuts_that_no_file_holds(self, tmp_path: Path, recording: Any) -> None:
         from lhotse import Recording
