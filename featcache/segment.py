@@ -49,6 +49,10 @@ class Segment:
     def codec(self) -> Codec:
         return self._make_codec()
 
+    @cached_property
+    def _sealed(self) -> bytes:
+        return to_bytes(self.seal)
+
     @property
     def remedy(self) -> str:
         return f"run `featcache verify {self.storage}`, then `featcache repair MANIFEST {self.storage}`"
@@ -236,7 +240,7 @@ class Segment:
         data = self.storage.read(f"{self.name}/seal.json")
         if data is None and not self.storage.exists(layout.ROOT):
             raise CacheError(f"{self.storage} is no longer there (moved, unmounted, removed): open it where it is now")
-        if data != to_bytes(self.seal):
+        if data != self._sealed:
             raise CacheError(
                 f"{self.storage}/{self.name} is not the one that this process has opened, as something was taken out "
                 "of the cache since (`featcache forget`): open it again"
