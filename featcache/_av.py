@@ -53,6 +53,12 @@ class ContainerReader:
         with container:
             yield cls(container)
 
+    @classmethod
+    def mp3_blocks(cls, file: FileIO, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
+        """As `blocks`, of a file object that holds MP3."""
+        with kept_position(file), cls.open(file, "mp3") as reader:
+            yield from reader.blocks(start, count)
+
     def _promise(self) -> int | None:
         name = self._container.format.name
         if "mp4" in name and self._stream.duration and self._stream.time_base:
@@ -90,6 +96,45 @@ class ContainerReader:
                 return position, _chain(frame, frames)
         self._container.seek(first, stream=self._stream)  # no usable index: count from the start
         return 0, self._container.decode(self._stream)
+
+
+def count_mp3(file: FileIO) -> tuple[int, int] | None:
+    """Samples of one channel in the frames of a file object that holds MP3, without decoding them.
+
+    The first number is without the last frame where that is cut off, the second with it. None where it is unclear.
+    """
+    sizes: dict[bytes, int] = {}
+    whole = begun = 0
+    try:
+        with kept_position(file), av.open(file, mode="r", format="mp3") as container:
+            stream = container.streams.audio[0]
+            base, rate = stream.time_base, stream.codec_context.sample_rate
+            for packet in container.demux(stream):
+                data = bytes(packet)
+                if data[:1] != b"\xff":  # tags and padding at the end come as packets too
+                    continue
+                # Frames whose headers agree in their first bytes, bit rate and padding included, are of one size.
+                size = sizes.setdefault(data[:3], len(data))
+                whole, begun = (
+                    begun + (packet.duration or 0 if len(data) >= size else 0),
+                    begun + (packet.duration or 0),
+                )
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        if ran_out(error):
+            raise
+        return None
+    return None if base is None else (round(whole * base * rate), round(begun * base * rate))
+
+
+@contextmanager
+def kept_position(file: FileIO) -> Iterator[None]:
+    """Read a file object from its start; libsndfile, which reads the same descriptor, finds it where it was."""
+    position = file.tell()
+    file.seek(0)
+    try:
+        yield
+    finally:
+        file.seek(position)
 
 
 def _chain(frame: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import FileIO
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
+
+from featcache.memory import ran_out
 
 # A frame of these depends on those before it (MP3's bit reservoir: half a second at the
 # lowest bit rate), which libsndfile does not decode again after a seek: it gives silence or noise at first.
@@ -18,10 +21,17 @@ BLOCK = 1 << 22  # samples a block: 16 MB a channel
 UNKNOWN = (1 << 63) - 1  # libsndfile's SF_COUNT_MAX: the header does not say how long
 MALFORMED = 3  # libsndfile's SF_ERR_MALFORMED_FILE
 
+# The first frame of an MP3 may say how many there are: at a fixed place after the frame's header, and its checksum.
+ANNOUNCED = re.compile(rb"\xff[\xe0-\xff]..(?:.{9}|.{11}|.{17}|.{19}|.{32}|.{34})(?:Xing|Info|VBRI)", re.DOTALL)
+FIRST_FRAME = 1 << 17  # bytes after the ID3 tags within which that frame begins, whatever junk is before it
+
 # libsndfile silently shortens a truncated file to what is there and notes it in its log only:
 # "data : 352800 (should be 176378)", for AIFF "SSND", for AU "Data Size", for W64 and RF64 the outer size.
 SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
 STREAMED = 0x7FFF0000  # from here on: what sox and ffmpeg write into a pipe, where they cannot go back
+
+
+Blocks = Callable[[int, int | None], Iterator[npt.NDArray[np.float32]]]
 
 
 class SoundFileReader:
@@ -62,3 +72,55 @@ class SoundFileReader:
         block: npt.NDArray[np.float32]
         block = self._sound.read(preroll + samples, dtype="float32", always_2d=True)
         return block[preroll:]
+
+
+class UncountedReader(SoundFileReader):
+    """An MP3 that does not say how long it is: libsndfile guesses, from the file's size and the first frame.
+
+    Where the guess is too long, what is decoded ends where the frames do. Where it is too short (a variable
+    bit rate), libsndfile stops there, and what reaches beyond is for FFmpeg. Both give the same samples, to rounding.
+    """
+
+    def __init__(self, sound: soundfile.SoundFile, whole: int, begun: int, beyond: Blocks) -> None:
+        """The file has `whole` samples in whole frames, `begun` with one that is cut off; `beyond`: FFmpeg's blocks."""
+        super().__init__(sound)
+        self._known, self._beyond = self._there, beyond
+        self._there, self.promised = whole, begun
+
+    def blocks(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
+        """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
+        stop = self._there if count is None else min(start + count, self._there)
+        if stop <= self._known:
+            yield from super().blocks(start, count)
+            return
+        for block in self._beyond(start, stop - start):
+            yield block
+            start += len(block)
+            if start >= stop:  # behind the last frame may be tags, which cannot be decoded
+                return
+
+
+def reaches(file: FileIO, sample: int) -> bool:
+    """Whether libsndfile decodes up to this sample. What an open reader gives would depend on its having been there."""
+    try:
+        with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+            sound.seek(sample)
+            return len(sound.read(1)) == 1
+    except soundfile.LibsndfileError as error:
+        if ran_out(error):
+            raise
+        return False
+
+
+def announced(file: FileIO) -> bool:
+    """Whether the first frame of an MP3 says how many there are. Moves the file's position."""
+    start = 0
+    while True:
+        file.seek(start)
+        head = file.read(10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
+        size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
+        start += 10 + size + (10 if head[5] & 16 else 0)
+    file.seek(start)
+    return ANNOUNCED.search(file.read(FIRST_FRAME)) is not None

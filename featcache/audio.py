@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from featcache._av import ContainerReader
-from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader
+from featcache._av import ContainerReader, count_mp3, kept_position
+from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader, UncountedReader, announced, reaches
 from featcache.errors import AudioError, JobError
 from featcache.geometry import SAMPLE_RATE
 from featcache.memory import ran_out
@@ -278,8 +279,22 @@ def _reader(file: FileIO, suffix: str) -> Iterator[Reader]:
             with sound:
                 # A FLAC that was written into a pipe does not know its length, and soundfile needs one.
                 if sound.frames < UNKNOWN:
-                    yield SoundFileReader(sound)
+                    yield _known(sound, file)
                     return
         file.seek(0)
     with ContainerReader.open(file, "g722" if suffix == ".g722" else None) as container:
         yield container
+
+
+def _known(sound: soundfile.SoundFile, file: FileIO) -> Reader:
+    """The reader of what libsndfile opened."""
+    if sound.format == "MP3":
+        with kept_position(file):
+            counted = None if announced(file) else count_mp3(file)
+        # Where libsndfile finds as many samples as it expects, it is right, whatever FFmpeg takes for a frame.
+        if counted and counted[0] < sound.frames:
+            with kept_position(file):
+                counted = None if reaches(file, sound.frames - 1) else counted
+        if counted:
+            return UncountedReader(sound, *counted, partial(ContainerReader.mp3_blocks, file))
+    return SoundFileReader(sound)

@@ -228,6 +228,81 @@ def test_truncated(tmp_path: Path, form: str) -> None:
         assert abs(probe(path).samples - 64000) < 64  # as the header says
 
 
+def bare_mp3(path: Path, rate: int, bit_rate: int, samples: Wave) -> bytes:
+    """An MP3 whose first frame does not say how many there are, as bytes: they may be joined to others."""
+    with av.open(str(path), "w", format="mp3", options={"write_xing": "0", "id3v2_version": "0"}) as container:
+        stream: Any = container.add_stream("libmp3lame", rate=rate, options={"reservoir": "0"})
+        stream.layout, stream.bit_rate = "mono", bit_rate
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        fifo = av.AudioResampler(format=stream.format.name, layout="mono", rate=rate, frame_size=576 << (rate > 24000))
+        for part in [*fifo.resample(frame), *fifo.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+TAGS = {
+    "nothing": b"",
+    "zeros": bytes(1000),
+    "id3v1": b"TAG" + bytes(125),
+    "lyrics3": b"LYRICSBEGIN" + b"la " * 200 + b"LYRICS200TAG" + bytes(125),
+    "apev2": b"APETAGEX" + (2000).to_bytes(4, "little") + (1032).to_bytes(4, "little") + bytes(1016),
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_an_mp3_that_does_not_say_how_long_it_is(tmp_path: Path, rate: int, tag: str) -> None:
+    path = tmp_path / "a.mp3"
+    content = bare_mp3(path, rate, 64000, tone(3, rate))
+    with av.open(str(path)) as container:
+        frames = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    path.write_bytes(content + TAGS[tag])
+    assert probe(path) == AudioInfo(len(frames), rate, 1)
+    whole = load(path)
+    assert len(whole) == samples_of(len(frames) / rate)
+    assert rate != 16000 or np.allclose(whole, frames, atol=1e-5)
+    end = load(path, offset=2.5, duration=2)
+    assert np.allclose(end[400:-400], whole[-len(end) :][400:-400], atol=2e-3)
+    with soundfile.SoundFile(path) as sound:  # a slice that libsndfile decodes is decoded by it, as ever
+        sound.seek(0)
+        assert np.array_equal(load(path, offset=0, duration=1), audio.resample(sound.read(rate, dtype="float32"), rate))
+    path.write_bytes(content[:-70])
+    assert "truncated" in reason(path)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("rates", [(128000, 16000), (16000, 128000)])
+def test_an_mp3_of_variable_bit_rate_that_does_not_say_how_long_it_is(
+    tmp_path: Path, rates: tuple[int, int], tag: str
+) -> None:
+    path = tmp_path / "a.mp3"
+    parts = [bare_mp3(path, 16000, rate, tone(9, 16000)) for rate in rates]
+    lengths = []
+    for part in parts:
+        path.write_bytes(part)
+        lengths.append(len(load(path)))
+    path.write_bytes(b"".join(parts) + TAGS[tag])
+    assert probe(path).samples == sum(lengths) > 280000
+    whole = load(path)
+    assert len(whole) == sum(lengths)
+    for start in (0, 4, 9, 13):  # guessed 10 s or 81 s, for 18 s
+        part_of = load(path, offset=start, duration=2)
+        assert np.allclose(part_of, whole[16000 * start : 16000 * (start + 2)], atol=1e-5), start
+    assert "beyond the end" in reason(path, offset=19)
+
+
+def test_an_mp3_that_says_how_long_it_is_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(3, 16000), 16000, format="MP3")
+    content = path.read_bytes()
+    monkeypatch.setattr("featcache.audio.count_mp3", None)
+    for ahead in (b"", b"ID3\x04\0\0\0\0\x08\0" + bytes(1024)):
+        path.write_bytes(ahead + content)
+        assert probe(path).samples == len(load(path)) == 48000
+
+
 def test_truncated_by_one_percent_or_one_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(4, 16000), 16000)
