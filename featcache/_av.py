@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -64,8 +65,22 @@ class ContainerReader:
         if "mp4" in name and self._stream.duration and self._stream.time_base:
             return round(self._stream.duration * self._stream.time_base * self.rate)
         if "matroska" in name and self._container.duration:
-            return round(self._container.duration * self.rate / av.time_base)
+            seconds = self._ends(self._container.duration / av.time_base)
+            return None if seconds is None else round(seconds * self.rate)
         return None
+
+    def _ends(self, longest: float) -> float | None:
+        """Seconds that Matroska declares for the audio; its header says only how long the `longest` stream is.
+
+        The time at which a stream ends is in its tags, where the program that wrote it put it. One that begins
+        late is shorter by that.
+        """
+        base, late = self._stream.time_base, max(self._stream.start_time or 0, 0)
+        ends = [seconds for name, text in self._stream.metadata.items() if (seconds := _seconds(name, text))]
+        others = [other for other in self._container.streams if other.type in ("audio", "video", "subtitle")]
+        if not ends and len(others) > 1:
+            return None
+        return min([longest, *ends]) - (float(late * base) if base else 0.0)
 
     def blocks(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
         """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
@@ -96,6 +111,14 @@ class ContainerReader:
                 return position, _chain(frame, frames)
         self._container.seek(first, stream=self._stream)  # no usable index: count from the start
         return 0, self._container.decode(self._stream)
+
+
+def _seconds(name: str, text: str) -> float | None:
+    """What a tag `DURATION`, or `DURATION-eng`, of Matroska says (00:01:02.345000000); None of any other."""
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)\0*", text)
+    if found is None or name.partition("-")[0] != "DURATION":
+        return None
+    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
 
 
 def count_mp3(file: FileIO) -> tuple[int, int] | None:

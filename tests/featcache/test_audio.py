@@ -319,6 +319,48 @@ def test_truncated_webm(tmp_path: Path) -> None:
     assert "truncated" in reason(path)
 
 
+def film(path: Path, seconds: float, late: float, samples: Wave) -> Path:
+    """A Matroska file of so many seconds of picture, with sound at 48 kHz that begins late."""
+    with av.open(str(path), "w", format="matroska") as container:
+        sound: Any = container.add_stream("flac", rate=48000)
+        sound.layout = "mono"
+        picture: Any = container.add_stream("mpeg4", rate=10)
+        picture.width = picture.height = 64
+        picture.pix_fmt = "yuv420p"
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        frame.pts = 0
+        packets = []
+        fifo = av.AudioResampler(format="s16", layout="mono", rate=48000, frame_size=4608)
+        for part in [*fifo.resample(frame), *fifo.resample(None)]:
+            part.pts = (part.pts or 0) + round(late * 48000)
+            packets += sound.encode(part)
+        packets += sound.encode(None)
+        for number in range(round(seconds * 10)):
+            image = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
+            image.pts = number
+            packets += picture.encode(image)
+        packets += picture.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(9, 0), (4, 0), (4, 1), (9, 3.5)])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_picture_longer_than_the_sound(tmp_path: Path, seconds: float, late: float, tagged: bool) -> None:
+    path = film(tmp_path / "a.mkv", seconds, late, tone(5, 48000))
+    content = path.read_bytes()
+    if not tagged:
+        path.write_bytes(content.replace(b"DURATION", b"SOMETHIN"))
+    assert probe(path).samples == 240000
+    assert len(load(path)) == 80000
+    assert len(load(path, offset=4, duration=2)) == 16000
+    if tagged:
+        path.write_bytes(content[: len(content) // 2])
+        assert "truncated" in reason(path)
+
+
 def test_wav_from_a_pipe_promises_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(1, 16000), 16000, subtype="PCM_16")
