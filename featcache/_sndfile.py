@@ -58,11 +58,24 @@ class SoundFileReader:
         if start >= self._there:
             return
         stop = self._there if count is None else min(start + count, self._there)
+        if not self._sound.seekable():
+            yield from self._unseekable(start, stop)
+            return
         for position in range(start, stop, BLOCK):
             block = self._read(position, min(stop - position, BLOCK))
             if len(block):
                 yield block
             if len(block) < min(stop - position, BLOCK):
+                return
+
+    def _unseekable(self, start: int, stop: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Blocks of a codec that libsndfile decodes in order only, from the first sample on."""
+        for position in range(0, stop, BLOCK):
+            wanted = min(stop - position, BLOCK)
+            block: npt.NDArray[np.float32] = self._sound.read(wanted, dtype="float32", always_2d=True)
+            if len(part := block[max(start - position, 0) :]):
+                yield part
+            if len(block) < wanted:
                 return
 
     def _read(self, start: int, samples: int) -> npt.NDArray[np.float32]:

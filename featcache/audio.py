@@ -101,9 +101,9 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
 
     The slice is cut at the native rate and then resampled alone, so where the recording is not at 16 kHz
     its first and last few milliseconds differ from those of the resampled whole (`AUDIO_RULES["slice"]`).
-    The same call always gives the same samples. A slice is reached by seeking; only G.722 (each sample
-    depends on all before it) and containers whose clock is coarser than a sample (WebM) are decoded from
-    the start. Less than `duration` is returned where the recording ends early: see `fit_length`.
+    The same call always gives the same samples. A slice is reached by seeking; only G.722, G.721, G.723 and
+    GSM (each sample depends on all before it) and containers whose clock is coarser than a sample (WebM)
+    are decoded from the start. Less than `duration` is returned where the recording ends early: see `fit_length`.
 
     Raises AudioError: missing, unreadable or empty file, no samples, `offset` beyond the end, NaN or
     infinite samples, or truncated, that is, less there in the slice than the header promises. (Ogg

@@ -86,6 +86,25 @@ def test_lossy_formats_of_libsndfile(tmp_path: Path, form: str, subtype: str) ->
     assert np.allclose(load(path, offset=0.5, duration=1)[800:-800], pcm[8800:23200], atol=1e-3)
 
 
+@pytest.mark.parametrize(("form", "subtype"), [("WAV", "GSM610"), ("AU", "G721_32"), ("AU", "G723_24")])
+def test_what_libsndfile_decodes_in_order_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, subtype: str
+) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, 0.5 * tone(4, 16000), 16000, format=form, subtype=subtype)
+    with soundfile.SoundFile(path) as sound:
+        assert not sound.seekable()
+        native = sound.read(sound.frames, dtype="float32")
+    assert probe(path).samples == len(native) >= 64000
+    for block in (1 << 22, 12345):
+        monkeypatch.setattr("featcache._sndfile.BLOCK", block)
+        assert np.array_equal(load(path), native)
+        for start in (1, 20000, 40000):
+            part = load(path, offset=start / 16000, duration=1)
+            assert np.array_equal(part, native[start : start + 16000]), start
+    assert "truncated" in reason(cut(path))
+
+
 @pytest.mark.parametrize(
     ("form", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")]
 )
