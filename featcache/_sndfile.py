@@ -28,6 +28,8 @@ FIRST_FRAME = 1 << 17  # bytes after the ID3 tags within which that frame begins
 # libsndfile silently shortens a truncated file to what is there and notes it in its log only:
 # "data : 352800 (should be 176378)", for AIFF "SSND", for AU "Data Size", for W64 and RF64 the outer size.
 SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+SPHERE_SAMPLES = re.compile(rb"NIST_1A\n.*?\nsample_count\s+-i\s+(\d{1,18})\b.*?\nend_head", re.DOTALL)
+SPHERE_HEADER = 1 << 14  # bytes within which a header of NIST SPHERE ends; most have 1024
 STREAMED = 0x7FFF0000  # from here on: what sox and ffmpeg write into a pipe, where they cannot go back
 
 
@@ -39,13 +41,14 @@ class SoundFileReader:
 
     MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b"FORM", b"caff", b".snd", b"riff")
 
-    def __init__(self, sound: soundfile.SoundFile) -> None:
+    def __init__(self, sound: soundfile.SoundFile, said: int = 0) -> None:
+        """`said`: samples of one channel that the header promises, where libsndfile does not pass it on."""
         self._sound = sound
         self.rate: int = sound.samplerate
         self.channels: int = sound.channels
         self.slack = 0
         self._there: int = sound.frames
-        self.promised: int | None = self._promise()
+        self.promised: int | None = max(self._promise(), said)
 
     def _promise(self) -> int:
         for said, actual in SHORTENED.findall(self._sound.extra_info):
@@ -111,6 +114,15 @@ class UncountedReader(SoundFileReader):
             start += len(block)
             if start >= stop:  # behind the last frame may be tags, which cannot be decoded
                 return
+
+
+def sphere_samples(file: FileIO, sound: soundfile.SoundFile) -> int:
+    """Samples of one channel that the header of NIST SPHERE promises; 0 where it does not. Moves the position."""
+    file.seek(0)
+    found = SPHERE_SAMPLES.match(file.read(SPHERE_HEADER))
+    said = int(found[1]) if found else 0
+    # Some programs count the samples of all channels together.
+    return 0 if said >= STREAMED or said == sound.frames * sound.channels else said
 
 
 def reaches(file: FileIO, sample: int) -> bool:

@@ -30,7 +30,7 @@ import soundfile
 import soxr
 
 from featcache._av import ContainerReader, count_mp3, kept_position
-from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader, UncountedReader, announced, reaches
+from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader, UncountedReader, announced, reaches, sphere_samples
 from featcache.errors import AudioError, JobError
 from featcache.geometry import SAMPLE_RATE
 from featcache.memory import ran_out
@@ -297,4 +297,7 @@ def _known(sound: soundfile.SoundFile, file: FileIO) -> Reader:
                 counted = None if reaches(file, sound.frames - 1) else counted
         if counted:
             return UncountedReader(sound, *counted, partial(ContainerReader.mp3_blocks, file))
+    if sound.format == "NIST":
+        with kept_position(file):
+            return SoundFileReader(sound, sphere_samples(file, sound))
     return SoundFileReader(sound)

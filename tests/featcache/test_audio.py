@@ -332,6 +332,25 @@ def test_truncated_by_one_percent_or_one_sample(tmp_path: Path) -> None:
     assert len(load(path)) == 64000
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_truncated_sphere(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "a.sph"
+    soundfile.write(path, np.stack([tone(4, 16000)] * channels, axis=1), 16000, format="NIST", subtype="PCM_16")
+    content = path.read_bytes()
+    assert len(load(path)) == 64000
+    assert len(load(cut(path, 0.7), duration=1)) == 16000
+    assert probe(path).samples == 64000
+    assert "truncated" in reason(path)
+    # Samples of all channels together; no count at all.
+    total = content.replace(b"sample_count -i 64000\n", b"sample_count -i %d\n" % (64000 * channels))
+    for other in (
+        total[:1024].rstrip(b"\0").ljust(1024, b"\0") + content[1024:],
+        content.replace(b"sample_count", b"sample_c0unt"),
+    ):
+        path.write_bytes(other)
+        assert probe(path).samples == len(load(path)) == 64000
+
+
 def test_truncated_webm(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.webm", "webm", "libopus", 48000, tone(9, 48000))
     assert len(load(cut(path), duration=1)) == 16000
