@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator
-from io import FileIO
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO, FileIO
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from featcache.errors import AudioError
 from featcache.memory import ran_out
 
 # A frame of these depends on those before it (MP3's bit reservoir: half a second at the
@@ -28,6 +31,9 @@ FIRST_FRAME = 1 << 17  # bytes after the ID3 tags within which that frame begins
 # libsndfile silently shortens a truncated file to what is there and notes it in its log only:
 # "data : 352800 (should be 176378)", for AIFF "SSND", for AU "Data Size", for W64 and RF64 the outer size.
 SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+# The header of an Ogg page: flags (is it the first of its stream?), the number of segments, the size of each.
+OGG_HEADER, OGG_FLAGS, OGG_FIRST, OGG_SEGMENTS = 282, 5, 2, 26
+
 SPHERE_SAMPLES = re.compile(rb"NIST_1A\n.*?\nsample_count\s+-i\s+(\d{1,18})\b.*?\nend_head", re.DOTALL)
 SPHERE_HEADER = 1 << 14  # bytes within which a header of NIST SPHERE ends; most have 1024
 STREAMED = 0x7FFF0000  # from here on: what sox and ffmpeg write into a pipe, where they cannot go back
@@ -90,6 +96,57 @@ class SoundFileReader:
         return block[preroll:]
 
 
+class LinkedReader:
+    """An Ogg file of several recordings one behind the other, its links: libsndfile reads the first alone.
+
+    Each is decoded by itself, from memory, as if it were the file.
+    """
+
+    def __init__(self, file: FileIO, begins: Sequence[int]) -> None:
+        """Of `file`, whose links begin at these bytes. Moves the file's position.
+
+        Raises:
+            AudioError: libsndfile cannot read one of them, or they differ in form.
+        """
+        self._file = file
+        self._spans = list(zip(begins, [*begins[1:], os.fstat(file.fileno()).st_size], strict=True))
+        self._lengths: list[int] = []
+        forms = set()
+        for span in self._spans:
+            with self._link(span) as sound:
+                self._lengths.append(sound.frames)
+                forms.add((sound.samplerate, sound.channels))
+        if len(forms) > 1:
+            raise AudioError("the sample rate or the number of channels changes within the recording")
+        self.rate, self.channels = forms.pop()
+        self.promised: int | None = sum(self._lengths)
+        self.slack = 0
+
+    def blocks(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
+        """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
+        stop = sum(self._lengths) if count is None else start + count
+        begin = 0
+        for span, length in zip(self._spans, self._lengths, strict=True):
+            first, end = max(start - begin, 0), min(stop - begin, length)
+            if first < end:
+                with self._link(span) as sound:
+                    yield from SoundFileReader(sound).blocks(first, end - first)
+            begin += length
+
+    @contextmanager
+    def _link(self, span: tuple[int, int]) -> Iterator[soundfile.SoundFile]:
+        self._file.seek(span[0])
+        content = BytesIO(self._file.read(span[1] - span[0]))
+        try:
+            sound = soundfile.SoundFile(content)
+        except soundfile.LibsndfileError as error:
+            if ran_out(error):
+                raise
+            raise AudioError("several recordings in one Ogg file, of which one cannot be decoded") from None
+        with sound:
+            yield sound
+
+
 class UncountedReader(SoundFileReader):
     """An MP3 that does not say how long it is: libsndfile guesses, from the file's size and the first frame.
 
@@ -135,6 +192,19 @@ def reaches(file: FileIO, sample: int) -> bool:
         if ran_out(error):
             raise
         return False
+
+
+def ogg_links(file: FileIO) -> list[int]:
+    """The bytes at which the links of an Ogg file begin: the first pages of streams, behind pages of others."""
+    begins: list[int] = []
+    position, first = 0, False
+    while (head := os.pread(file.fileno(), OGG_HEADER, position))[:4] == b"OggS" and len(head) > OGG_SEGMENTS:
+        before, first = first, bool(head[OGG_FLAGS] & OGG_FIRST)
+        if first and not before:
+            begins.append(position)
+        sizes = head[OGG_SEGMENTS + 1 :][: head[OGG_SEGMENTS]]
+        position += OGG_SEGMENTS + 1 + len(sizes) + sum(sizes)
+    return begins
 
 
 def announced(file: FileIO) -> bool:

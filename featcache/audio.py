@@ -30,7 +30,17 @@ import soundfile
 import soxr
 
 from featcache._av import ContainerReader, count_mp3, kept_position
-from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader, UncountedReader, announced, reaches, sphere_samples
+from featcache._sndfile import (
+    MALFORMED,
+    UNKNOWN,
+    LinkedReader,
+    SoundFileReader,
+    UncountedReader,
+    announced,
+    ogg_links,
+    reaches,
+    sphere_samples,
+)
 from featcache.errors import AudioError, JobError
 from featcache.geometry import SAMPLE_RATE
 from featcache.memory import ran_out
@@ -86,7 +96,8 @@ def probe(path: str | Path) -> AudioInfo:
     """The length of a recording, from its header.
 
     What FFmpeg decodes is counted sample by sample instead: G.722 has no header, and the duration of MP4 or
-    WebM is not exact. A truncated file is reported as long as its header promises; `load` refuses it.
+    WebM is not exact. Of an MP3 that does not say how long it is, the frames are counted. A truncated file is
+    reported as long as its header promises; `load` refuses it.
     Raises AudioError (unreadable, empty file) or JobError (trouble of the machine).
     """
     with _opened(path) as reader:
@@ -107,7 +118,8 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
 
     Raises AudioError: missing, unreadable or empty file, no samples, `offset` beyond the end, NaN or
     infinite samples, or truncated, that is, less there in the slice than the header promises. (Ogg
-    promises nothing: a cut Ogg file is only shorter than its manifest says.) JobError as `probe`.
+    promises nothing, nor does an MP3 that does not say how long it is, unless it is cut within a frame:
+    such a cut file is only shorter than its manifest says.) JobError as `probe`.
     """
     blocks = list(stream(path, offset=offset, duration=duration))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -126,7 +138,8 @@ def stream(path: str | Path, *, offset: float = 0.0, duration: float | None = No
         rate, promised, slack = reader.rate, reader.promised, reader.slack
         start = round(offset * rate)
         count = None if duration is None else round(duration * rate)
-        if promised is not None and 0 < promised + slack <= start:
+        # Where the promise is not exact (a tag may be stale), decoding shows where the end is.
+        if promised is not None and not slack and 0 < promised <= start:
             raise AudioError(f"the offset {offset:g} s is beyond the end ({promised / rate:g} s)")
         resampler, there = _Resampler(rate), start
         blocks = reader.blocks(start, count)
@@ -297,6 +310,9 @@ def _known(sound: soundfile.SoundFile, file: FileIO) -> Reader:
                 counted = None if reaches(file, sound.frames - 1) else counted
         if counted:
             return UncountedReader(sound, *counted, partial(ContainerReader.mp3_blocks, file))
+    if sound.format == "OGG" and len(begins := ogg_links(file)) > 1:
+        with kept_position(file):
+            return LinkedReader(file, begins)
     if sound.format == "NIST":
         with kept_position(file):
             return SoundFileReader(sound, sphere_samples(file, sound))

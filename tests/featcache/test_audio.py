@@ -332,6 +332,46 @@ def test_truncated_by_one_percent_or_one_sample(tmp_path: Path) -> None:
     assert len(load(path)) == 64000
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_several_recordings_in_one_ogg_file(tmp_path: Path, subtype: str, rate: int) -> None:
+    path = tmp_path / "a.ogg"
+    contents, parts = [], []
+    for seconds in (3, 1, 2):
+        soundfile.write(path, tone(seconds, rate, 300 * seconds), rate, format="OGG", subtype=subtype)
+        contents.append(path.read_bytes())
+        parts.append(soundfile.read(path, dtype="float32")[0])
+    native = np.concatenate(parts)
+    path.write_bytes(b"".join(contents))
+    assert probe(path) == AudioInfo(6 * rate, rate, 1)
+    assert np.array_equal(load(path), audio.resample(native, rate))
+    for start, count in (
+        (0, rate),
+        (rate, 3 * rate),
+        (2 * rate, 7 * rate),
+        (3 * rate, rate),
+        (5 * rate + 7, rate // 2),
+    ):
+        part = load(path, offset=start / rate, duration=count / rate)
+        assert np.allclose(part, audio.resample(native[start : start + count], rate), atol=1e-5), start
+    assert "beyond the end" in reason(path, offset=6)
+    path.write_bytes(b"".join(contents)[:-10])  # Ogg promises nothing
+    assert 4 * 16000 <= len(load(path)) < 6 * 16000
+    path.write_bytes(contents[0])
+    assert np.array_equal(load(path), audio.resample(parts[0], rate))
+
+
+def test_recordings_of_two_forms_in_one_ogg_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, tone(1, 16000), 16000, format="OGG")
+    first = path.read_bytes()
+    soundfile.write(path, tone(1, 24000), 24000, format="OGG")
+    path.write_bytes(first + path.read_bytes())
+    assert "sample rate" in reason(path)
+    path.write_bytes(first + first[:100])
+    assert "one Ogg file" in reason(path)
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 def test_truncated_sphere(tmp_path: Path, channels: int) -> None:
     path = tmp_path / "a.sph"
@@ -397,6 +437,16 @@ def test_a_picture_longer_than_the_sound(tmp_path: Path, seconds: float, late: f
     if tagged:
         path.write_bytes(content[: len(content) // 2])
         assert "truncated" in reason(path)
+
+
+def test_a_tag_that_is_stale_cuts_nothing_off(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mkv", 4, 0, tone(5, 48000))
+    content = path.read_bytes()
+    assert content.count(b"00:00:05.000000000") == 1
+    path.write_bytes(content.replace(b"00:00:05.000000000", b"00:00:02.000000000"))
+    assert len(load(path)) == 80000
+    assert len(load(path, offset=3, duration=1)) == 16000
+    assert "beyond the end" in reason(path, offset=6)
 
 
 def test_wav_from_a_pipe_promises_nothing(tmp_path: Path) -> None:
