@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -53,13 +54,33 @@ class ContainerReader:
         with container:
             yield cls(container)
 
+    @classmethod
+    def mp3_blocks(cls, file: FileIO, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
+        """As `blocks`, of a file object that holds MP3."""
+        with kept_position(file), cls.open(file, "mp3") as reader:
+            yield from reader.blocks(start, count)
+
     def _promise(self) -> int | None:
         name = self._container.format.name
         if "mp4" in name and self._stream.duration and self._stream.time_base:
             return round(self._stream.duration * self._stream.time_base * self.rate)
         if "matroska" in name and self._container.duration:
-            return round(self._container.duration * self.rate / av.time_base)
+            seconds = self._ends(self._container.duration / av.time_base)
+            return None if seconds is None else round(seconds * self.rate)
         return None
+
+    def _ends(self, longest: float) -> float | None:
+        """Seconds that Matroska declares for the audio; its header says only how long the `longest` stream is.
+
+        The time at which a stream ends is in its tags, where the program that wrote it put it. One that begins
+        late is shorter by that.
+        """
+        base, late = self._stream.time_base, max(self._stream.start_time or 0, 0)
+        ends = [seconds for name, text in self._stream.metadata.items() if (seconds := _seconds(name, text))]
+        others = [other for other in self._container.streams if other.type in ("audio", "video", "subtitle")]
+        if not ends and len(others) > 1:
+            return None
+        return min([longest, *ends]) - (float(late * base) if base else 0.0)
 
     def blocks(self, start: int, count: int | None) -> Iterator[npt.NDArray[np.float32]]:
         """Blocks `(samples, channels)` from sample `start`, at most `count` samples in all."""
@@ -90,6 +111,53 @@ class ContainerReader:
                 return position, _chain(frame, frames)
         self._container.seek(first, stream=self._stream)  # no usable index: count from the start
         return 0, self._container.decode(self._stream)
+
+
+def _seconds(name: str, text: str) -> float | None:
+    """What a tag `DURATION`, or `DURATION-eng`, of Matroska says (00:01:02.345000000); None of any other."""
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)\0*", text)
+    if found is None or name.partition("-")[0] != "DURATION":
+        return None
+    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+
+
+def count_mp3(file: FileIO) -> tuple[int, int] | None:
+    """Samples of one channel in the frames of a file object that holds MP3, without decoding them.
+
+    The first number is without the last frame where that is cut off, the second with it. None where it is unclear.
+    """
+    sizes: dict[bytes, int] = {}
+    whole = begun = 0
+    try:
+        with kept_position(file), av.open(file, mode="r", format="mp3") as container:
+            stream = container.streams.audio[0]
+            base, rate = stream.time_base, stream.codec_context.sample_rate
+            for packet in container.demux(stream):
+                data = bytes(packet)
+                if data[:1] != b"\xff":  # tags and padding at the end come as packets too
+                    continue
+                # Frames whose headers agree in their first bytes, bit rate and padding included, are of one size.
+                size = sizes.setdefault(data[:3], len(data))
+                whole, begun = (
+                    begun + (packet.duration or 0 if len(data) >= size else 0),
+                    begun + (packet.duration or 0),
+                )
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        if ran_out(error):
+            raise
+        return None
+    return None if base is None else (round(whole * base * rate), round(begun * base * rate))
+
+
+@contextmanager
+def kept_position(file: FileIO) -> Iterator[None]:
+    """Read a file object from its start; libsndfile, which reads the same descriptor, finds it where it was."""
+    position = file.tell()
+    file.seek(0)
+    try:
+        yield
+    finally:
+        file.seek(position)
 
 
 def _chain(frame: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:

@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,18 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from featcache._av import ContainerReader
-from featcache._sndfile import MALFORMED, UNKNOWN, SoundFileReader
+from featcache._av import ContainerReader, count_mp3, kept_position
+from featcache._sndfile import (
+    MALFORMED,
+    UNKNOWN,
+    LinkedReader,
+    SoundFileReader,
+    UncountedReader,
+    announced,
+    ogg_links,
+    reaches,
+    sphere_samples,
+)
 from featcache.errors import AudioError, JobError
 from featcache.geometry import SAMPLE_RATE
 from featcache.memory import ran_out
@@ -85,7 +96,8 @@ def probe(path: str | Path) -> AudioInfo:
     """The length of a recording, from its header.
 
     What FFmpeg decodes is counted sample by sample instead: G.722 has no header, and the duration of MP4 or
-    WebM is not exact. A truncated file is reported as long as its header promises; `load` refuses it.
+    WebM is not exact. Of an MP3 that does not say how long it is, the frames are counted. A truncated file is
+    reported as long as its header promises; `load` refuses it.
     Raises AudioError (unreadable, empty file) or JobError (trouble of the machine).
     """
     with _opened(path) as reader:
@@ -100,13 +112,14 @@ def load(path: str | Path, *, offset: float = 0.0, duration: float | None = None
 
     The slice is cut at the native rate and then resampled alone, so where the recording is not at 16 kHz
     its first and last few milliseconds differ from those of the resampled whole (`AUDIO_RULES["slice"]`).
-    The same call always gives the same samples. A slice is reached by seeking; only G.722 (each sample
-    depends on all before it) and containers whose clock is coarser than a sample (WebM) are decoded from
-    the start. Less than `duration` is returned where the recording ends early: see `fit_length`.
+    The same call always gives the same samples. A slice is reached by seeking; only G.722, G.721, G.723 and
+    GSM (each sample depends on all before it) and containers whose clock is coarser than a sample (WebM)
+    are decoded from the start. Less than `duration` is returned where the recording ends early: see `fit_length`.
 
     Raises AudioError: missing, unreadable or empty file, no samples, `offset` beyond the end, NaN or
     infinite samples, or truncated, that is, less there in the slice than the header promises. (Ogg
-    promises nothing: a cut Ogg file is only shorter than its manifest says.) JobError as `probe`.
+    promises nothing, nor does an MP3 that does not say how long it is, unless it is cut within a frame:
+    such a cut file is only shorter than its manifest says.) JobError as `probe`.
     """
     blocks = list(stream(path, offset=offset, duration=duration))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -125,7 +138,8 @@ def stream(path: str | Path, *, offset: float = 0.0, duration: float | None = No
         rate, promised, slack = reader.rate, reader.promised, reader.slack
         start = round(offset * rate)
         count = None if duration is None else round(duration * rate)
-        if promised is not None and 0 < promised + slack <= start:
+        # Where the promise is not exact (a tag may be stale), decoding shows where the end is.
+        if promised is not None and not slack and 0 < promised <= start:
             raise AudioError(f"the offset {offset:g} s is beyond the end ({promised / rate:g} s)")
         resampler, there = _Resampler(rate), start
         blocks = reader.blocks(start, count)
@@ -278,8 +292,28 @@ def _reader(file: FileIO, suffix: str) -> Iterator[Reader]:
             with sound:
                 # A FLAC that was written into a pipe does not know its length, and soundfile needs one.
                 if sound.frames < UNKNOWN:
-                    yield SoundFileReader(sound)
+                    yield _known(sound, file)
                     return
         file.seek(0)
     with ContainerReader.open(file, "g722" if suffix == ".g722" else None) as container:
         yield container
+
+
+def _known(sound: soundfile.SoundFile, file: FileIO) -> Reader:
+    """The reader of what libsndfile opened."""
+    if sound.format == "MP3":
+        with kept_position(file):
+            counted = None if announced(file) else count_mp3(file)
+        # Where libsndfile finds as many samples as it expects, it is right, whatever FFmpeg takes for a frame.
+        if counted and counted[0] < sound.frames:
+            with kept_position(file):
+                counted = None if reaches(file, sound.frames - 1) else counted
+        if counted:
+            return UncountedReader(sound, *counted, partial(ContainerReader.mp3_blocks, file))
+    if sound.format == "OGG" and len(begins := ogg_links(file)) > 1:
+        with kept_position(file):
+            return LinkedReader(file, begins)
+    if sound.format == "NIST":
+        with kept_position(file):
+            return SoundFileReader(sound, sphere_samples(file, sound))
+    return SoundFileReader(sound)

@@ -86,6 +86,25 @@ def test_lossy_formats_of_libsndfile(tmp_path: Path, form: str, subtype: str) ->
     assert np.allclose(load(path, offset=0.5, duration=1)[800:-800], pcm[8800:23200], atol=1e-3)
 
 
+@pytest.mark.parametrize(("form", "subtype"), [("WAV", "GSM610"), ("AU", "G721_32"), ("AU", "G723_24")])
+def test_what_libsndfile_decodes_in_order_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, subtype: str
+) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, 0.5 * tone(4, 16000), 16000, format=form, subtype=subtype)
+    with soundfile.SoundFile(path) as sound:
+        assert not sound.seekable()
+        native = sound.read(sound.frames, dtype="float32")
+    assert probe(path).samples == len(native) >= 64000
+    for block in (1 << 22, 12345):
+        monkeypatch.setattr("featcache._sndfile.BLOCK", block)
+        assert np.array_equal(load(path), native)
+        for start in (1, 20000, 40000):
+            part = load(path, offset=start / 16000, duration=1)
+            assert np.array_equal(part, native[start : start + 16000]), start
+    assert "truncated" in reason(cut(path))
+
+
 @pytest.mark.parametrize(
     ("form", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16")]
 )
@@ -228,6 +247,81 @@ def test_truncated(tmp_path: Path, form: str) -> None:
         assert abs(probe(path).samples - 64000) < 64  # as the header says
 
 
+def bare_mp3(path: Path, rate: int, bit_rate: int, samples: Wave) -> bytes:
+    """An MP3 whose first frame does not say how many there are, as bytes: they may be joined to others."""
+    with av.open(str(path), "w", format="mp3", options={"write_xing": "0", "id3v2_version": "0"}) as container:
+        stream: Any = container.add_stream("libmp3lame", rate=rate, options={"reservoir": "0"})
+        stream.layout, stream.bit_rate = "mono", bit_rate
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        fifo = av.AudioResampler(format=stream.format.name, layout="mono", rate=rate, frame_size=576 << (rate > 24000))
+        for part in [*fifo.resample(frame), *fifo.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+TAGS = {
+    "nothing": b"",
+    "zeros": bytes(1000),
+    "id3v1": b"TAG" + bytes(125),
+    "lyrics3": b"LYRICSBEGIN" + b"la " * 200 + b"LYRICS200TAG" + bytes(125),
+    "apev2": b"APETAGEX" + (2000).to_bytes(4, "little") + (1032).to_bytes(4, "little") + bytes(1016),
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_an_mp3_that_does_not_say_how_long_it_is(tmp_path: Path, rate: int, tag: str) -> None:
+    path = tmp_path / "a.mp3"
+    content = bare_mp3(path, rate, 64000, tone(3, rate))
+    with av.open(str(path)) as container:
+        frames = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    path.write_bytes(content + TAGS[tag])
+    assert probe(path) == AudioInfo(len(frames), rate, 1)
+    whole = load(path)
+    assert len(whole) == samples_of(len(frames) / rate)
+    assert rate != 16000 or np.allclose(whole, frames, atol=1e-5)
+    end = load(path, offset=2.5, duration=2)
+    assert np.allclose(end[400:-400], whole[-len(end) :][400:-400], atol=2e-3)
+    with soundfile.SoundFile(path) as sound:  # a slice that libsndfile decodes is decoded by it, as ever
+        sound.seek(0)
+        assert np.array_equal(load(path, offset=0, duration=1), audio.resample(sound.read(rate, dtype="float32"), rate))
+    path.write_bytes(content[:-70])
+    assert "truncated" in reason(path)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("rates", [(128000, 16000), (16000, 128000)])
+def test_an_mp3_of_variable_bit_rate_that_does_not_say_how_long_it_is(
+    tmp_path: Path, rates: tuple[int, int], tag: str
+) -> None:
+    path = tmp_path / "a.mp3"
+    parts = [bare_mp3(path, 16000, rate, tone(9, 16000)) for rate in rates]
+    lengths = []
+    for part in parts:
+        path.write_bytes(part)
+        lengths.append(len(load(path)))
+    path.write_bytes(b"".join(parts) + TAGS[tag])
+    assert probe(path).samples == sum(lengths) > 280000
+    whole = load(path)
+    assert len(whole) == sum(lengths)
+    for start in (0, 4, 9, 13):  # guessed 10 s or 81 s, for 18 s
+        part_of = load(path, offset=start, duration=2)
+        assert np.allclose(part_of, whole[16000 * start : 16000 * (start + 2)], atol=1e-5), start
+    assert "beyond the end" in reason(path, offset=19)
+
+
+def test_an_mp3_that_says_how_long_it_is_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, tone(3, 16000), 16000, format="MP3")
+    content = path.read_bytes()
+    monkeypatch.setattr("featcache.audio.count_mp3", None)
+    for ahead in (b"", b"ID3\x04\0\0\0\0\x08\0" + bytes(1024)):
+        path.write_bytes(ahead + content)
+        assert probe(path).samples == len(load(path)) == 48000
+
+
 def test_truncated_by_one_percent_or_one_sample(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     soundfile.write(path, tone(4, 16000), 16000)
@@ -238,10 +332,121 @@ def test_truncated_by_one_percent_or_one_sample(tmp_path: Path) -> None:
     assert len(load(path)) == 64000
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("rate", [16000, 48000])
+def test_several_recordings_in_one_ogg_file(tmp_path: Path, subtype: str, rate: int) -> None:
+    path = tmp_path / "a.ogg"
+    contents, parts = [], []
+    for seconds in (3, 1, 2):
+        soundfile.write(path, tone(seconds, rate, 300 * seconds), rate, format="OGG", subtype=subtype)
+        contents.append(path.read_bytes())
+        parts.append(soundfile.read(path, dtype="float32")[0])
+    native = np.concatenate(parts)
+    path.write_bytes(b"".join(contents))
+    assert probe(path) == AudioInfo(6 * rate, rate, 1)
+    assert np.array_equal(load(path), audio.resample(native, rate))
+    for start, count in (
+        (0, rate),
+        (rate, 3 * rate),
+        (2 * rate, 7 * rate),
+        (3 * rate, rate),
+        (5 * rate + 7, rate // 2),
+    ):
+        part = load(path, offset=start / rate, duration=count / rate)
+        assert np.allclose(part, audio.resample(native[start : start + count], rate), atol=1e-5), start
+    assert "beyond the end" in reason(path, offset=6)
+    path.write_bytes(b"".join(contents)[:-10])  # Ogg promises nothing
+    assert 4 * 16000 <= len(load(path)) < 6 * 16000
+    path.write_bytes(contents[0])
+    assert np.array_equal(load(path), audio.resample(parts[0], rate))
+
+
+def test_recordings_of_two_forms_in_one_ogg_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, tone(1, 16000), 16000, format="OGG")
+    first = path.read_bytes()
+    soundfile.write(path, tone(1, 24000), 24000, format="OGG")
+    path.write_bytes(first + path.read_bytes())
+    assert "sample rate" in reason(path)
+    path.write_bytes(first + first[:100])
+    assert "one Ogg file" in reason(path)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_truncated_sphere(tmp_path: Path, channels: int) -> None:
+    path = tmp_path / "a.sph"
+    soundfile.write(path, np.stack([tone(4, 16000)] * channels, axis=1), 16000, format="NIST", subtype="PCM_16")
+    content = path.read_bytes()
+    assert len(load(path)) == 64000
+    assert len(load(cut(path, 0.7), duration=1)) == 16000
+    assert probe(path).samples == 64000
+    assert "truncated" in reason(path)
+    # Samples of all channels together; no count at all.
+    total = content.replace(b"sample_count -i 64000\n", b"sample_count -i %d\n" % (64000 * channels))
+    for other in (
+        total[:1024].rstrip(b"\0").ljust(1024, b"\0") + content[1024:],
+        content.replace(b"sample_count", b"sample_c0unt"),
+    ):
+        path.write_bytes(other)
+        assert probe(path).samples == len(load(path)) == 64000
+
+
 def test_truncated_webm(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.webm", "webm", "libopus", 48000, tone(9, 48000))
     assert len(load(cut(path), duration=1)) == 16000
     assert "truncated" in reason(path)
+
+
+def film(path: Path, seconds: float, late: float, samples: Wave) -> Path:
+    """A Matroska file of so many seconds of picture, with sound at 48 kHz that begins late."""
+    with av.open(str(path), "w", format="matroska") as container:
+        sound: Any = container.add_stream("flac", rate=48000)
+        sound.layout = "mono"
+        picture: Any = container.add_stream("mpeg4", rate=10)
+        picture.width = picture.height = 64
+        picture.pix_fmt = "yuv420p"
+        frame = av.AudioFrame.from_ndarray(samples[None, :], format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        frame.pts = 0
+        packets = []
+        fifo = av.AudioResampler(format="s16", layout="mono", rate=48000, frame_size=4608)
+        for part in [*fifo.resample(frame), *fifo.resample(None)]:
+            part.pts = (part.pts or 0) + round(late * 48000)
+            packets += sound.encode(part)
+        packets += sound.encode(None)
+        for number in range(round(seconds * 10)):
+            image = av.VideoFrame.from_ndarray(np.full((64, 64, 3), number, np.uint8), format="rgb24")
+            image.pts = number
+            packets += picture.encode(image)
+        packets += picture.encode(None)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            container.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(9, 0), (4, 0), (4, 1), (9, 3.5)])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_picture_longer_than_the_sound(tmp_path: Path, seconds: float, late: float, tagged: bool) -> None:
+    path = film(tmp_path / "a.mkv", seconds, late, tone(5, 48000))
+    content = path.read_bytes()
+    if not tagged:
+        path.write_bytes(content.replace(b"DURATION", b"SOMETHIN"))
+    assert probe(path).samples == 240000
+    assert len(load(path)) == 80000
+    assert len(load(path, offset=4, duration=2)) == 16000
+    if tagged:
+        path.write_bytes(content[: len(content) // 2])
+        assert "truncated" in reason(path)
+
+
+def test_a_tag_that_is_stale_cuts_nothing_off(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mkv", 4, 0, tone(5, 48000))
+    content = path.read_bytes()
+    assert content.count(b"00:00:05.000000000") == 1
+    path.write_bytes(content.replace(b"00:00:05.000000000", b"00:00:02.000000000"))
+    assert len(load(path)) == 80000
+    assert len(load(path, offset=3, duration=1)) == 16000
+    assert "beyond the end" in reason(path, offset=6)
 
 
 def test_wav_from_a_pipe_promises_nothing(tmp_path: Path) -> None:
