@@ -13,6 +13,7 @@ from featcache.job import Job, Request
 from featcache.manifest import Row
 from featcache.plan import make_plan
 from featcache.reading import load_window, row_samples
+from featcache.upstreams import UpstreamConfig
 from featcache.verify import Problem
 
 # A GPU may round otherwise in another batch; a wrong recording, tap or scale is off by far more.
@@ -20,18 +21,25 @@ TOLERANCE = 1e-4
 
 
 def recompute(
-    manifest: str | Path, place: str | Path, count: int, device: str = "cpu", seed: int | None = None
+    manifest: str | Path,
+    place: str | Path,
+    count: int,
+    device: str = "cpu",
+    seed: int | None = None,
+    upstream: UpstreamConfig | None = None,
 ) -> list[Problem]:
     """Run the model over `count` random utterances and compare codes; what differs, as problems.
 
     Args:
         seed: draws the same utterances again; others each time where it is None.
+        upstream: names the cache's model where that was moved since.
 
     Raises:
         MismatchError: the installed model gives other values than the cache was made for.
         JobError: the manifest holds none of the cache's usable utterances.
     """
-    job = Job(manifest, place, Request(), device)
+    job = Job(manifest, place, Request(upstream), device)
+    job.check_request()
     job.check_values()
     lengths = job.cache.lengths
     known = {row.id: row for row in job.rows}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from featcache.errors import UpstreamError
 from featcache.upstreams.base import UpstreamConfig
 from featcache.upstreams.hashing import sha256_of_parts
+from featcache.upstreams.places import COMMIT, local_path
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
 # Entries of config.json that say nothing about the values
 INCIDENTAL = {
@@ -55,10 +54,10 @@ class Checkpoint:
 def find(config: UpstreamConfig) -> Checkpoint:
     """The checkpoint that `hf:FOLDER` or `hf:org/name@revision` names; the hub is asked only where needed."""
     place = config.id.partition(":")[2]
-    if Path(place).expanduser().is_dir():
+    if local_path(place).is_dir():
         if config.revision is not None:
             raise UpstreamError(f"{config.id}: a local folder has no revision; leave it out")
-        return _open(config.id, Path(place).expanduser())
+        return _open(config.id, local_path(place))
     name, _, revision = place.partition("@")
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise UpstreamError(f"{config.id}: there is no such folder; write hf:FOLDER or hf:org/name@revision")
