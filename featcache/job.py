@@ -29,7 +29,7 @@ from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.segment import Segment
 from featcache.sizes import predicted_bytes
-from featcache.spans import tracing
+from featcache.spans import check_place, tracing
 from featcache.spec import CacheSpec, Layout, format_profile
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
@@ -136,8 +136,11 @@ class Job:
         Raises:
             MismatchError: the model gives other values than the cache was made for.
             CacheError: something is being removed from it.
+            UsageError: the trace that is wanted cannot be written.
             JobError: no space, or the job could not go on; finished shards are kept.
         """
+        if self.trace is not None:
+            check_place(self.trace)
         self.init()
         if not self.new_rows:
             return None
