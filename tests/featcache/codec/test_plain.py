@@ -40,8 +40,24 @@ def test_what_lies_beyond_the_codes_is_cut_and_counted() -> None:
 
 @pytest.mark.parametrize(
     "name, parameters",
-    [("blosc", {"step": 0}), ("pcodec", {"step": "x"}), ("blosc", {"keep": 3}), ("bitround", {"keep": 30})],
+    [
+        ("blosc", {"step": 0}),
+        ("blosc", {"step": float("nan")}),
+        ("blosc", {"step": 1e300}),
+        ("pcodec", {"step": 1e-6}),
+        ("pcodec", {"step": "x"}),
+        ("blosc", {"keep": 3}),
+        ("bitround", {"keep": 30}),
+        ("bitround", {"keep": float("nan")}),
+        ("residual", {"step": 1e40}),
+    ],
 )
 def test_wrong_parameters_are_refused(name: str, parameters: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=name):
         codecs.profile_class(name).fit([ROWS["u5"]], parameters)
+
+
+@pytest.mark.parametrize("bits", ["nan", "inf", "3.7", "0"])
+def test_bits_that_cannot_be_kept_are_refused_as_they_are_written(bits: str) -> None:
+    with pytest.raises(UsageError, match=r"profile bitround: keep = .* is no number of bits from 1 to 23"):
+        codecs.parse_profile(f"bitround:{bits}")
