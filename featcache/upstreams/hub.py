@@ -105,7 +105,7 @@ def _open(id: str, folder: Path) -> Checkpoint:
     if "auto_map" in settings:
         raise UpstreamError(f"{id}: it asks to run code of its own, which is never done; use a model without auto_map")
     index = read_json(id, folder / "model.safetensors.index.json")
-    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    names = ["model.safetensors"] if index is None else _named_in(id, index)
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise UpstreamError(
@@ -113,6 +113,17 @@ def _open(id: str, folder: Path) -> Checkpoint:
             "convert it once: load it in transformers and save_pretrained(FOLDER)"
         )
     return Checkpoint(id, folder, settings, tuple(folder / name for name in names))
+
+
+def _named_in(id: str, index: dict[str, Any]) -> list[str]:
+    """The files that an index of several says hold the tensors."""
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise UpstreamError(
+            f"{id}: model.safetensors.index.json does not say in its weight_map which files hold the tensors; "
+            "fetch it again"
+        )
+    return sorted(set(files.values()))
 
 
 def read_json(id: str, path: Path) -> dict[str, Any] | None:
