@@ -89,8 +89,14 @@ class BitRound(ByValue):
     def encode(self, features: np.ndarray) -> EncodedRow:
         from numcodecs import BitRound as Rounding
 
-        rounded = Rounding(keepbits=_keep(self.parameters)).encode(np.ascontiguousarray(features, np.float32))
-        return EncodedRow({"values": np.asarray(rounded).view(np.float32).reshape(features.shape)}, 0)
+        keep = _keep(self.parameters)
+        rounded = Rounding(keepbits=keep).encode(np.ascontiguousarray(features, np.float32))
+        values = np.asarray(rounded).view(np.float32).reshape(features.shape)
+        # The largest values round up to infinity: they become the largest that so many bits can say.
+        beyond = np.isinf(values) & np.isfinite(features)
+        if beyond.any():
+            values = np.where(beyond, np.copysign(np.float32((2 - 2.0**-keep) * 2.0**127), features), values)
+        return EncodedRow({"values": values}, int(np.count_nonzero(beyond)))
 
     @property
     def affine(self) -> Affine:

@@ -61,3 +61,17 @@ def test_wrong_parameters_are_refused(name: str, parameters: dict[str, object]) 
 def test_bits_that_cannot_be_kept_are_refused_as_they_are_written(bits: str) -> None:
     with pytest.raises(UsageError, match=r"profile bitround: keep = .* is no number of bits from 1 to 23"):
         codecs.parse_profile(f"bitround:{bits}")
+
+
+@pytest.mark.parametrize("profile", ["fp16", "int8", "blosc", "bitround:1", "bitround:3"])
+def test_values_next_to_the_limit_of_float32_stay_finite(profile: str) -> None:
+    largest = np.finfo(np.float32).max
+    row = np.tile(np.array([largest, -largest, 3.4e38, -1.0], np.float32)[:, None, None], (1, 2, 4))
+    name, parameters = codecs.parse_profile(profile)
+    kind = codecs.profile_class(name)
+    codec = codecs.build(name, kind.version, 2, 4, parameters, kind.fit([row], parameters))
+    encoded = codec.encode(row)
+    found = codec.decode_row(codec.complete(encoded.planes), len(row))
+    assert np.isfinite(found).all() and (np.sign(found[:3]) == np.sign(row[:3])).all()
+    if name != "blosc":  # whose steps are of deviations, which have a limit of their own
+        np.testing.assert_allclose(found[:3], row[:3], rtol=0.26)
