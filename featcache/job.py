@@ -35,6 +35,7 @@ from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
 from featcache.turns import adding
 from featcache.upstreams import Upstream, UpstreamConfig, load, places
+from featcache.windows import windows
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
 RATES = f"{layout.LOG}/rates.json"
@@ -112,6 +113,8 @@ class Job:
         return self.spec
 
     def _create(self, everything: Sequence[Row], upstream: Upstream) -> None:
+        # Before the calibration: whether the longest can be cut for the model at all.
+        windows(max((row_samples(row) for row in everything), default=0), upstream.geometry)
         # The whole manifest is drawn from even under --limit, so that the rest can be added later.
         made = calibrate(
             everything,

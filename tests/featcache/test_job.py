@@ -16,7 +16,8 @@ import torch
 
 from featcache import audio, extract
 from featcache.description import read_spec
-from featcache.errors import MismatchError
+from featcache.errors import MismatchError, UpstreamError
+from featcache.geometry import Geometry
 from featcache.job import Job, Request
 from featcache.lease import Lease
 from featcache.manifest import absolute, read, write
@@ -291,3 +292,13 @@ def test_places_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert places.moved(UpstreamConfig(id="torchaudio:X", weights="new.pt"), bundle).weights == f"{tmp_path}/new.pt"
     assert "checkpoint old.pt" in (places.missing(bundle) or "") and "--weights FILE" in (places.missing(bundle) or "")
     assert "a/gone" in (places.missing(gone) or "") and places.missing(hub) is None and places.missing(folder) is None
+
+
+def test_no_cache_is_made_for_a_model_whose_window_is_all_overlap(speech: Path, tmp_path: Path) -> None:
+    upstream = load(MEL)
+    upstream.geometry = Geometry.mel(160, window_samples=8000)
+    job = Job(speech, tmp_path / "c", Request(MEL, "fp16"))
+    job.use(upstream)
+    with pytest.raises(UpstreamError, match=r"window is 0\.5 s, and windows overlap by 2 s"):
+        job.extract()
+    assert not job.exists
