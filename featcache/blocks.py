@@ -39,8 +39,13 @@ class Blocks:
         self._total: int | None = None
         self._written = 0
 
-    def get(self, name: str) -> bytes | None:
-        """A block as it was put; None where it is not here, or not whole."""
+    def get(self, name: str, size: int | None = None) -> bytes | None:
+        """A block as it was put; None where it is not here, or not whole.
+
+        Args:
+            size: of the block in bytes, where it is known. The checksum of nothing is zero: four bytes of zeros, as
+                a crash leaves them, are a whole block of none.
+        """
         path = self._path(name)
         try:
             data = path.read_bytes()
@@ -48,7 +53,7 @@ class Blocks:
         except OSError:
             return None
         block, crc = data[:-_CRC], data[-_CRC:]
-        if zlib.crc32(block).to_bytes(_CRC, "little") == crc:
+        if zlib.crc32(block).to_bytes(_CRC, "little") == crc and size in (None, len(block)):
             return block
         path.unlink(missing_ok=True)
         return None

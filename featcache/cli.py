@@ -11,7 +11,7 @@ import typer
 from featcache import startup
 from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
-from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, Workers, reaches_s3
+from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, UpstreamId, Weights, Workers, reaches_s3
 from featcache.cli_remote import remote_app
 from featcache.cli_sets import sets_app
 from featcache.device import choose_device
@@ -36,17 +36,7 @@ startup.offer_version(app)
 
 
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows of the manifest.", show_default=False)]
-UpstreamId = Annotated[
-    str | None,
-    typer.Option(
-        "--upstream",
-        "-u",
-        help="package:NAME, hf:ORG/NAME, hf:FOLDER, torchaudio:BUNDLE or mel:80.",
-        show_default=False,
-    ),
-]
 Revision = Annotated[str | None, typer.Option(help="Commit or tag of a hub model.", show_default=False)]
-Weights = Annotated[str | None, typer.Option(help="Local checkpoint of a torchaudio bundle.", show_default=False)]
 Taps = Annotated[str | None, typer.Option(help="Taps to store: all, or names as in 0,4,8,final.", show_default=False)]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from featcache.cli_options import CachePath, Device, DryRun, Json, Manifest, Scheduler, Workers, reaches_s3
+from featcache.cli_options import (
+    CachePath,
+    Device,
+    DryRun,
+    Json,
+    Manifest,
+    Scheduler,
+    UpstreamId,
+    Weights,
+    Workers,
+    reaches_s3,
+)
 from featcache.device import choose_device
 from featcache.errors import UsageError
 
@@ -26,10 +37,15 @@ def verify_command(
     manifest: Annotated[
         Path | None, typer.Option(help="For --recompute: where the recordings are.", show_default=False)
     ] = None,
+    upstream: UpstreamId = None,
+    weights: Weights = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Check every file against the ledger and the seal. Exit status 1 where anything is wrong."""
+    """Check every file against the ledger and the seal. Exit status 1 where anything is wrong.
+
+    For --recompute, --upstream and --weights say where the model is, if it was moved.
+    """
     from featcache.cli_views import print_report
     from featcache.cluster import connect
     from featcache.progress import ByteProgress
@@ -37,12 +53,18 @@ def verify_command(
 
     if (recompute is None) != (manifest is None):
         raise UsageError("--recompute N needs --manifest MANIFEST for the recordings, and the other way round")
+    if recompute is None and (upstream or weights):
+        raise UsageError(
+            "--upstream and --weights say where the model of --recompute N is: give that too, or leave them"
+        )
     with connect(workers, scheduler) as client, ByteProgress("verifying", bytes_to_verify(cache)) as progress:
         report = verify(cache, progress.advance, client)
     if report.whole and recompute is not None and manifest is not None:
         from featcache.recompute import recompute as compare
 
-        report.problems += compare(manifest, cache, recompute, choose_device(device))
+        report.problems += compare(
+            manifest, cache, recompute, choose_device(device), upstream=_model(upstream, weights)
+        )
     print_report(report, cache, json)
     if not report.whole:
         raise typer.Exit(1)
@@ -50,11 +72,20 @@ def verify_command(
 
 @integrity_app.command("repair")
 @reaches_s3
-def repair_command(manifest: Manifest, cache: CachePath, device: Device = None) -> None:
-    """Compute again exactly what verify finds broken."""
+def repair_command(
+    manifest: Manifest,
+    cache: CachePath,
+    upstream: UpstreamId = None,
+    weights: Weights = None,
+    device: Device = None,
+) -> None:
+    """Compute again exactly what verify finds broken.
+
+    --upstream and --weights say where the model is, if it was moved.
+    """
     from featcache.repair import repair
 
-    repaired = repair(manifest, cache, choose_device(device))
+    repaired = repair(manifest, cache, choose_device(device), _model(upstream, weights))
     for key in repaired:
         print(f"repaired {key}")
     if not repaired:
@@ -72,3 +103,14 @@ def gc_command(
 
     for key in garbage(cache, delete=not dry_run):
         print(f"{'would remove' if dry_run else 'removed'} {key}")
+
+
+def _model(upstream: str | None, weights: str | None) -> Any:
+    """Where the cache's model is, as its configuration; None where that is not asked for."""
+    from featcache.upstreams import UpstreamConfig
+
+    if upstream is None:
+        if weights is not None:
+            raise UsageError("--weights describes a model: name it with --upstream")
+        return None
+    return UpstreamConfig(id=upstream) if weights is None else UpstreamConfig(id=upstream, weights=weights)

@@ -24,6 +24,16 @@ Workers = Annotated[
 Scheduler = Annotated[
     str | None, typer.Option(help="Address of a dask cluster to do the work, as tcp://HOST:8786.", show_default=False)
 ]
+UpstreamId = Annotated[
+    str | None,
+    typer.Option(
+        "--upstream",
+        "-u",
+        help="package:NAME, hf:ORG/NAME, hf:FOLDER, torchaudio:BUNDLE or mel:80.",
+        show_default=False,
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="Local checkpoint of a torchaudio bundle.", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 
 _S3_OPTIONS = {

@@ -227,8 +227,13 @@ def print_report(report: Report, place: str, as_json: bool) -> None:
     )
     for problem in report.problems:
         print(f"  {place}/{problem.key} {problem.what}")
-    if report.problems:
+    if any(problem.mendable for problem in report.problems):
         note(f"`featcache repair MANIFEST {place}` computes broken shards again")
+    if not all(problem.mendable for problem in report.problems):
+        note(
+            f"`featcache forget {place} --where id=ID` and then `featcache extract MANIFEST {place}` take an utterance "
+            "anew, from the recording that the manifest has now"
+        )
     if report.not_pulled:
         note(f"{len(report.not_pulled)} shard files were not pulled: this is a partial copy, and whole as such")
     if report.unsealed:

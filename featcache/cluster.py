@@ -25,7 +25,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
     """A client of the cluster at `scheduler`, or of `workers` processes here; None where neither is asked for.
 
     Raises:
-        UsageError: both are asked for, or the address is none.
+        UsageError: both are asked for, or the address is none, or one of TLS without certificates.
         JobError: no scheduler answers, or it has no worker.
     """
     if workers is not None and scheduler is not None:
@@ -35,7 +35,15 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
         return
     # A second of imports that nobody else needs.
     from distributed import Client, LocalCluster
+    from distributed.security import Security
 
+    # A client without certificates fails in a thread of its own, and is closed for most of a minute.
+    encrypted = scheduler is not None and scheduler.startswith(("tls://", "wss://"))
+    if encrypted and Security().get_connection_args("client").get("ssl_context") is None:
+        raise UsageError(
+            f"--scheduler {scheduler}: no certificates are named for TLS: name them in dask's configuration "
+            "(distributed.comm.tls), or write tcp://HOST:8786"
+        )
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = max(1, usable_cores() // (workers or 1))

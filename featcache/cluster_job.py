@@ -54,7 +54,7 @@ class ClusterJob(Job):
     ) -> None:
         super().__init__(absolute(manifest), absolute(place), request, device or "cpu", limit)
         self.client = client
-        self._order = Order(str(self.manifest), self.storage.address, request, device, limit)
+        self._order = Order(str(self.manifest), self.storage.address, self.request, device, limit)
 
     def init(self) -> CacheSpec:
         if self.exists or self.request.upstream is None:
@@ -128,8 +128,7 @@ def _make(order: Order) -> Job:
 def _give_model(job: Job) -> None:
     """Give the job the model that this process has, where it is the one that it needs; else load that, for good."""
     global _job, _upstream
-    config = UpstreamConfig.model_validate(job.spec.upstream) if job.exists else job.request.upstream
-    assert config is not None
+    config = job.upstream_config
     key = _model_key(job, config)
     if _upstream is None or key not in _upstream[0]:
         from distributed import get_worker

@@ -9,14 +9,19 @@ def choose_device(name: str | None) -> str:
     """The device of that name, or the best that this machine has.
 
     Raises:
-        UsageError: PyTorch sees no such device.
+        UsageError: there is no device of that name, or PyTorch sees none here.
     """
     import torch
 
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or bool(colon) != number.isdecimal():
+        raise UsageError(f"--device {name}: that is no device; write cpu, cuda or cuda:N, or leave the option out")
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
         raise UsageError(f"--device {name}: PyTorch sees no GPU here; leave the option out or say cpu")
+    if kind == "cuda" and number and int(number) >= torch.cuda.device_count():
+        raise UsageError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} here, counted from cuda:0")
     return name
 
 

@@ -100,6 +100,11 @@ def _audio_of_rows(rows: int, records: Mapping[int, ShardRecord]) -> tuple[np.nd
     return present, digests
 
 
+def digest_of_windows(digests: Sequence[bytes]) -> bytes:
+    """By what a recording is known: its digest, or where it is cut to windows the digest of their digests."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+
+
 def build_columns(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, np.ndarray]:
     """The index of a segment whose shards are all done.
 
@@ -114,9 +119,8 @@ def build_columns(plan: Plan, records: Mapping[int, ShardRecord]) -> dict[str, n
     state = np.where(left_out, QUARANTINED, USABLE).astype(np.uint8)
     hashes = of_rows[first_row[:-1]]
     for utterance in np.flatnonzero(np.diff(first_row) > 1):
-        # A long recording is known by the digest of its windows' digests.
         windows = of_rows[first_row[utterance] : first_row[utterance + 1]]
-        hashes[utterance] = np.frombuffer(hashlib.sha256(windows.tobytes()).digest(), np.uint8)
+        hashes[utterance] = np.frombuffer(digest_of_windows([row.tobytes() for row in windows]), np.uint8)
     hashes[state == QUARANTINED] = 0
     frames = np.add.reduceat(np.append(plan.frames, 0), first_row[:-1]) if utterances else np.zeros(0, np.int64)
     frames = np.where(state == USABLE, frames, 0).astype(np.int64)

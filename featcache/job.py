@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from featcache.calibrate import SECONDS, calibrate
 from featcache.description import read_spec
 from featcache.device import memory_of
 from featcache.digest import json_differences
-from featcache.errors import JobError, MismatchError, UsageError
+from featcache.errors import JobError, MismatchError, UpstreamError, UsageError
 from featcache.extract import Done, run_shards
 from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
@@ -29,12 +29,13 @@ from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.segment import Segment
 from featcache.sizes import predicted_bytes
-from featcache.spans import tracing
+from featcache.spans import check_place, tracing
 from featcache.spec import CacheSpec, Layout, format_profile
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
 from featcache.turns import adding
-from featcache.upstreams import Upstream, UpstreamConfig, load
+from featcache.upstreams import Upstream, UpstreamConfig, load, places
+from featcache.windows import windows
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
 RATES = f"{layout.LOG}/rates.json"
@@ -71,7 +72,8 @@ class Job:
     ) -> None:
         self.manifest = Path(manifest)
         self.storage: Storage = open_storage(place)
-        self.request = request
+        named = request.upstream
+        self.request = request if named is None else replace(request, upstream=places.absolute(named))
         self.device = device
         self.limit = limit
         # Where a trace of the shards goes, if one is wanted.
@@ -84,10 +86,13 @@ class Job:
         """Calibrate and create the cache, unless it is there.
 
         Raises:
-            UsageError: no upstream was named. MismatchError: the cache was made for another one.
+            UsageError: no upstream was named.
+            MismatchError: the cache was made for another one, or what lies at the place that is asked for is another.
         """
         if self.exists:
             self.check_request()
+            if self.relocated:
+                self.check_values()
             return self.spec
         everything = read_manifest(self.manifest)
         if self.request.upstream is None:
@@ -108,6 +113,8 @@ class Job:
         return self.spec
 
     def _create(self, everything: Sequence[Row], upstream: Upstream) -> None:
+        # Before the calibration: whether the longest can be cut for the model at all.
+        windows(max((row_samples(row) for row in everything), default=0), upstream.geometry)
         # The whole manifest is drawn from even under --limit, so that the rest can be added later.
         made = calibrate(
             everything,
@@ -118,7 +125,9 @@ class Job:
             self.request.layout.on(self.device, memory_of(self.device)),
             self.request.calibration_seconds,
         )
-        create_cache(self.storage, made.spec, made.calibration)
+        config = places.absolute(UpstreamConfig.model_validate(made.spec.upstream))
+        spec = made.spec.model_copy(update={"upstream": config.model_dump(mode="json")})
+        create_cache(self.storage, spec, made.calibration)
         self._save_rate(made.realtime)
 
     def extract(self, strict: bool = False, check_disk: bool = True, part: Part | None = None) -> Done | None:
@@ -130,8 +139,11 @@ class Job:
         Raises:
             MismatchError: the model gives other values than the cache was made for.
             CacheError: something is being removed from it.
+            UsageError: the trace that is wanted cannot be written.
             JobError: no space, or the job could not go on; finished shards are kept.
         """
+        if self.trace is not None:
+            check_place(self.trace)
         self.init()
         if not self.new_rows:
             return None
@@ -196,12 +208,35 @@ class Job:
 
     @property
     def upstream(self) -> Upstream:
-        """The model, loaded when it is first needed."""
+        """The model, loaded when it is first needed.
+
+        Raises:
+            UpstreamError: it cannot be loaded, or is not where the cache has it and no other place was named.
+        """
         if self._upstream is None:
-            config = UpstreamConfig.model_validate(self.spec.upstream) if self.exists else self.request.upstream
-            assert config is not None
+            config = self.upstream_config
+            lost = places.missing(config) if self.exists and not self.relocated else None
+            if lost:
+                raise UpstreamError(f"{self.storage}: {lost}")
             self._upstream = load(config, device=self.device)
         return self._upstream
+
+    @property
+    def upstream_config(self) -> UpstreamConfig:
+        """What is loaded: the cache's model at the place that is asked for, or what a new cache is asked for."""
+        asked = self.request.upstream
+        if not self.exists:
+            assert asked is not None
+            return asked
+        stored = UpstreamConfig.model_validate(self.spec.upstream)
+        return places.moved(asked, stored) if asked is not None else stored
+
+    @property
+    def relocated(self) -> bool:
+        """Whether a cache's model is asked for at another place than the cache has it."""
+        if self.request.upstream is None or not self.exists:
+            return False
+        return self.upstream_config != places.absolute(UpstreamConfig.model_validate(self.spec.upstream))
 
     def use(self, upstream: Upstream) -> None:
         """Take a model that is loaded already; `check_values` says whether it is the cache's."""
@@ -219,6 +254,8 @@ class Job:
         stored = UpstreamConfig.model_validate(self.spec.upstream)
         differences = []
         if asked.upstream is not None:
+            # Of a local model the place that is asked for is taken: `check_values` says whether it is the same.
+            stored = places.moved(asked.upstream, stored)
             for field in UpstreamConfig.model_fields:
                 want, have = getattr(asked.upstream, field), getattr(stored, field)
                 # What was left at its default asks for nothing.

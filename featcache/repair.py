@@ -18,18 +18,25 @@ from featcache.progress import AudioProgress
 from featcache.reading import row_samples
 from featcache.segment import Segment
 from featcache.turns import adding
+from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from featcache.writer import SegmentWriter, write_labels
 
 
-def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list[str]:
+def repair(
+    manifest: str | Path, place: str | Path, device: str = "cpu", upstream: UpstreamConfig | None = None
+) -> list[str]:
     """Repair a cache from its manifest; returns the files that were made again.
 
     Shards are computed by the model, files of index and labels rebuilt. Each is proven against the seal, the
     ledger or the labels' proof: a repair that does not give the same bytes fails. What is whole is not touched, so
     that labels which the manifest has otherwise stay, and a partial copy stays a part.
 
+    Args:
+        upstream: names the cache's model where that was moved since.
+
     Raises:
+        MismatchError: `upstream` is another model.
         JobError: the damage is to what proves the rest, the manifest lacks utterances or labels of the cache, or
             the bytes come out otherwise (another kind of device, changed audio).
     """
@@ -42,7 +49,10 @@ def repair(manifest: str | Path, place: str | Path, device: str = "cpu") -> list
         )
     if not report.problems:
         return []
-    job = Job(manifest, place, Request(), device)
+    job = Job(manifest, place, Request(upstream), device)
+    job.check_request()
+    if job.relocated:
+        job.check_values()
     broken: dict[str, set[str]] = {}
     for problem in report.problems:
         folder, number, key = problem.key.split("/", 2)

@@ -174,11 +174,11 @@ class S3Storage(Storage):
 
     async def _load_block(self, name: str, key: str, head: Head, number: int) -> bytes:
         assert self._blocks is not None
-        known = await asyncio.to_thread(self._blocks.get, name)
-        if known is not None:
-            return known
         start = number * BLOCK_BYTES
         wanted = (start, min(start + BLOCK_BYTES, head.size))
+        known = await asyncio.to_thread(self._blocks.get, name, wanted[1] - start)
+        if known is not None:
+            return known
         options: dict[str, Any] = {"range": wanted, **({"if_match": head.etag} if head.etag else {})}
         try:
             answer = await self._obstore.get_async(self._store, key, options=options)

@@ -14,6 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from featcache.errors import UsageError
+
 Item = TypeVar("Item")
 
 
@@ -92,17 +94,43 @@ class Spans:
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
 
 
+def check_place(path: Path) -> None:
+    """Make the folder of a trace, and refuse a path that no file can be written to, before work is lost for it.
+
+    Raises:
+        UsageError: it is such a path.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"--profile-trace {path}: no file can be written there ({error.strerror}): give another path"
+        ) from error
+
+
 @contextmanager
 def tracing(path: Path | None) -> Iterator[Spans]:
-    """Spans of what happens in here; written to `path` at the end, with the budget on standard error."""
+    """Spans of what happens in here; written to `path` at the end, with the budget on standard error.
+
+    A trace that cannot be written then is said to be lost: the work that it is of is not.
+    """
     spans = Spans(enabled=path is not None)
     yield spans
     if path is not None:
         wall = time.perf_counter() - spans.begin
-        spans.write(path)
         messages = Console(stderr=True)
         messages.print(table(spans, wall))
-        messages.print(f"trace: {path}", highlight=False, soft_wrap=True, markup=False)
+        try:
+            spans.write(path)
+            said = f"trace: {path}"
+        except OSError as error:
+            said = f"no trace: {path} cannot be written ({error.strerror})"
+        messages.print(said, highlight=False, soft_wrap=True, markup=False)
 
 
 def table(spans: Spans, wall: float) -> Table:

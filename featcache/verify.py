@@ -33,10 +33,14 @@ TASK_FILES = 200
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is not as it was written. `key` is the file, relative to the cache."""
+    """One thing that is not as it was written. `key` is the file, relative to the cache.
+
+    `mendable` says whether it is for `repair`: a file is, values that were written as they are proven are not.
+    """
 
     key: str
     what: str
+    mendable: bool = True
 
 
 @dataclass

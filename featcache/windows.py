@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featcache.errors import UpstreamError
 from featcache.geometry import SAMPLE_RATE, Geometry
 from featcache.spec import WINDOW_RULE
 
@@ -31,6 +32,9 @@ def windows(samples: int, geometry: Geometry) -> list[Window]:
     Up to `geometry.window_samples` it is one window. Beyond, windows of that length start every
     `window - overlap` samples (overlap: 2 s) and each keeps its frames but for one second at an inner
     edge; the kept frames abut, so that the utterance has exactly `geometry.frames(samples)` of them.
+
+    Raises:
+        UpstreamError: the utterance is longer than the window, and the window is no longer than the overlap.
     """
     size = geometry.window_samples
     cut = []
@@ -44,7 +48,7 @@ def windows(samples: int, geometry: Geometry) -> list[Window]:
 def stream_windows(blocks: Iterable[np.ndarray], geometry: Geometry) -> Iterator[tuple[Window, np.ndarray]]:
     """The windows of `windows` with their samples, of an utterance that comes in blocks (samples,).
 
-    No more than one window and one block are held.
+    No more than one window and one block are held. Raises as `windows` does.
     """
     size = geometry.window_samples
     held: list[np.ndarray] = []
@@ -67,7 +71,15 @@ def _margin(geometry: Geometry) -> int:
 
 
 def _stride(size: int, geometry: Geometry) -> int:
-    return size - 2 * _margin(geometry) * geometry.hop
+    """Samples between the beginnings of windows."""
+    stride = size - 2 * _margin(geometry) * geometry.hop
+    if stride <= 0:
+        overlap = WINDOW_RULE["overlap_seconds"]
+        raise UpstreamError(
+            f"the model's window is {size / SAMPLE_RATE:g} s, and windows overlap by {overlap:g} s, so that a longer "
+            "recording cannot be cut for it: use a model with a longer window, or a manifest without longer recordings"
+        )
+    return stride
 
 
 def _inner(start: int, size: int, geometry: Geometry) -> Window:

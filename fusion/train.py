@@ -25,7 +25,7 @@ from fusion.learner import Diverged, Learner, Moments
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
 from fusion.stream import Interrupted, Stream, streams
-from fusion.trace import Tracer
+from fusion.trace import Tracer, check_place
 
 if TYPE_CHECKING:
     from featcache.store import Cache
@@ -80,7 +80,8 @@ def fit_together(
         trace: as for `fit`, of the first pass.
 
     Raises:
-        UsageError: as for `fit`; or two recipes have one name, or want different devices or threads.
+        UsageError: as for `fit`; or two recipes have one name, or want different devices or threads; or
+            the trace cannot be written.
         Interrupted: a signal came; the states are saved.
         Diverged: the loss of a head is not finite; the others were finished first.
         JobError: the disk is full.
@@ -90,6 +91,8 @@ def fit_together(
     _check(recipes)
     with world(recipes[0].train.device) as here:
         use_threads(recipes[0].train.threads, here.device)
+        if trace is not None and here.first:
+            check_place(trace)
         learners, finished = _prepare(recipes, Path(runs), mode, here, console, make)
         # Only now is it known that all recipes fit, and nothing is thrown away for a mistake.
         here.barrier()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ FP16_LIMIT = 65504.0
 # The int8 range covers the calibration's range with this much to spare.
 INT8_HEADROOM = 1.25
 INT8_LIMIT = 127
+LARGEST = float(np.finfo(np.float32).max)
 
 
 Affine = tuple[np.ndarray | None, np.ndarray | None]
@@ -43,6 +45,19 @@ class ByValue(Codec):
                 row.mul_(scale)
             if offset is not None:
                 row.add_(offset)
+            if self._overflows:
+                row.clamp_(-LARGEST, LARGEST)
+
+    @cached_property
+    def _overflows(self) -> bool:
+        """Whether a stored value can stand for one beyond float32, as the last step does next to its limit."""
+        scale, offset = self.affine
+        if scale is None:
+            return False
+        kind = np.dtype(self.planes[0].dtype)
+        most = float(np.finfo(kind).max if kind.kind == "f" else np.iinfo(kind).max)
+        reach = most * scale.astype(np.float64) + (0.0 if offset is None else np.abs(offset.astype(np.float64)))
+        return bool((reach > LARGEST).any())
 
     def select(self, planes: Arrays, taps: Sequence[int]) -> tuple[Arrays, Sequence[int]]:
         name = self.planes[0].name

@@ -16,6 +16,9 @@ DEFAULT_BITS = 2.0
 # every tap.
 DEFAULT_LAST = {"bits": 3.0, "nmse": 1.0, "step": 1.0}
 LAST_RANGE = (1.0, 8.0)
+# Steps that can be asked for, in standard deviations. At a coarser one every value is the mean; at a finer one most
+# are beyond the codes of 16 bits.
+STEP_LIMITS = (1e-4, 100.0)
 # Of zstd, for planes that are almost empty.
 DEFAULT_LEVEL = 1
 
@@ -43,6 +46,8 @@ def parse(text: str) -> dict[str, Any]:
         name, _, value = part.rpartition("=")
         name = name.strip() or "bits"
         value = value.strip()
+        if name in found:
+            raise UsageError(f"residual:{text}: {name} is given twice: give it once")
         try:
             found[name] = float(value.removesuffix("bit"))
         except ValueError:
@@ -71,7 +76,19 @@ def check(parameters: Mapping[str, Any]) -> Asked:
     value = parameters.get(target, DEFAULT_BITS)
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
         raise UsageError(f"profile residual: {target} = {value!r} is not a positive number")
+    if target == "step":
+        check_step("residual", value)
     last = parameters.get(LAST, DEFAULT_LAST[target])
     if not isinstance(last, (int, float)) or not LAST_RANGE[0] <= last <= LAST_RANGE[1]:
         raise UsageError(f"profile residual: {LAST} = {last!r} is not from {LAST_RANGE[0]:g} to {LAST_RANGE[1]:g}")
     return Asked(target, float(value), float(last))
+
+
+def check_step(profile: str, step: float) -> None:
+    """Raise `UsageError` where a step is not one that makes sense; it is in standard deviations."""
+    finest, coarsest = STEP_LIMITS
+    if not finest <= step <= coarsest:
+        raise UsageError(
+            f"profile {profile}: step = {step!r} is not from {finest:g} to {coarsest:g} standard deviations: "
+            "0.5 is a usual one"
+        )

@@ -5,7 +5,6 @@ They are what others would use, and what `residual` is compared with: larger at 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from featcache.codec.base import Arrays, EncodedRow, Plane
 from featcache.codec.direct import Affine, ByValue
+from featcache.codec.parameters import check_step
 from featcache.errors import UsageError
 
 LIMIT = 32767
@@ -34,8 +34,7 @@ class Uniform(ByValue):
         from featcache.codec.fitting import moments
 
         step = _checked(cls.profile, "step", parameters, 0.5)
-        if not 0 < step < math.inf:
-            raise UsageError(f"profile {cls.profile}: step = {step!r} is not a positive number")
+        check_step(cls.profile, step)
         mean, deviation = moments(rows)
         return {"mean": mean.astype(np.float32), "step": np.maximum(deviation * step, 2.0**-100).astype(np.float32)}
 
@@ -75,7 +74,8 @@ class BitRound(ByValue):
 
     @classmethod
     def parse(cls, text: str) -> dict[str, Any]:
-        return {"keep": int(_number(cls.profile, "keep", text))}
+        keep = _number(cls.profile, "keep", text)
+        return {"keep": _keep({"keep": keep})}
 
     @classmethod
     def fit(cls, rows: Sequence[np.ndarray], parameters: Mapping[str, Any]) -> Arrays:
@@ -89,8 +89,14 @@ class BitRound(ByValue):
     def encode(self, features: np.ndarray) -> EncodedRow:
         from numcodecs import BitRound as Rounding
 
-        rounded = Rounding(keepbits=_keep(self.parameters)).encode(np.ascontiguousarray(features, np.float32))
-        return EncodedRow({"values": np.asarray(rounded).view(np.float32).reshape(features.shape)}, 0)
+        keep = _keep(self.parameters)
+        rounded = Rounding(keepbits=keep).encode(np.ascontiguousarray(features, np.float32))
+        values = np.asarray(rounded).view(np.float32).reshape(features.shape)
+        # The largest values round up to infinity: they become the largest that so many bits can say.
+        beyond = np.isinf(values) & np.isfinite(features)
+        if beyond.any():
+            values = np.where(beyond, np.copysign(np.float32((2 - 2.0**-keep) * 2.0**127), features), values)
+        return EncodedRow({"values": values}, int(np.count_nonzero(beyond)))
 
     @property
     def affine(self) -> Affine:
@@ -99,7 +105,7 @@ class BitRound(ByValue):
 
 def _keep(parameters: Mapping[str, Any]) -> int:
     keep = _checked("bitround", "keep", parameters, 3)
-    if keep != int(keep) or not 1 <= keep <= MANTISSA_BITS:
+    if not 1 <= keep <= MANTISSA_BITS or keep != int(keep):
         raise UsageError(f"profile bitround: keep = {keep!r} is no number of bits from 1 to {MANTISSA_BITS}")
     return int(keep)
 

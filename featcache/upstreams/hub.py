@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 from featcache.errors import UpstreamError
 from featcache.upstreams.base import UpstreamConfig
 from featcache.upstreams.hashing import sha256_of_parts
+from featcache.upstreams.places import COMMIT, local_path
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
 # Entries of config.json that say nothing about the values
 INCIDENTAL = {
@@ -55,10 +54,10 @@ class Checkpoint:
 def find(config: UpstreamConfig) -> Checkpoint:
     """The checkpoint that `hf:FOLDER` or `hf:org/name@revision` names; the hub is asked only where needed."""
     place = config.id.partition(":")[2]
-    if Path(place).expanduser().is_dir():
+    if local_path(place).is_dir():
         if config.revision is not None:
             raise UpstreamError(f"{config.id}: a local folder has no revision; leave it out")
-        return _open(config.id, Path(place).expanduser())
+        return _open(config.id, local_path(place))
     name, _, revision = place.partition("@")
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         raise UpstreamError(f"{config.id}: there is no such folder; write hf:FOLDER or hf:org/name@revision")
@@ -106,7 +105,7 @@ def _open(id: str, folder: Path) -> Checkpoint:
     if "auto_map" in settings:
         raise UpstreamError(f"{id}: it asks to run code of its own, which is never done; use a model without auto_map")
     index = read_json(id, folder / "model.safetensors.index.json")
-    names = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
+    names = ["model.safetensors"] if index is None else _named_in(id, index)
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:
         raise UpstreamError(
@@ -114,6 +113,17 @@ def _open(id: str, folder: Path) -> Checkpoint:
             "convert it once: load it in transformers and save_pretrained(FOLDER)"
         )
     return Checkpoint(id, folder, settings, tuple(folder / name for name in names))
+
+
+def _named_in(id: str, index: dict[str, Any]) -> list[str]:
+    """The files that an index of several says hold the tensors."""
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise UpstreamError(
+            f"{id}: model.safetensors.index.json does not say in its weight_map which files hold the tensors; "
+            "fetch it again"
+        )
+    return sorted(set(files.values()))
 
 
 def read_json(id: str, path: Path) -> dict[str, Any] | None:

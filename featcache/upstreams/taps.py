@@ -21,7 +21,11 @@ FINAL = "final"
 
 
 def all_taps(blocks: int, closing: bool) -> tuple[str, ...]:
-    """Every tap of a model of `blocks` blocks, lowest first."""
+    """Every tap of a model of `blocks` blocks, lowest first. Raises `UpstreamError` where it has no block."""
+    if blocks < 1:
+        raise UpstreamError(
+            "this model has no layers, so nothing of it can be stored: use one that has, or fetch it again"
+        )
     return (*(str(i) for i in range(blocks + 1)), *((FINAL,) if closing else ()))
 
 

@@ -128,14 +128,19 @@ def _read(config: UpstreamConfig, path: Path) -> dict[str, Tensor]:
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UpstreamError(f"{config.id}: there is no checkpoint {path}; correct weights") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    # The reader of pickles fails on what is none in whatever way its first bytes lead to: KeyError, IndexError.
+    except (
+        OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError, pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:  # fmt: skip
         raise UpstreamError(
             f"{config.id}: {path} holds no plain tensors ({_line(error)}); "
             "give a state dict as .safetensors, or as saved by torch.save"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
+    if not named:
         raise UpstreamError(f"{config.id}: {path} is not a state dict; save model.state_dict() alone")
-    return state
+    return dict(state)
 
 
 def _fill(config: UpstreamConfig, model: Wav2Vec2Model, state: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_a_damaged_block_is_dropped_and_a_full_disk_is_no_error(tmp_path: Path) 
         assert blocks.get("a") is None and not path.exists()
         blocks.put("a", b"some bytes")
     assert blocks.get("a") == b"some bytes"
+    # Zeros are their own checksum, of nothing; as is a whole block of another length.
+    for damage in (bytes(4), b"less" + zlib.crc32(b"less").to_bytes(4, "little")):
+        path.write_bytes(damage)
+        assert blocks.get("a", size=10) is None and not path.exists()
+        blocks.put("a", b"some bytes")
+    assert blocks.get("a", size=10) == b"some bytes"
     (tmp_path / "file").write_bytes(b"")
     Blocks(tmp_path / "file", 1000).put("a", b"1")
     assert Blocks(tmp_path / "file", 1000).get("a") is None

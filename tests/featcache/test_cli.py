@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 import featcache
 from featcache import cli
 from featcache.manifest import Row, read, write
-from tests.helpers import make_cache
+from tests.helpers import make_cache, run_cli
 
 RNG = np.random.default_rng(3)
 
@@ -212,3 +212,9 @@ def test_what_is_measured_is_the_path_that_is_written(run, tmp_path: Path) -> No
     assert checked.status == 0 and "2 durations differ" in checked.out
     found = {row.id: (row.audio_filepath, row.duration) for row in read(tmp_path / "m.jsonl")}
     assert found == {"a": ("a.wav", 1.0), "b": ("b.wav", 0.0)}
+
+
+@pytest.mark.parametrize("device", ["foo", "cpu:", "cuda:x", "cuda:99", "xpu"])
+def test_a_device_that_is_not_there_is_one_line(device: str, tmp_path: Path) -> None:
+    ran = run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c", "-u", "mel:8", "--device", device)
+    assert ran.status == 2 and ran.err.startswith(f"featcache: --device {device}: ") and ran.err.count("\n") == 1

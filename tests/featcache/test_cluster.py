@@ -303,3 +303,5 @@ def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     with pytest.raises(UsageError, match="no address"), connect(None, "nonsense://x"):
         pass
+    with pytest.raises(UsageError, match="no certificates are named for TLS"), connect(None, "tls://x:1"):
+        pass

@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from featcache import audio, extract
-from featcache.errors import MismatchError
+from featcache.description import read_spec
+from featcache.errors import MismatchError, UpstreamError
+from featcache.geometry import Geometry
 from featcache.job import Job, Request
 from featcache.lease import Lease
 from featcache.manifest import absolute, read, write
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
-from featcache.upstreams import UpstreamConfig, load
+from featcache.upstreams import UpstreamConfig, load, places
 from featcache.verify import verify
 from featcache.writer import SegmentWriter
 from pipelines.bench.faults.inputs import repeat
@@ -222,3 +225,80 @@ def test_strict_stops_with_exit_status_1_and_the_row(speech: Path, tmp_path: Pat
     assert not list((tmp_path / "c").glob("segments/*/ledger/*"))
     assert run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c").status == 0
     assert "gone" in run_cli("status", tmp_path / "c").out
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small wav2vec 2.0 in a folder."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(1)
+    config = transformers.Wav2Vec2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
+        conv_kernel=(10, 8), conv_stride=(5, 64), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    transformers.Wav2Vec2Model(config).save_pretrained(tmp_path / "w2v")
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "w2v")
+    return tmp_path / "w2v"
+
+
+def test_a_model_that_was_moved_is_still_the_caches(
+    speech: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "c"
+    monkeypatch.chdir(tmp_path)
+    made = run_cli("extract", speech, place, "-u", "hf:w2v", "--profile", "fp16", "--limit", 4)
+    assert made.status == 0, made.err
+    assert read_spec(LocalStorage(place))[0].upstream_id == f"hf:{model}"
+    # From another working directory, by either path.
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    assert run_cli("extract", speech, place, "-u", "hf:../w2v", "--limit", 5).status == 0
+    model.rename(tmp_path / "moved")
+    for lost in (
+        run_cli("extract", speech, place),
+        run_cli("verify", place, "--recompute", 1, "--manifest", speech),
+    ):
+        assert lost.status == 2 and "the folder" in lost.err and "name the one it is in now, --upstream" in lost.err
+    added = run_cli("extract", speech, place, "-u", "hf:../moved")
+    assert added.status == 0 and Job(speech, place, Request()).new_rows == [], added.err
+    there = ("-u", f"hf:{tmp_path}/moved")
+    compared = run_cli("verify", place, "--recompute", 12, "--manifest", speech, *there)
+    assert compared.status == 0, compared.out + compared.err
+    shard = place / "segments/000002/values/c/0/0/0"
+    whole = shard.read_bytes()
+    shard.unlink()
+    assert run_cli("repair", speech, place, *there).status == 0 and shard.read_bytes() == whole
+    # A model of that name that is another one is refused, whether or not anything is left to do.
+    (tmp_path / "moved/preprocessor_config.json").write_text('{"do_normalize": false}')
+    for command in (("extract", speech, place), ("repair", speech, place)):
+        shard.unlink(missing_ok=True)
+        other = run_cli(*command, *there)
+        assert other.status == 1 and "this model would add other values" in other.err
+    assert run_cli("extract", speech, place, *there, "--taps", "0").status == 1
+
+
+def test_places_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    commit = "0" * 40
+    hub, folder, gone = (UpstreamConfig(id=f"hf:{name}") for name in (f"a/b@{commit}", "here", "a/gone"))
+    assert places.absolute(folder).id == f"hf:{tmp_path}/here"
+    assert places.absolute(hub) == hub and places.absolute(gone) == gone
+    assert places.moved(folder, gone).id == f"hf:{tmp_path}/here"
+    # A model of the hub has no place on this machine to be moved from or to.
+    assert places.moved(folder, hub) == hub and places.moved(hub, folder).id == f"hf:{tmp_path}/here"
+    bundle = UpstreamConfig(id="torchaudio:X", weights="old.pt")
+    assert places.moved(UpstreamConfig(id="torchaudio:X", weights="new.pt"), bundle).weights == f"{tmp_path}/new.pt"
+    assert "checkpoint old.pt" in (places.missing(bundle) or "") and "--weights FILE" in (places.missing(bundle) or "")
+    assert "a/gone" in (places.missing(gone) or "") and places.missing(hub) is None and places.missing(folder) is None
+
+
+def test_no_cache_is_made_for_a_model_whose_window_is_all_overlap(speech: Path, tmp_path: Path) -> None:
+    upstream = load(MEL)
+    upstream.geometry = Geometry.mel(160, window_samples=8000)
+    job = Job(speech, tmp_path / "c", Request(MEL, "fp16"))
+    job.use(upstream)
+    with pytest.raises(UpstreamError, match=r"window is 0\.5 s, and windows overlap by 2 s"):
+        job.extract()
+    assert not job.exists

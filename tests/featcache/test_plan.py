@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache import codec as codecs
+from featcache.errors import UpstreamError
 from featcache.geometry import Geometry
 from featcache.plan import make_plan, shards_together
 from featcache.spec import ROWS_BATCHED, CacheSpec, Layout
 from featcache.upstreams import UpstreamConfig, load
-from featcache.windows import windows
+from featcache.windows import stream_windows, windows
 from tests.helpers import make_spec
 
 WAV2VEC2 = Geometry.conv(((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2)), window_samples=20 * 16_000)
@@ -190,3 +191,13 @@ def test_a_plan_of_many_is_the_plan_of_each(samples: list[int], shard_frames: in
             shard, used = shard + 1, 0
         assert (plan.shard[row], plan.position[row]) == (shard, shard * plan.shard_frames + used)
         used += window.frames
+
+
+@pytest.mark.parametrize("seconds", [1, 2])
+def test_a_window_that_is_all_overlap_cuts_nothing(seconds: int) -> None:
+    geometry = Geometry.whisper(seconds * 16_000)
+    assert len(windows(seconds * 16_000, geometry)) == 1
+    with pytest.raises(UpstreamError, match=f"window is {seconds} s, and windows overlap by 2 s"):
+        windows(seconds * 16_000 + 1, geometry)
+    with pytest.raises(UpstreamError, match="a longer window"):
+        list(stream_windows([np.zeros(seconds * 16_000 + 1, np.float32)], geometry))

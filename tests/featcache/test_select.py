@@ -28,9 +28,9 @@ from featcache.select import merge, subset
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.store import Cache
-from featcache.upstreams import UpstreamConfig
+from featcache.upstreams import Upstream, UpstreamConfig
 from featcache.verify import verify
-from tests.helpers import contents, make_cache, make_speech
+from tests.helpers import contents, make_cache, make_speech, run_cli
 
 RNG = np.random.default_rng(5)
 # The longest is more than one window of the upstream.
@@ -380,7 +380,9 @@ def test_the_commands(
     assert run("verify", place, "--recompute", 3)[0] == 2
 
 
-def test_recompute_finds_values_of_another_recording(extended: Path, tmp_path: Path) -> None:
+def test_recompute_finds_values_of_another_recording(
+    extended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featcache.recompute import recompute
 
     speech = make_speech(tmp_path, 12)
@@ -390,7 +392,25 @@ def test_recompute_finds_values_of_another_recording(extended: Path, tmp_path: P
     lines[4]["duration"] = lines[3]["duration"]
     speech.write_text("".join(json.dumps(line) + "\n" for line in lines))
     [problem] = recompute(speech, extended, 12)
-    assert "u4" in problem.key and "not what the model gives" in problem.what
+    other = "has another recording, or another part of one, in the manifest than was extracted"
+    assert "u4" in problem.key and problem.what == other
+    # One of the same length; and a row that is another part of its recording.
+    soundfile.write(tmp_path / "6.wav", np.zeros(soundfile.info(tmp_path / "6.wav").frames), 16_000, "PCM_16")
+    lines[8] |= {"offset": 0.02, "duration": lines[7]["duration"] - 0.02}
+    speech.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert {(p.key, p.what) for p in recompute(speech, extended, 12)} == {
+        (f"(utterance u{n})", other) for n in (4, 6, 8)
+    }
+    ran = run_cli("verify", extended, "--recompute", 12, "--manifest", speech)
+    assert ran.status == 1 and f"featcache forget {extended} --where id=ID" in ran.err.replace("\n", " ")
+    assert "repair" not in ran.out + ran.err
+    # The same recordings, and values that the model does not give.
+    forward = Upstream.forward
+    monkeypatch.setattr(Upstream, "forward", lambda self, waves: [2 * row for row in forward(self, waves)])
+    assert {p.what[:32] for p in recompute(make_speech(tmp_path, 12), extended, 12)} == {
+        "is not what the model gives (NMS"
+    }
+    monkeypatch.undo()
     with pytest.raises(FeatcacheError, match="no usable utterance"):
         recompute(make_speech(tmp_path, 1), make_cache_of_mel_without(extended, tmp_path), 1)
 

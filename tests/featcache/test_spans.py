@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from featcache.cli import app
 from featcache.errors import UsageError
-from featcache.spans import Span, Spans
-from tests.helpers import make_speech
+from featcache.spans import Span, Spans, check_place, tracing
+from tests.helpers import make_speech, run_cli
 
 
 def test_the_main_thread_adds_up_to_the_wall_and_others_run_beside_it(tmp_path: Path) -> None:
@@ -53,3 +53,21 @@ def test_an_extraction_says_where_its_time_went(tmp_path: Path) -> None:
     assert {"read", "forward", "copy", "encode", "write"} <= names
     refused = CliRunner().invoke(app, [*wanted, "--workers", "2"])
     assert isinstance(refused.exception, UsageError) and "one process" in str(refused.exception)
+
+
+def test_a_trace_that_cannot_be_written_loses_no_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speech = make_speech(tmp_path, 2, seconds=1)
+    place, file = tmp_path / "cache", tmp_path / "file"
+    file.write_bytes(b"")
+    for path in (tmp_path, file / "trace.json"):
+        refused = run_cli("extract", speech, place, "-u", "mel:8", "--profile-trace", path)
+        assert refused.status == 2 and f"--profile-trace {path}: no file can be written there" in refused.err
+        assert not place.exists()
+    # What is there is not touched by the look at it, and a folder is made.
+    check_place(file)
+    check_place(tmp_path / "new" / "trace.json")
+    assert file.read_bytes() == b"" and list((tmp_path / "new").iterdir()) == []
+    # One that became impossible while the work was done is said to be lost.
+    with tracing(tmp_path / "gone" / "trace.json") as spans, spans.span("work"):
+        pass
+    assert "no trace:" in capsys.readouterr().err

@@ -290,6 +290,13 @@ def test_a_trace_says_where_the_time_of_steps_went(tmp_path: Path) -> None:
     last = log.getvalue().splitlines()[-1]
     assert last.startswith("no trace: nothing was left to train; --restart trains anew") and str(tmp_path) in last
     assert not (tmp_path / "none.json").exists()
+    # A path that no file can be written to is refused before anything is trained, and nothing is thrown away for it.
+    (tmp_path / "file").write_bytes(b"")
+    kept = sorted((tmp_path / made.name).rglob("*"))
+    for path in (tmp_path, tmp_path / "file" / "trace.json"):
+        with pytest.raises(UsageError, match="--profile-trace .*no file can be written there"):
+            training.fit(made, runs=tmp_path, mode="restart", console=Console(file=log), trace=path)
+    assert sorted((tmp_path / made.name).rglob("*")) == kept
 
 
 def test_several_processes_share_a_module_with_empty_parameters(tmp_path: Path) -> None:

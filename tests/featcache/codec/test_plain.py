@@ -40,8 +40,38 @@ def test_what_lies_beyond_the_codes_is_cut_and_counted() -> None:
 
 @pytest.mark.parametrize(
     "name, parameters",
-    [("blosc", {"step": 0}), ("pcodec", {"step": "x"}), ("blosc", {"keep": 3}), ("bitround", {"keep": 30})],
+    [
+        ("blosc", {"step": 0}),
+        ("blosc", {"step": float("nan")}),
+        ("blosc", {"step": 1e300}),
+        ("pcodec", {"step": 1e-6}),
+        ("pcodec", {"step": "x"}),
+        ("blosc", {"keep": 3}),
+        ("bitround", {"keep": 30}),
+        ("bitround", {"keep": float("nan")}),
+        ("residual", {"step": 1e40}),
+    ],
 )
 def test_wrong_parameters_are_refused(name: str, parameters: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=name):
         codecs.profile_class(name).fit([ROWS["u5"]], parameters)
+
+
+@pytest.mark.parametrize("bits", ["nan", "inf", "3.7", "0"])
+def test_bits_that_cannot_be_kept_are_refused_as_they_are_written(bits: str) -> None:
+    with pytest.raises(UsageError, match=r"profile bitround: keep = .* is no number of bits from 1 to 23"):
+        codecs.parse_profile(f"bitround:{bits}")
+
+
+@pytest.mark.parametrize("profile", ["fp16", "int8", "blosc", "bitround:1", "bitround:3"])
+def test_values_next_to_the_limit_of_float32_stay_finite(profile: str) -> None:
+    largest = np.finfo(np.float32).max
+    row = np.tile(np.array([largest, -largest, 3.4e38, -1.0], np.float32)[:, None, None], (1, 2, 4))
+    name, parameters = codecs.parse_profile(profile)
+    kind = codecs.profile_class(name)
+    codec = codecs.build(name, kind.version, 2, 4, parameters, kind.fit([row], parameters))
+    encoded = codec.encode(row)
+    found = codec.decode_row(codec.complete(encoded.planes), len(row))
+    assert np.isfinite(found).all() and (np.sign(found[:3]) == np.sign(row[:3])).all()
+    if name != "blosc":  # whose steps are of deviations, which have a limit of their own
+        np.testing.assert_allclose(found[:3], row[:3], rtol=0.26)

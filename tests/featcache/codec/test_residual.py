@@ -218,7 +218,7 @@ def test_profiles_as_users_write_them() -> None:
     assert codecs.parse_profile("residual:nmse=0.05") == ("residual", {"nmse": 0.05})
     assert codecs.parse_profile("blosc:step=0.5") == codecs.parse_profile("blosc:0.5") == ("blosc", {"step": 0.5})
     assert codecs.parse_profile("bitround:3") == ("bitround", {"keep": 3})
-    wrongs = ("much", "pack=fast", "level=3", "bits=1,step=2")
+    wrongs = ("much", "pack=fast", "level=3", "bits=1,step=2", "1,2", "nmse=0.1,nmse=0.2", "step=1e40", "step=1e-9")
     for wrong in (*(f"residual:{rest}" for rest in wrongs), "int8:1", "blosc:many", "none"):
         with pytest.raises(UsageError):
             codecs.parse_profile(wrong)

@@ -383,6 +383,15 @@ class TestRefused:
         torch.save({}, folder / "pytorch_model.bin")
         self.refused(f"hf:{folder}", "only safetensors are read")
 
+    @pytest.mark.parametrize("index", [{"weight_map": []}, {"weight_map": {}}, {"weight_map": {"x": 1}}, {}])
+    def test_an_index_that_names_no_files(self, folder: Path, index: dict[str, Any]) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        self.refused(f"hf:{folder}", "does not say in its weight_map which files")
+
+    def test_a_model_without_layers(self, folder: Path) -> None:
+        self.edit(folder / "config.json", num_hidden_layers=0)
+        self.refused(f"hf:{folder}", "this model has no layers")
+
     def test_unknown_architecture(self, folder: Path) -> None:
         self.edit(folder / "config.json", model_type="bert")
         self.refused(f"hf:{folder}", "architecture bert is not known")
@@ -418,6 +427,7 @@ class TestRefused:
         self.refused(f"hf:{folder}", "local folder has no revision", revision="0" * 40)
 
     def test_names(self) -> None:
+        self.refused("hf:~nouser/x", "there is no such folder")
         self.refused("hf:/nowhere/at/all", "there is no such folder")
         self.refused("hf:org/name", "pin the revision to a commit")
         self.refused("hf:org/name@main", "pin the revision to a commit")

@@ -226,6 +226,11 @@ class TestRefused:
         self.refused(id, "holds no plain tensors", weights=str(path))
         torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "nested.pt")
         self.refused(id, "is not a state dict", weights=str(tmp_path / "nested.pt"))
+        torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pt")
+        self.refused(id, "is not a state dict", weights=str(tmp_path / "numbers.pt"))
+        for text in ("hello", "some text\n", "(1", "0", "q\x00", "{}"):
+            (tmp_path / "text.pt").write_text(text)
+            self.refused(id, "holds no plain tensors", weights=str(tmp_path / "text.pt"))
 
     def test_no_network(self, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
         weights("WAV2VEC2_BASE")
