@@ -17,6 +17,7 @@ import numpy as np
 from featcache import layout
 from featcache.digest import canonical_json, sha256
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
+from featcache.forgotten import remember
 from featcache.index import VIEW_OF
 from featcache.inspect import matching
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
@@ -140,6 +141,8 @@ def _replace(storage: Storage) -> None:
                 "copy and forget again"
             )
         if staged is not None or not seal:
+            if (old := _seal(storage, name)) is not None:
+                remember(storage, old)
             storage.delete_folder(name)
         if staged is not None:
             storage.move_folder(_staged(name), name)

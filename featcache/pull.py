@@ -16,6 +16,7 @@ from pathlib import Path
 from featcache import layout
 from featcache.digest import sha256_of
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
+from featcache.forgotten import FORGOTTEN, refuse_return
 from featcache.inspect import matching, parse_where
 from featcache.ledger import FileProof, proof
 from featcache.partial import read_origin, write_origin
@@ -179,6 +180,7 @@ def _refuse_other_place(
             raise MismatchError(
                 f"{storage} holds another cache ({key} differs): {forgotten_or(key, url, storage)}give another folder"
             )
+    refuse_return(url, wanted, storage, storage.read(FORGOTTEN))
     seals = (f"{name}/seal.json" for name in layout.segments(storage))
     extra = extra_segment(filter(storage.exists, seals), wanted)
     if extra is not None:

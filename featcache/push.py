@@ -13,6 +13,7 @@ from pathlib import Path
 from featcache import layout
 from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError
+from featcache.forgotten import FORGOTTEN, refuse_return
 from featcache.ledger import FileProof
 from featcache.partial import read_origin
 from featcache.progress import ByteProgress
@@ -117,6 +118,7 @@ def _refuse_other_target(
                 f"{url} holds another cache than {storage} ({key} differs): {forgotten_or(key, storage, url)}"
                 "give another prefix"
             )
+    refuse_return(storage, wanted, url, b"".join(client.read(url.of(FORGOTTEN))) if FORGOTTEN in there else None)
     extra = extra_segment((key for key in there if phase_of(key) == SEALS), wanted)
     if extra is not None:
         raise MismatchError(

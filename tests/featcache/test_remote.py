@@ -360,9 +360,35 @@ def test_what_was_forgotten_on_one_side_does_not_come_back_from_the_other(
     # What was added on one side is no obstacle on the way to the other.
     shutil.rmtree(part / "segments/000001")
     pull(url, part)
+    added = {f"w{name}": row for name, row in FEATURES.items()}
+    more = make_cache(tmp_path / "yet more", added, layout=Layout(chunk_frames=16, shard_frames=192))
     shutil.copytree(more / "segments/000000", part / "segments/000001")
     assert push(part, url).files > 0
     assert pull(url, copy).files > 0 and len(featcache.open(copy)) == 32
+
+
+def test_an_old_copy_does_not_bring_back_what_was_forgotten(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    local, url = tmp_path / "local", f"{bucket.url}/c"
+    shutil.copytree(sealed, local)
+    added = {f"v{name}": row for name, row in FEATURES.items()}
+    more = make_cache(tmp_path / "more", added, layout=Layout(chunk_frames=16, shard_frames=192))
+    shutil.copytree(more / "segments/000000", local / "segments/000001")
+    everything, old = {"id": set(added)}, tmp_path / "old"
+    push(local, url)
+    shutil.copytree(local, old)
+    forget(url, everything)
+    before = bucket.files()
+    with pytest.raises(MismatchError, match=f"holds segments/000001 as it was before.*featcache forget {local}"):
+        push(local, url)
+    assert bucket.files() == before
+    forget(local, everything)
+    assert push(local, url).files == 0 and contents(local) == contents(sealed)
+    # The other way round: the remote has it still.
+    push(old, f"{bucket.url}/d")
+    with pytest.raises(MismatchError, match=f"holds segments/000001 as it was before.*featcache forget {bucket.url}/d"):
+        pull(f"{bucket.url}/d", local)
+    (local / "log/forgotten.json").unlink()
+    assert pull(f"{bucket.url}/d", local).files > 0 and len(featcache.open(local)) == 32
 
 
 def test_a_copy_is_one_again_when_the_same_was_forgotten_there(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
