@@ -120,7 +120,7 @@ def test_an_offset_of_zero_still_means_a_part(tmp_path: Path) -> None:
         ({**GOOD, "zarr.json": 1}, "'zarr.json'", "another name"),
         ({**GOOD, "proof.json": 1}, "'proof.json'", "another name"),
         ({**GOOD, "leases": 1}, "'leases'", "another name"),
-        ({**GOOD, "é" * 101: 1}, "'éé", "202 bytes"),
+        ({**GOOD, "é" * 128: 1}, "'éé", "256 bytes"),
         ('{"audio_filepath": "a.wav", "duration": 1, "duration": 2}', "'duration'", "twice"),
     ],
 )
