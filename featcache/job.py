@@ -29,8 +29,9 @@ from featcache.progress import AudioProgress, size_text
 from featcache.reading import row_samples
 from featcache.segment import Segment
 from featcache.sizes import predicted_bytes
-from featcache.spans import check_place, tracing
+from featcache.spans import tracing
 from featcache.spec import CacheSpec, Layout, format_profile
+from featcache.startup import check_trace
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
 from featcache.turns import adding
@@ -143,7 +144,7 @@ class Job:
             JobError: no space, or the job could not go on; finished shards are kept.
         """
         if self.trace is not None:
-            check_place(self.trace)
+            check_trace(self.trace)
         self.init()
         if not self.new_rows:
             return None

@@ -14,8 +14,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from featcache.errors import UsageError
-
 Item = TypeVar("Item")
 
 
@@ -92,25 +90,6 @@ class Spans:
             for s in sorted(self.found, key=lambda s: s.begin)
         ]  # fmt: skip
         path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), encoding="utf-8")
-
-
-def check_place(path: Path) -> None:
-    """Make the folder of a trace, and refuse a path that no file can be written to, before work is lost for it.
-
-    Raises:
-        UsageError: it is such a path.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        with path.open("ab"):
-            pass
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"--profile-trace {path}: no file can be written there ({error.strerror}): give another path"
-        ) from error
 
 
 @contextmanager

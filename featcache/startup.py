@@ -1,4 +1,4 @@
-"""What a command does before it imports numpy, torch and models."""
+"""What a command does before its work: most of it before it imports numpy, torch and models."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import os
 from typing import TYPE_CHECKING
 
 import featcache
+from featcache.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from typer import Typer
 
 # Python's own is 700 (2,000 since 3.13).
@@ -38,6 +41,25 @@ def collect_rarely() -> None:
     """
     gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
     atexit.register(gc.freeze)
+
+
+def check_trace(path: Path) -> None:
+    """Make the folder of a trace, and refuse a path that no file can be written to, before work is lost for it.
+
+    Raises:
+        UsageError: it is such a path.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(
+            f"--profile-trace {path}: no file can be written there ({error.strerror}): give another path"
+        ) from error
 
 
 def offer_version(app: Typer) -> None:

@@ -13,31 +13,10 @@ import torch
 from rich import box
 from rich.table import Table
 
-from featcache.errors import UsageError
-
 PARTS = ("read", "decode", "prepare", "forward", "backward", "update", "look at dev")
 # The first steps start threads and compile kernels.
 SKIPPED = 10
 STEPS = 20
-
-
-def check_place(path: Path) -> None:
-    """Make the folder of a trace, and refuse a path that no file can be written to, before work is lost for it.
-
-    Raises:
-        UsageError: it is such a path.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        there = path.exists()
-        with path.open("ab"):
-            pass
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(
-            f"--profile-trace {path}: no file can be written there ({error.strerror}): give another path"
-        ) from error
 
 
 class Tracer:

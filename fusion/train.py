@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from featcache.errors import UsageError
+from featcache.startup import check_trace
 from fusion import head
 from fusion.console import plain_console
 from fusion.distributed import World, use_threads, world
@@ -25,7 +26,7 @@ from fusion.learner import Diverged, Learner, Moments
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
 from fusion.stream import Interrupted, Stream, streams
-from fusion.trace import Tracer, check_place
+from fusion.trace import Tracer
 
 if TYPE_CHECKING:
     from featcache.store import Cache
@@ -92,7 +93,7 @@ def fit_together(
     with world(recipes[0].train.device) as here:
         use_threads(recipes[0].train.threads, here.device)
         if trace is not None and here.first:
-            check_place(trace)
+            check_trace(trace)
         learners, finished = _prepare(recipes, Path(runs), mode, here, console, make)
         # Only now is it known that all recipes fit, and nothing is thrown away for a mistake.
         here.barrier()

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from featcache.cli import app
 from featcache.errors import UsageError
-from featcache.spans import Span, Spans, check_place, tracing
+from featcache.spans import Span, Spans, tracing
+from featcache.startup import check_trace
 from tests.helpers import make_speech, run_cli
 
 
@@ -64,8 +65,8 @@ def test_a_trace_that_cannot_be_written_loses_no_work(tmp_path: Path, capsys: py
         assert refused.status == 2 and f"--profile-trace {path}: no file can be written there" in refused.err
         assert not place.exists()
     # What is there is not touched by the look at it, and a folder is made.
-    check_place(file)
-    check_place(tmp_path / "new" / "trace.json")
+    check_trace(file)
+    check_trace(tmp_path / "new" / "trace.json")
     assert file.read_bytes() == b"" and list((tmp_path / "new").iterdir()) == []
     # One that became impossible while the work was done is said to be lost.
     with tracing(tmp_path / "gone" / "trace.json") as spans, spans.span("work"):
