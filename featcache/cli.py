@@ -11,7 +11,18 @@ import typer
 from featcache import startup
 from featcache.cli_integrity import integrity_app
 from featcache.cli_manifest import manifest_app
-from featcache.cli_options import CachePath, Device, Json, Manifest, Scheduler, UpstreamId, Weights, Workers, reaches_s3
+from featcache.cli_options import (
+    CachePath,
+    Device,
+    Json,
+    Manifest,
+    Scheduler,
+    UpstreamId,
+    Weights,
+    Workers,
+    named_model,
+    reaches_s3,
+)
 from featcache.cli_remote import remote_app
 from featcache.cli_sets import sets_app
 from featcache.device import choose_device
@@ -312,19 +323,15 @@ def _request(
     from featcache.codec import parse_profile
     from featcache.job import Request
     from featcache.spec import Layout
-    from featcache.upstreams import UpstreamConfig
 
-    given: dict[str, Any] = {"revision": revision, "weights": weights, "dtype": dtype, "window": window}
-    if taps is not None:
-        given["taps"] = "all" if taps == "all" else tuple(tap.strip() for tap in taps.split(",") if tap.strip())
-    given = {name: value for name, value in given.items() if value is not None}
-    if upstream is None and given:
-        raise UsageError(f"--{next(iter(given))} describes a model: name it with --upstream")
+    chosen: Any = taps
+    if taps is not None and taps != "all":
+        chosen = tuple(tap.strip() for tap in taps.split(",") if tap.strip())
     parameters: dict[str, Any] | None = None
     if profile is not None:
         profile, parameters = parse_profile(profile)
     return Request(
-        upstream=UpstreamConfig(id=upstream, **given) if upstream is not None else None,
+        upstream=named_model(upstream, revision=revision, weights=weights, dtype=dtype, window=window, taps=chosen),
         profile=profile,
         parameters=parameters,
         layout=Layout() if batch_seconds is None else Layout(batch_seconds=batch_seconds),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from featcache.cli_options import (
     UpstreamId,
     Weights,
     Workers,
+    named_model,
     reaches_s3,
 )
 from featcache.device import choose_device
@@ -63,7 +64,7 @@ def verify_command(
         from featcache.recompute import recompute as compare
 
         report.problems += compare(
-            manifest, cache, recompute, choose_device(device), upstream=_model(upstream, weights)
+            manifest, cache, recompute, choose_device(device), upstream=named_model(upstream, weights=weights)
         )
     print_report(report, cache, json)
     if not report.whole:
@@ -85,7 +86,7 @@ def repair_command(
     """
     from featcache.repair import repair
 
-    repaired = repair(manifest, cache, choose_device(device), _model(upstream, weights))
+    repaired = repair(manifest, cache, choose_device(device), named_model(upstream, weights=weights))
     for key in repaired:
         print(f"repaired {key}")
     if not repaired:
@@ -103,14 +104,3 @@ def gc_command(
 
     for key in garbage(cache, delete=not dry_run):
         print(f"{'would remove' if dry_run else 'removed'} {key}")
-
-
-def _model(upstream: str | None, weights: str | None) -> Any:
-    """Where the cache's model is, as its configuration; None where that is not asked for."""
-    from featcache.upstreams import UpstreamConfig
-
-    if upstream is None:
-        if weights is not None:
-            raise UsageError("--weights describes a model: name it with --upstream")
-        return None
-    return UpstreamConfig(id=upstream) if weights is None else UpstreamConfig(id=upstream, weights=weights)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from featcache.errors import UsageError
 from featcache.s3 import S3Settings, using
 
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
@@ -43,6 +44,22 @@ _S3_OPTIONS = {
     "profile": typer.Option("--profile", help="Profile of AWS's files; else AWS_PROFILE.", show_default=False),
     "region": typer.Option("--region", help="Region of the bucket; else AWS_REGION.", show_default=False),
 }
+
+
+def named_model(upstream: str | None, **given: Any) -> Any:
+    """The model that options name, as its configuration; None where they name none. What is None stays unset.
+
+    Raises:
+        UsageError: something is said of a model, and not which.
+    """
+    from featcache.upstreams import UpstreamConfig
+
+    settings = {name: value for name, value in given.items() if value is not None}
+    if upstream is not None:
+        return UpstreamConfig(id=upstream, **settings)
+    if settings:
+        raise UsageError(f"--{next(iter(settings))} describes a model: name it with --upstream")
+    return None
 
 
 def reaches_s3(command: Callable[..., None]) -> Callable[..., None]:
