@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from featcache import layout
 from featcache.digest import canonical_json
-from featcache.errors import MismatchError
+from featcache.errors import CacheError, MismatchError
 from featcache.ledger import FileProof
 from featcache.storage import Storage
 
@@ -41,6 +41,19 @@ def refuse_return(source: object, wanted: Mapping[str, FileProof], target: objec
             f"{source} holds {back.removesuffix(SEAL)} as it was before something in it was forgotten in {target}: "
             f"`featcache forget {source} --where ...` the same; if it is to come back, delete {target}/{FORGOTTEN}"
         )
+
+
+def refuse_half_forgotten(place: object, marked: bool) -> None:
+    """A cache from which a removal is under way is no whole one, to read, copy or tidy up.
+
+    Args:
+        marked: whether `place` has the mark of one, `layout.PENDING`.
+
+    Raises:
+        CacheError: it has.
+    """
+    if marked:
+        raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before this")
 
 
 def _parse(data: bytes | None) -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from featcache import layout
 from featcache.errors import CacheError
+from featcache.forgotten import refuse_half_forgotten
 from featcache.lease import living
 from featcache.storage import open_storage
 from featcache.turns import taking_away
@@ -24,8 +25,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
     with taking_away(storage) if delete else contextlib.nullcontext():
-        if storage.exists(layout.PENDING):
-            raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before anything is removed")
+        refuse_half_forgotten(place, storage.exists(layout.PENDING))
         unfinished = [name for name in layout.segments(storage) if not storage.exists(f"{name}/seal.json")]
         if any(living(storage, f"{name}/leases") for name in unfinished):
             raise CacheError(f"{place} has leases of a running extraction: wait for it")

@@ -16,7 +16,7 @@ from pathlib import Path
 from featcache import layout
 from featcache.digest import sha256_of
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
-from featcache.forgotten import FORGOTTEN, refuse_return
+from featcache.forgotten import FORGOTTEN, refuse_half_forgotten, refuse_return
 from featcache.inspect import matching, parse_where
 from featcache.ledger import FileProof, proof
 from featcache.partial import read_origin, write_origin
@@ -35,7 +35,6 @@ from featcache.remote import (
     local_storage,
     phase_of,
     provers_of,
-    refuse_half_forgotten,
 )
 from featcache.s3 import S3Settings, S3Url
 from featcache.storage import LocalStorage

@@ -13,7 +13,7 @@ from pathlib import Path
 from featcache import layout
 from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError
-from featcache.forgotten import FORGOTTEN, refuse_return
+from featcache.forgotten import FORGOTTEN, refuse_half_forgotten, refuse_return
 from featcache.ledger import FileProof
 from featcache.partial import read_origin
 from featcache.progress import ByteProgress
@@ -29,7 +29,6 @@ from featcache.remote import (
     local_storage,
     phase_of,
     provers_of,
-    refuse_half_forgotten,
 )
 from featcache.s3 import S3Settings, S3Url
 from featcache.storage import LocalStorage

@@ -111,19 +111,6 @@ def forgotten_or(key: str, source: object, target: object) -> str:
     )
 
 
-def refuse_half_forgotten(place: str, marked: bool) -> None:
-    """A cache from which a removal is under way is no whole one, to copy from or to.
-
-    Args:
-        marked: whether `place` has the mark of one.
-
-    Raises:
-        CacheError: it has.
-    """
-    if marked:
-        raise CacheError(f"{place}: a `featcache forget` was interrupted: run it again before this")
-
-
 def check_key(key: str, place: str) -> None:
     """Keys come from a listing or a ledger: none may leave the folder that it is copied to."""
     if key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")) or "\n" in key or "\\" in key:

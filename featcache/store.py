@@ -19,6 +19,7 @@ from featcache import layout
 from featcache.description import read_spec
 from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
+from featcache.forgotten import refuse_half_forgotten
 from featcache.geometry import SAMPLE_RATE
 from featcache.ledger import proof, to_bytes
 from featcache.memory import ran_out
@@ -90,8 +91,7 @@ class Cache:
         """
         storage = open_storage(path)
         spec, files = read_spec(storage)
-        if storage.exists(layout.PENDING):
-            raise CacheError(f"{path}: a `featcache forget` was interrupted: run it again to open the cache")
+        refuse_half_forgotten(path, storage.exists(layout.PENDING))
         remedy = f"run `featcache verify {path}`"
         try:
             calibration = read_calibration(storage, layout.calibration_names(storage))

@@ -14,6 +14,7 @@ from featcache.manifest import FIELDS
 
 RENAMED = {
     "client_id": "speaker", "speaker_id": "speaker", "locale": "lang", "language": "lang", "accents": "accent",
+    "labels": "label",
 }  # fmt: skip
 """What others call a label, and what it is called here."""
 

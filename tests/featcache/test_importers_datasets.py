@@ -124,6 +124,9 @@ def test_columns_that_are_named_as_fields_or_as_each_other(tmp_path: Path, recor
     assert [row.labels for row in huggingface(source, audio)] == [
         {"split": "dev", "speaker_id": 1, "speaker": "Ann"}, {"split": "dev", "speaker_id": 2, "speaker": "Bob"},
     ]  # fmt: skip
+    # A row has `labels` already, those that it has.
+    source = saved(tmp_path / "labels", two, labels=["calm", "angry"])
+    assert [row.labels["label"] for row in huggingface(source, audio)] == ["calm", "angry"]
     source = saved(tmp_path / "c", two, split=["dev", "held-out"])
     with pytest.raises(ManifestError, match="row 1: a column 'split' says 'held-out': .* renamed"):
         huggingface(source, audio)
