@@ -57,7 +57,13 @@ WindowPolicy = Annotated[
     Literal["crop", "pad"] | None,
     typer.Option("--window", help="Whisper: crop the 30 s window, or pad to it.", show_default=False),
 ]
-Profile = Annotated[str | None, typer.Option(help="Codec profile: residual:BITS, int8 or fp16.", show_default=False)]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="Codec profile of a new cache: residual:BITS (per value), int8 or fp16; int8 if not given.",
+        show_default=False,
+    ),
+]
 CalibrationSeconds = Annotated[
     float | None, typer.Option(min=1, help="Speech to calibrate a new cache on; 600 by default.", show_default=False)
 ]
@@ -66,8 +72,8 @@ BatchSeconds = Annotated[
     typer.Option(
         min=1,
         help=(
-            "Audio of one forward pass, part of a new cache's plan: 60 where it is made on a CPU, else 10 for each GB "
-            "of the device's memory, up to 960."
+            "Audio of one forward pass, part of a new cache's plan: 60 where it is made on a CPU, else 10 for each GiB "
+            "of the device's memory, from 60 to 960."
         ),
         show_default=False,
     ),

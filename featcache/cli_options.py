@@ -65,7 +65,8 @@ def named_model(upstream: str | None, **given: Any) -> Any:
 def reaches_s3(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say how to reach S3, which are in force while it runs.
 
-    `init`, `extract`, `plan` and `recode` do without: their `--profile` is the codec's. They go by the environment.
+    `init`, `extract`, `plan` and `recode` do without: the codec is what `--profile` says there. They go by the
+    environment, as `forget`, `subset`, `merge` and `diff` do.
     """
 
     @functools.wraps(command)

@@ -24,7 +24,7 @@ def diff_command(
     first: First,
     second: Second,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Compare the values of N utterances.", show_default=False)
+        int | None, typer.Option(min=1, help="Compare the values of N utterances, not of all.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The command `fusion`: train heads, evaluate a run, compare runs, align texts."""
+"""The command `fusion`: train heads, evaluate a run, compare runs, align texts, search with a beam."""
 
 from __future__ import annotations
 

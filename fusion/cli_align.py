@@ -20,9 +20,9 @@ def align(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Align the texts of a transcription run's rows with its head, from the cache alone.
+    r"""Align the texts of a transcription run's rows with its head, from the cache alone.
 
-    The file is keyed by id and has the columns tokens, words and speech, each a list of [name, start, end] in
+    The file is keyed by id and has the columns tokens, words and speech, each a list of \[name, start, end] in
     seconds: labels for task.kind = "tag", with task.labels_file naming the file.
     """
     from fusion import align as alignment

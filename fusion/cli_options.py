@@ -20,5 +20,5 @@ Limit = Annotated[
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every recipe: train.steps=100."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, or of all: train.steps=100."),
 ]

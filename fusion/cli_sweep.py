@@ -31,7 +31,8 @@ def sweep(
     """Train a head a recipe, all from the same batches, and show them side by side.
 
     Recipes with the same cache, training rows, train.batch_seconds and seed share one pass over the cache; each
-    head ends in the same weights as if `fusion train` had trained it alone, and its run goes on where it stood.
+    head ends in the same weights as by `fusion train` alone with the same train.threads, and its run goes on where
+    it stood.
     """
     from fusion import checkpoint, comparison
     from fusion import recipe as recipes_

@@ -132,8 +132,8 @@ class TrainRecipe(_Section):
     """The probability that an utterance which has views in the cache (`featcache manifest views`) is replaced by
     one of them, drawn anew each epoch; 0 trains on the recordings alone."""
     threads: Annotated[int, Field(ge=0, le=256)] = 0
-    """Threads of a head's arithmetic on a CPU; 0 is one less than the cores, which leaves one to the readers, and where
-    heads are swept together, what each gets of the cores."""
+    """Threads of a head's arithmetic on a CPU; 0 is what OMP_NUM_THREADS says, or else one less than the cores, which
+    leaves one to the readers, and where heads are swept together, what each gets of the cores."""
     workers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
     """Threads that read ahead; 0 reads in the training thread, "auto" is 2 beside a CPU, and beside a GPU half of the
     cores, 8 at most."""

@@ -3,7 +3,8 @@
 Every random number of a step (dropout, masking) comes from a generator seeded with (seed, step, rank), the
 order of batches from (seed, epoch), the learning rate from the step. So the state of a run is its weights,
 the optimiser's moments and a few numbers, and a run that was killed and resumed ends, on the CPU, in the
-same bits as one that was not, and a head that was trained beside others in the same bits as one alone.
+same bits as one that was not, and a head that was trained beside others in the same bits as one alone that had
+the same `train.threads`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Profile `residual`: prediction over time, taps and channels, small codes, and a smoother that reads between them.
 
 A value is coded as the residual of an integer prediction, in steps fixed per tap and channel by the calibration. It
-is predicted from its channel in the frame before, from all channels of the tap below in two frames, and from those
-of its own tap that were coded before it, all as they are reconstructed (`featcache.codec.prediction`). What is
-returned is not the reconstruction itself but an estimate from it and its neighbours in time and taps, also in
+is predicted from its channel in the frame before and from all channels of the tap below in two frames, as they are
+reconstructed, and from the codes of those of its own tap that were coded before it (`featcache.codec.prediction`).
+What is returned is not the reconstruction itself but an estimate from it and its neighbours in time and taps, also in
 integers. Every value is within `BOUND` steps of the truth: what would not be is kept as float32 in the plane `exact`,
 which is read only where a frame's flags ask for it.
 """

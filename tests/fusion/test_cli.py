@@ -50,6 +50,13 @@ def test_train_prints_scores_and_the_folder_last(place: Path) -> None:
     assert "is finished" in done.stderr and "is finished" not in done.stdout
 
 
+@pytest.mark.parametrize(("command", "said"), [("align", "[name, start, end]"), ("decode", "speech-featcache[beam]")])
+def test_what_stands_in_brackets_is_in_the_help(command: str, said: str) -> None:
+    """Rich takes brackets for markup, and leaves out what it does not know."""
+    text = " ".join(call(command, "--help").stdout.split())
+    assert said in text
+
+
 def test_eval_prints_json_that_can_be_quoted(place: Path) -> None:
     done = call("eval", "--json", place / "runs/a")
     metrics = json.loads(done.stdout)
