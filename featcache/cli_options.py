@@ -66,7 +66,7 @@ def reaches_s3(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say how to reach S3, which are in force while it runs.
 
     `init`, `extract`, `plan` and `recode` do without: the codec is what `--profile` says there. They go by the
-    environment, as `forget`, `subset`, `merge` and `diff` do.
+    environment.
     """
 
     @functools.wraps(command)

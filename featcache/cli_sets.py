@@ -6,20 +6,21 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli_options import CachePath, DryRun, Json
+from featcache.cli_options import CachePath, DryRun, Json, reaches_s3
 from featcache.errors import JobError
 
 sets_app = typer.Typer()
 
-First = Annotated[str, typer.Argument(metavar="A", help="Folder of a cache.", show_default=False)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Folder of another.", show_default=False)]
-Target = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the new cache.", show_default=False)]
+First = Annotated[str, typer.Argument(metavar="A", help="Folder of a cache, or s3://bucket/prefix.", show_default=False)]
+Second = Annotated[str, typer.Argument(metavar="B", help="Folder of another, or s3://bucket/prefix.", show_default=False)]
+Target = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the new cache, or s3://bucket/prefix.", show_default=False)]
 Where = Annotated[
     list[str], typer.Option(help="label=value, or id=ID; several of one label mean any of them.", show_default=False)
 ]
 
 
 @sets_app.command("diff")
+@reaches_s3
 def diff_command(
     first: First,
     second: Second,
@@ -39,6 +40,7 @@ def diff_command(
 
 
 @sets_app.command("subset")
+@reaches_s3
 def subset_command(cache: CachePath, target: Target, where: Where, dry_run: DryRun = False) -> None:
     """Write the utterances with these labels as a cache of their own, without the model."""
     from featcache.inspect import parse_where
@@ -49,6 +51,7 @@ def subset_command(cache: CachePath, target: Target, where: Where, dry_run: DryR
 
 
 @sets_app.command("merge")
+@reaches_s3
 def merge_command(first: First, second: Second, target: Target, dry_run: DryRun = False) -> None:
     """Write the utterances of two caches of one encoding as one cache."""
     from featcache.cli_views import note
@@ -61,6 +64,7 @@ def merge_command(first: First, second: Second, target: Target, dry_run: DryRun 
 
 
 @sets_app.command("forget")
+@reaches_s3
 def forget_command(cache: CachePath, where: Where, dry_run: DryRun = False) -> None:
     """Take recordings out of every shard, index, label and ledger record."""
     from featcache.cli_views import note

@@ -81,7 +81,9 @@ def test_the_options_go_before_the_environment(
     options = ("--endpoint-url", bucket.server.endpoint, "--region", "us-east-1", "--profile", "lab")
     commands = (
         ("info", url), ("ls", url), ("show", url, "u2"), ("stats", url), ("status", url), ("verify", url),
-        ("gc", url, "--dry-run"), ("pull", url, tmp_path / "copy"),
+        ("gc", url, "--dry-run"), ("pull", url, tmp_path / "copy"), ("diff", url, tmp_path / "copy"),
+        ("subset", url, f"{url}-it", "--where", "lang=it"), ("merge", url, f"{url}-it", f"{url}-both", "--dry-run"),
+        ("forget", f"{url}-it", "--where", "id=u1"),
     )  # fmt: skip
     for command in commands:
         done = run_cli(*command, *options)
