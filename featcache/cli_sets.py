@@ -11,9 +11,15 @@ from featcache.errors import JobError
 
 sets_app = typer.Typer()
 
-First = Annotated[str, typer.Argument(metavar="A", help="Folder of a cache, or s3://bucket/prefix.", show_default=False)]
-Second = Annotated[str, typer.Argument(metavar="B", help="Folder of another, or s3://bucket/prefix.", show_default=False)]
-Target = Annotated[str, typer.Argument(metavar="OUT", help="Folder of the new cache, or s3://bucket/prefix.", show_default=False)]
+First = Annotated[
+    str, typer.Argument(metavar="A", help="Folder of a cache, or s3://bucket/prefix.", show_default=False)
+]
+Second = Annotated[
+    str, typer.Argument(metavar="B", help="Folder of another, or s3://bucket/prefix.", show_default=False)
+]
+Target = Annotated[
+    str, typer.Argument(metavar="OUT", help="Folder of the new cache, or s3://bucket/prefix.", show_default=False)
+]
 Where = Annotated[
     list[str], typer.Option(help="label=value, or id=ID; several of one label mean any of them.", show_default=False)
 ]
