@@ -78,7 +78,7 @@ def print_outlook(job: Job, as_json: bool) -> None:
     stored = f"{len(job.spec.taps)} taps x {job.spec.channels} channels"
     rows = {
         "utterances": f"{view.utterances:,} in the manifest, {view.present:,} in the cache, {view.planned:,} to add",
-        "speech": f"{view.hours:.2f} h, {view.frames:,} frames, {stored}",
+        "speech to add": f"{view.hours:.2f} h, {view.frames:,} frames, {stored}",
         "size": f"{size_text(view.bytes)} at {job.spec.bits_per_value:.2f} bits per value ({job.spec.profile_text}); "
         f"{size_text(view.free_bytes)} free",
         "shards": f"{view.shards} ({view.shards_done} done)",
