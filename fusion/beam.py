@@ -77,7 +77,7 @@ class BeamDecoder:
     ) -> None:
         if search.beam < 1:
             raise UsageError(f"beam {search.beam}: keep 1 hypothesis or more")
-        build = _builder()
+        build = torchaudio_decoder()
         self.tokeniser = tokeniser
         self._space = _space(tokeniser)
         silence = BLANK if self._space is None else self._space
@@ -178,7 +178,12 @@ def _space(tokeniser: Tokeniser) -> int | None:
     return None
 
 
-def _builder() -> Any:
+def torchaudio_decoder() -> Any:
+    """What makes a decoder of torchaudio's.
+
+    Raises:
+        UsageError: flashlight-text is not installed.
+    """
     try:
         from torchaudio.models.decoder import ctc_decoder
     except (ImportError, RuntimeError) as error:

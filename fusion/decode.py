@@ -23,7 +23,15 @@ from torch import Tensor
 
 from featcache.errors import UsageError
 from fusion import checkpoint, evaluate, intervals, labels
-from fusion.beam import NEVER, BeamDecoder, Search, decode_all, token_sentence, write_lexicon
+from fusion.beam import (
+    NEVER,
+    BeamDecoder,
+    Search,
+    decode_all,
+    token_sentence,
+    torchaudio_decoder,
+    write_lexicon,
+)
 from fusion.emissions import emissions
 from fusion.ngram import NGram
 from fusion.run import Run
@@ -95,6 +103,7 @@ def decode(
     """
     if not isinstance(run.task, CtcTask):
         raise UsageError(f"run {run.path} is of task {run.task.kind!r}; beam search needs one of task 'ctc'")
+    torchaudio_decoder()  # before all that would be for nothing without it
     task = run.task
     selection = labels.select(run.open_cache(), run.recipe)
     train = [clean for label in selection.labels("train") if (clean := normalise(label, task.normalise))]

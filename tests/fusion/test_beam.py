@@ -14,6 +14,7 @@ from featcache.errors import UsageError
 from fusion.beam import NEVER, BeamDecoder, Search, token_sentence, write_lexicon
 from fusion.ngram import NGram
 from fusion.text import CharTokeniser, SentencePieceTokeniser
+from tests.helpers import needs_beam
 
 CHARS = CharTokeniser((" ", "a", "b", "c", "d"))
 
@@ -27,6 +28,7 @@ def spell(text: str) -> list[int]:
     return [value for token in CHARS.encode(text) for value in (0, token)] + [0]
 
 
+@needs_beam
 def test_without_a_model_it_says_what_was_said_and_when() -> None:
     path = [0, 2, 2, 0, 2, 1, 0, 4, 4]  # "aa c"
     found = BeamDecoder(CHARS, Search())(emissions(path, CHARS.size))
@@ -34,6 +36,7 @@ def test_without_a_model_it_says_what_was_said_and_when() -> None:
     assert found.frames == (1, 4, 5, 7)
 
 
+@needs_beam
 def test_it_sums_over_alignments_where_greedy_takes_one() -> None:
     # two frames: blank 0.4, a 0.3, b 0.3; "a" is a-, -a and aa, 0.33 in all, the empty path 0.16
     frame = torch.full((CHARS.size,), 1e-9)
@@ -53,6 +56,7 @@ def unsure(text: str, at: int, other: str, share: float = 0.4) -> torch.Tensor:
     return log_probs
 
 
+@needs_beam
 def test_a_model_of_tokens_mends_a_character(tmp_path: Path) -> None:
     NGram([token_sentence(CHARS, text) for text in ("abc abc", "abc d", "abc")] * 5, 4).write(tmp_path / "t.arpa")
     log_probs = unsure("abc abc", 5, "d")
@@ -66,6 +70,7 @@ def lexicon(tmp_path: Path, *texts: str) -> dict[str, Path]:
     return {"lm": tmp_path / "w.arpa", "lexicon": tmp_path / "lexicon.txt"}
 
 
+@needs_beam
 def test_a_lexicon_gives_its_words_only_and_the_model_chooses(tmp_path: Path) -> None:
     files = lexicon(tmp_path, "abc d", "abd c", "abc d", "a")
     assert BeamDecoder(CHARS, Search(lm_weight=1), **files).text(emissions(spell("abb d"), 6, 4.0)) == "abc d"
@@ -76,6 +81,7 @@ def test_a_lexicon_gives_its_words_only_and_the_model_chooses(tmp_path: Path) ->
     assert CHARS.decode(found.tokens) == "abc d" and found.frames == (0, 1, 2, 5, 6)
 
 
+@needs_beam
 def test_unknown_words_where_they_are_allowed(tmp_path: Path) -> None:
     files = lexicon(tmp_path, "abc d", "a", "cab")
     log_probs = emissions(spell("abc ca d"), 6)
@@ -83,6 +89,7 @@ def test_unknown_words_where_they_are_allowed(tmp_path: Path) -> None:
     assert "ca " not in BeamDecoder(CHARS, Search(lm_weight=1), **files).text(log_probs)
 
 
+@needs_beam
 def test_word_score_decides_how_many_words(tmp_path: Path) -> None:
     files = lexicon(tmp_path, "a b", "ab")
     log_probs = emissions([2, 1, 3], 6, 9.0)
@@ -91,6 +98,7 @@ def test_word_score_decides_how_many_words(tmp_path: Path) -> None:
     assert BeamDecoder(CHARS, Search(word_score=-3), **files).text(log_probs) == "ab"
 
 
+@needs_beam
 def test_subwords_have_a_lexicon_too(tmp_path: Path) -> None:
     texts = ["the cat sat", "the mat", "cat mat the"]
     pieces = SentencePieceTokeniser.train(texts, 20)
@@ -108,6 +116,7 @@ def test_words_that_the_tokens_cannot_spell_are_left_out(tmp_path: Path) -> None
         write_lexicon(tmp_path / "l", ["xyz"], CHARS)
 
 
+@needs_beam
 def test_nothing_said() -> None:
     decoder = BeamDecoder(CHARS, Search())
     assert decoder.text(torch.zeros(0, CHARS.size)) == ""
@@ -122,13 +131,15 @@ def test_a_search_survives_json() -> None:
     assert Search().unknown_score == NEVER
 
 
-def test_bad_files_and_the_missing_package_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+@needs_beam
+def test_a_bad_file_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.arpa").write_text("nothing")
     with pytest.raises(UsageError, match="no.arpa cannot be used"):
         BeamDecoder(CHARS, Search(), lm=tmp_path / "no.arpa")
     assert capfd.readouterr().err == ""  # KenLM's own progress is kept from the terminal
+
+
+def test_the_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("flashlight", "torchaudio.models.decoder"))]:
         monkeypatch.delitem(sys.modules, name)
     real = builtins.__import__

@@ -15,6 +15,7 @@ from fusion import train as training
 from fusion.beam import Found, Search
 from fusion.cli import app
 from tests.fusion.speech import toy_cache, toy_recipe
+from tests.helpers import needs_beam
 
 
 def call(*arguments: object) -> Result:
@@ -28,6 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return training.fit(recipe.parse(text, ["decoder.stack=1", "train.workers=0"]), runs=root / "runs")
 
 
+@needs_beam
 def test_four_ways_side_by_side_kept_with_the_run(run: Run, tmp_path: Path) -> None:
     further = tmp_path / "more.txt"
     further.write_text("ab cd!\n\nd c\n")
@@ -93,6 +95,7 @@ def test_thinned_is_even() -> None:
     assert whole.thinned(3).ids == ("a", "e", "i") and whole.thinned(9) is whole
 
 
+@needs_beam
 def test_mistakes_are_one_line(run: Run, tmp_path: Path) -> None:
     done = call("decode", run.path, "--text", tmp_path / "none.txt")
     assert done.exit_code == 2 and "none.txt cannot be read" in done.stderr
@@ -101,3 +104,12 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path) -> None:
     assert done.exit_code == 2 and "bad.arpa cannot be used" in done.stderr
     with pytest.raises(UsageError, match="use greedy or beam or beam-lm or lexicon-lm"):
         decode.load(run, "best")
+
+
+def test_without_the_package_it_says_so_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise UsageError("install it")
+
+    monkeypatch.setattr(decode, "torchaudio_decoder", missing)
+    with pytest.raises(UsageError, match="install it"):
+        decode.decode(run, say=pytest.fail)

@@ -10,6 +10,7 @@ import pytest
 
 from featcache.errors import UsageError
 from fusion.ngram import END, START, UNKNOWN, NGram
+from tests.helpers import needs_beam
 
 TEXT = [s.split() for s in ("a b c", "a b d", "c d", "a", "été d")]
 
@@ -33,6 +34,7 @@ def test_witten_bell_by_hand() -> None:
     assert model.probability("a", ("a",)) == pytest.approx(2 * unigram["a"] / 4)
 
 
+@needs_beam
 def test_kenlm_reads_the_same_probabilities(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from flashlight.lib.text.decoder.kenlm import KenLM
     from flashlight.lib.text.dictionary import Dictionary
