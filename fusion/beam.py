@@ -25,7 +25,7 @@ from torch import Tensor
 from featcache.errors import FeatcacheError, UsageError
 from fusion import checkpoint
 from fusion.ngram import UNKNOWN
-from fusion.text import BLANK, Tokeniser
+from fusion.text import BLANK, Tokeniser, space_token
 
 NEVER = float("-inf")
 TOKENS_A_FRAME = 20
@@ -79,7 +79,7 @@ class BeamDecoder:
             raise UsageError(f"beam {search.beam}: keep 1 hypothesis or more")
         build = torchaudio_decoder()
         self.tokeniser = tokeniser
-        self._space = _space(tokeniser)
+        self._space = space_token(tokeniser)
         silence = BLANK if self._space is None else self._space
         names = [token_name(i) for i in range(tokeniser.size)]
         try:
@@ -146,7 +146,7 @@ def token_name(token: int) -> str:
 
 def token_sentence(tokeniser: Tokeniser, text: str) -> list[str]:
     """A text as a sentence for a language model of tokens; it ends like a word, where words end in a space."""
-    space = _space(tokeniser)
+    space = space_token(tokeniser)
     return [token_name(i) for i in [*tokeniser.encode(text), *([] if space is None else [space])]]
 
 
@@ -156,7 +156,7 @@ def write_lexicon(path: Path, words: Iterable[str], tokeniser: Tokeniser) -> lis
     Returns:
         The words that it holds: those all of whose characters the tokeniser knows.
     """
-    space = _space(tokeniser)
+    space = space_token(tokeniser)
     lines, kept = [], []
     for word in sorted(set(words)):
         spelling = tokeniser.encode(word)
@@ -168,14 +168,6 @@ def write_lexicon(path: Path, words: Iterable[str], tokeniser: Tokeniser) -> lis
         raise UsageError("no word of the text can be spelt with the tokens of this head; check --text")
     checkpoint.write_bytes(path, "".join(lines).encode())
     return kept
-
-
-def _space(tokeniser: Tokeniser) -> int | None:
-    """The token between words, where there is one that is nothing else."""
-    for token in tokeniser.encode(" "):
-        if tokeniser.decode([token]) == " ":
-            return token
-    return None
 
 
 def torchaudio_decoder() -> Any:

@@ -197,6 +197,14 @@ def tokeniser_from_json(data: dict[str, Any]) -> Tokeniser:
     raise UsageError(f"the stored tokeniser is of an unknown kind {data['kind']!r}; it is from a newer version")
 
 
+def space_token(tokeniser: Tokeniser) -> int | None:
+    """The token between words, where there is one that is nothing else."""
+    for token in tokeniser.encode(" "):
+        if tokeniser.decode([token]) == " ":
+            return token
+    return None
+
+
 def _check_ids(ids: Sequence[int], size: int) -> None:
     wrong = [int(i) for i in ids if not 0 <= i < size]
     if wrong:

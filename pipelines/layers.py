@@ -258,6 +258,7 @@ class _Silenced(nn.Module):
     def __init__(self, head: Head, tap: int) -> None:
         super().__init__()
         self.head, self.tap = head, tap
+        self.train(head.training)  # whoever evaluates this puts back what it found, and with it the head
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         features = features.clone()

@@ -28,7 +28,7 @@ from fusion.align import Word, align_tokens, words_of
 from fusion.distributed import pick_device
 from fusion.run import Run
 from fusion.tasks import CtcTask
-from fusion.text import BLANK
+from fusion.text import BLANK, space_token
 from pipelines.recordings import Recording
 from pipelines.subtitles import srt
 
@@ -165,7 +165,7 @@ class Transcriber:
         rate = self.run.logit_rate
         texts: list[str] = []
         words: list[Word] = []
-        for start, log_probs in stretches(self._log_probs(features), rate):
+        for start, log_probs in stretches(self._log_probs(features), rate, space_token(task.tokeniser)):
             tokens = self._tokens(log_probs)
             texts.append(task.tokeniser.decode(tokens).strip())
             found = words_of(align_tokens(log_probs, tokens), task.tokeniser, rate)
@@ -189,8 +189,12 @@ class Transcriber:
             yield self.run.log_probs(held)[keep // stride :]
 
 
-def stretches(pieces: Iterable[Tensor], rate: float) -> Iterator[tuple[int, Tensor]]:
-    """Log probabilities (frames, outputs), `rate` frames a second, cut in pauses; with the first frame of each."""
+def stretches(pieces: Iterable[Tensor], rate: float, space: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Log probabilities (frames, outputs), `rate` frames a second, cut in pauses; with the first frame of each.
+
+    Args:
+        space: the token between words, where there is one: blanks beside it are no pause within a word.
+    """
     held: list[Tensor] = []
     start = there = 0
     least, most, pause = round(STRETCH * rate), round(LONGEST_STRETCH * rate), max(round(PAUSE * rate), 1)
@@ -199,22 +203,29 @@ def stretches(pieces: Iterable[Tensor], rate: float) -> Iterator[tuple[int, Tens
         there += len(piece)
         while there > most:
             log_probs = torch.cat(held)
-            cut = _pause(log_probs[:most].argmax(-1) == BLANK, least, pause)
+            cut = _pause(log_probs[:most].argmax(-1), least, pause, space)
             yield start, log_probs[:cut]
             held, there, start = [log_probs[cut:]], there - cut, start + cut
     if there:
         yield start, torch.cat(held)
 
 
-def _pause(blank: Tensor, least: int, pause: int) -> int:
-    """The frame to cut at: amid the first pause after `least` frames, else amid the longest run of blanks."""
-    edges = torch.cat([torch.tensor([False]), blank, torch.tensor([False])]).int().diff()
+def _pause(best: Tensor, least: int, pause: int, space: int | None) -> int:
+    """The frame to cut at: amid the first pause after `least` frames, else amid the longest run of blanks.
+
+    A drawn-out word has long runs of blanks too, and two stretches would make two words of it: where there are runs
+    beside a space, only those count.
+    """
+    edges = torch.cat([torch.tensor([False]), best == BLANK, torch.tensor([False])]).int().diff()
     runs = list(zip(edges.eq(1).nonzero().flatten().tolist(), edges.eq(-1).nonzero().flatten().tolist(), strict=True))
     late = [(begin, end) for begin, end in runs if (begin + end) // 2 >= least]
+    tokens = best.tolist()
+    beside = [(begin, end) for begin, end in late if space in (*tokens[begin - 1 : begin], *tokens[end : end + 1])]
+    late = beside or late
     for begin, end in late:
         if end - begin >= pause:
             return (begin + end) // 2
-    begin, end = max(late, key=lambda run: run[1] - run[0], default=(len(blank), len(blank)))
+    begin, end = max(late, key=lambda run: run[1] - run[0], default=(len(best), len(best)))
     return (begin + end) // 2
 
 

@@ -172,7 +172,8 @@ def _cells(measure: Measure, rows: Sequence[Mapping[str, Any]]) -> list[Cell]:
         value, (low, high) = row[measure.name], row[f"{measure.name}_ci95"]
         difference = row.get(f"{measure.name}_difference")
         better = None
-        if difference is not None and (difference[1] > 0) == (difference[2] > 0) and difference[1] != 0:
+        # Zero at either end is inside the interval, and an interval that is undefined says nothing.
+        if difference is not None and (difference[1] > 0 or difference[2] < 0):
             better = measure.cost(difference[0]) < 0
         place = [100 * (point - first) / span for point in (value, low, high)]
         cells.append(

@@ -93,6 +93,17 @@ def test_what_a_head_loses_without_a_tap(found: tuple[Path, Layers]) -> None:
     assert max(one.silenced) == one.silenced[-1] and one.silenced[-1] > 0 and one.weights[-1] > 0.9
 
 
+def test_a_head_that_was_looked_at_still_evaluates(found: tuple[Path, Layers]) -> None:
+    """It was left in training mode, in which dropout makes its log probabilities chance."""
+    place, _ = found
+    run = Run.open(place / "hff")
+    cache = run.open_cache()
+    before = run.log_probs(cache.read(0))
+    layers.attention_of(run, cache)
+    assert not any(part.training for part in run.head.modules())
+    assert torch.equal(run.log_probs(cache.read(0)), before)
+
+
 def test_json_plots_and_table(found: tuple[Path, Layers], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = found[1]
     back = Layers.from_json(json.loads(json.dumps(result.as_json())))

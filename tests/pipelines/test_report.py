@@ -134,6 +134,31 @@ def test_errors_are_sorted_marked_and_heard(page: Path) -> None:
     assert "WER by lang" in text
 
 
+def test_a_run_is_better_or_worse_only_outside_the_interval(tmp_path: Path) -> None:
+    """Fewer right by one in twenty: many resamples lack that one, so that the interval ends at zero, as it begins there
+    the other way round. Neither is a difference."""
+
+    def verdicts(wrong: dict[str, int], reference: str = "en") -> tuple[bool | None, ...]:
+        """Of the second run on accuracy and the equal error rate; so many hypotheses of each are wrong."""
+        runs = []
+        for name, count in wrong.items():
+            said_of = ["it" if i < count else "en" for i in range(20)]
+            rows = [
+                {"id": str(i), "reference": reference, "hypothesis": said, "correct": int(said == reference),
+                 "log_posteriors": {"en": -0.1, "it": -2.4}}
+                for i, said in enumerate(said_of)
+            ]  # fmt: skip
+            runs.append(run_folder(tmp_path / name, "classify", rows, **around(accuracy=0.9, macro_f1=0.9, eer=0.1)))
+        [section] = report.build(runs, report.Sources()).sections
+        accuracy, _, eer = section.lines[1].cells
+        return accuracy.better, eer.better
+
+    assert verdicts({"a": 0, "b": 1}) == verdicts({"c": 1, "d": 0}) == (None, None)
+    assert verdicts({"e": 0, "f": 12})[0] is False and verdicts({"g": 12, "h": 0})[0] is True
+    # Without a trial of a known class no error rate is defined, and so no difference of two.
+    assert verdicts({"i": 0, "j": 0}, reference="ru") == (None, None)
+
+
 def test_what_cannot_be_reported_is_said(page: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to report"):
         report.build([], report.Sources())

@@ -46,6 +46,20 @@ def test_without_a_pause_the_longest_gap_and_without_any_the_limit() -> None:
     assert cut("x" * 1500, 64) == [(0, 600), (600, 600), (1200, 300)]
 
 
+def test_a_word_is_not_cut_where_there_is_a_space_to_cut_beside() -> None:
+    """A drawn-out word pauses within: its two halves came out as two words."""
+    tokens = torch.zeros(700, dtype=torch.int64)  # blanks
+    for begin, end in ((0, 240), (246, 300), (303, 700)):
+        tokens[begin:end] = 1
+    tokens[302:304] = 2  # a space, behind two blanks
+    made = torch.nn.functional.one_hot(tokens, 3).float()
+    assert [start for start, _ in stretches(made.split(50), RATE)] == [0, 243]
+    assert [start for start, _ in stretches(made.split(50), RATE, space=2)] == [0, 301]
+    tokens[302:304] = 1  # no space at all: as without one
+    made = torch.nn.functional.one_hot(tokens, 3).float()
+    assert [start for start, _ in stretches(made.split(50), RATE, space=2)] == [0, 243]
+
+
 def test_nothing_gives_nothing() -> None:
     assert list(stretches([], RATE)) == []
 
