@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import featcache
+from featcache import layout
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.garbage import garbage
 from featcache.inspect import status
@@ -103,6 +104,24 @@ def test_a_missing_shard_is_named_with_its_repair(copy: Path) -> None:
     cache = featcache.open(copy)
     with pytest.raises(CorruptCacheError, match=r"values/c/0/0/0 is missing: .*featcache repair"):
         cache.read(0)
+
+
+def test_a_missing_chunk_of_an_index_or_label_is_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Texts of a corpus are longer than one chunk: 1 MiB.
+    monkeypatch.setattr(layout, "INDEX_CHUNK", 16)
+    folder = make_cache(tmp_path / "cache", FEATURES, {name: {"text": f"{name} said so"} for name in FEATURES})
+    chunks = [*folder.glob("segments/*/index/id_bytes/c/1"), *folder.glob("segments/*/labels/text/bytes/c/[12]")]
+    assert len(chunks) == 3
+    for chunk in chunks:
+        data = chunk.read_bytes()
+        for left in (None, data[:-1]):
+            chunk.unlink() if left is None else chunk.write_bytes(left)
+            cache = featcache.open(folder)
+            what = "is missing" if left is None else f"has {len(left)} bytes where {len(data)} were written"
+            with pytest.raises(CorruptCacheError, match=f"bytes/c/{chunk.name} {what}: .*featcache repair"):
+                list(cache.ids) if "index" in chunk.parts else cache.labels("text")
+        chunk.write_bytes(data)
+    assert featcache.open(folder).labels("text") == [f"{name} said so" for name in FEATURES]
 
 
 def test_a_truncated_shard_is_named_with_its_repair(copy: Path) -> None:
