@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from featcache import layout
+from featcache.digest import canonical_json
 from featcache.errors import CacheError, CorruptCacheError
 from featcache.spec import FORMAT, CacheSpec, values_id
 from featcache.storage import Storage
@@ -22,6 +23,8 @@ def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:
         raise CacheError(f"there is no cache at {storage}: `featcache init MANIFEST {storage}` makes one")
     try:
         content = layout.read_attributes(data).get(layout.SPEC_ATTRIBUTE)
+        if content is None and layout.segments(storage):
+            raise ValueError("its description is gone")
         if content is None:
             raise CacheError(f"{storage} is a Zarr group, but not a feature cache: give the path of one")
         if content.get("format") != FORMAT:
@@ -30,7 +33,9 @@ def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:
                 "install the version of speech-featcache that wrote it"
             )
         spec = CacheSpec.model_validate(content)
-    except (ValueError, AttributeError, ValidationError) as error:
+        # What no id can be made of (NaN, half a surrogate pair) was never written.
+        canonical_json([spec.identity, spec.audio, spec.taps, spec.parameters])
+    except (ValueError, AttributeError, ValidationError, RecursionError) as error:
         raise CorruptCacheError(f"{storage}/{layout.ROOT} is damaged: restore it from a copy of the cache") from error
     if values_id(spec.identity, spec.audio, spec.taps) != spec.values_id:
         raise CorruptCacheError(f"{storage}/{layout.ROOT} does not match its values id: restore it from a copy")

@@ -28,7 +28,8 @@ VIEW_OF = "view_of"
 
 def id_hash(utterance_id: str) -> int:
     """The 64-bit hash under which an id is filed."""
-    return int.from_bytes(hashlib.sha256(utterance_id.encode()).digest()[:8], "little")
+    # No manifest has an id with half a surrogate pair, but a command line that is not UTF-8 may ask for one.
+    return int.from_bytes(hashlib.sha256(utterance_id.encode("utf-8", "surrogatepass")).digest()[:8], "little")
 
 
 def pack_text(texts: Sequence[str]) -> dict[str, np.ndarray]:

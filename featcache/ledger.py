@@ -116,7 +116,7 @@ def from_bytes(kind: type[Proven], data: bytes, name: str, remedy: str) -> Prove
         record = kind.model_validate(document["content"])
         # The whole file is compared, so that a changed blank or spelling is noticed too.
         intact = to_bytes(record) == data
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise CorruptCacheError(f"{name} is damaged ({type(error).__name__}): {remedy}") from error
     if not intact:
         raise CorruptCacheError(f"{name} is damaged (its content and its digest differ): {remedy}")
@@ -139,7 +139,7 @@ def read_proofs(data: bytes, name: str, remedy: str) -> dict[str, FileProof]:
         if canonical_json({"content": content, "sha256": digest(content)}) != data:
             raise ValueError("its content and its digest differ")
         return {path: FileProof.model_validate(p) for path, p in content.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptCacheError(f"{name} is damaged or missing: {remedy}") from error
 
 

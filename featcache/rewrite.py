@@ -10,6 +10,7 @@ import numpy as np
 
 from featcache import layout
 from featcache.block import ShardBlock
+from featcache.codec import Arrays, Codec
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.index import pack_text
 from featcache.lease import Leases
@@ -227,14 +228,28 @@ def copy_segment(
                 utterance, codes = owner, segment.read(place)
             first = int(plan.frames[plan.first_row[owner] : row].sum())
             at = int(plan.position[row]) - shard * plan.shard_frames
-            # A plane that the row does not need has no frames: zeros, as they were.
-            block.put({n: values[first : first + int(plan.frames[row])] for n, values in codes.items()}, at)
+            _put_frames(block, codec, codes, range(first, first + int(plan.frames[row])), at)
         return Made(block)
 
     write_shards(writer, origin, block_of, on_shard)
     seal = writer.seal({label: _column(chosen, label) for label in labels})
     storage.delete_folder(f"{name}/leases")
     return seal
+
+
+def _put_frames(block: ShardBlock, codec: Codec, codes: Arrays, wanted: range, at: int) -> None:
+    """Some frames of an utterance, from frame `at` of the block on.
+
+    Args:
+        codes: as `Segment.read` gives them: of a plane that is needed for some frames, no more than those.
+    """
+    frames = len(codes[codec.planes[0].name])
+    for name, values in codes.items():
+        # What is not here is zeros, as it was.
+        held = codec.needed(name, codes, frames)
+        low, high = max(wanted.start, held.start), min(wanted.stop, held.stop)
+        if low < high:
+            block.put({name: values[low - held.start : high - held.start]}, at + low - wanted.start)
 
 
 def _gather(chosen: Sequence[Chosen]) -> Origin:

@@ -249,21 +249,34 @@ class Segment:
     def _read_array(self, path: str) -> np.ndarray:
         def read() -> np.ndarray:
             self._check_metadata(path)
-            array = zarr.open_array(self.storage.zarr(), path=path, mode="r")
-            chunk = f"{path}/c/" + "/".join("0" for _ in array.shape)
-            if array.size and self.storage.size(chunk) is None:
-                raise CorruptCacheError(f"{self.storage}/{chunk} is missing: {self.remedy}")
-            return np.asarray(array[...])
+            self._check_chunks(path)
+            return np.asarray(zarr.open_array(self.storage.zarr(), path=path, mode="r")[...])
 
         return self._guard(path, read)
 
     def _check_metadata(self, path: str) -> None:
         """An array's metadata must be as it was sealed: chunks have checksums, their shape and type have not."""
         key = f"{path.removeprefix(f'{self.name}/')}/zarr.json"
-        expected = self._label_files.get(key) if key.startswith("labels/") else self.seal.files.get(key)
+        expected = self._proofs(key).get(key)
         if expected is None or proof(self.storage.read(f"{self.name}/{key}") or b"") != expected:
             self.check_current()
             raise CorruptCacheError(f"{self.storage}/{self.name}/{key} is not as it was sealed: {self.remedy}")
+
+    def _check_chunks(self, path: str) -> None:
+        """Every chunk of an array must be there: zarr would read a missing one as zeros."""
+        below = f"{path.removeprefix(f'{self.name}/')}/c/"
+        for key, expected in self._proofs(below).items():
+            if not key.startswith(below):
+                continue
+            size, chunk = self.storage.size(f"{self.name}/{key}"), f"{self.storage}/{self.name}/{key}"
+            if size is None:
+                raise CorruptCacheError(f"{chunk} is missing: {self.remedy}")
+            if size != expected.bytes:
+                raise CorruptCacheError(f"{chunk} has {size} bytes where {expected.bytes} were written: {self.remedy}")
+
+    def _proofs(self, key: str) -> dict[str, FileProof]:
+        """What proves a file beside the shards, by keys relative to the segment."""
+        return self._label_files if key.startswith("labels/") else self.seal.files
 
     @cached_property
     def _label_files(self) -> dict[str, FileProof]:

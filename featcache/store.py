@@ -10,8 +10,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -231,7 +232,7 @@ class Cache:
 
     # Its values
 
-    def read(self, utterance: int | str, taps: Sequence[str] | None = None) -> np.ndarray:
+    def read(self, utterance: SupportsIndex | str, taps: Sequence[str] | None = None) -> np.ndarray:
         """The activations of one utterance, float32 `(frames, taps, channels)`.
 
         Args:
@@ -242,7 +243,7 @@ class Cache:
             UtteranceNotFound, CorruptCacheError, NotPulledError: a partial copy does not hold it.
             UsageError: no such tap.
         """
-        row = self.row(utterance) if isinstance(utterance, str) else utterance
+        row = self.row(utterance) if isinstance(utterance, str) else index(utterance)
         features, _ = self.decode(self.read_encoded([row], taps))
         return features[0].numpy()
 
@@ -261,6 +262,10 @@ class Cache:
             segment, utterance = self._locate(row)
             planes, selected = self.codec.select(segment.read(utterance), positions)
             lengths[i] = segment.frames[utterance]
+            pieces.append(planes)
+        if not pieces:
+            nothing = {p.name: np.zeros((0, *p.frame_shape), p.dtype) for p in self.codec.planes}
+            planes, selected = self.codec.select(nothing, positions)
             pieces.append(planes)
         joined = (
             pieces[0]
@@ -300,7 +305,9 @@ class Cache:
         return [self.taps.index(tap) for tap in taps]
 
     def _locate(self, row: int) -> tuple[Segment, int]:
-        position = row + len(self) if row < 0 else row
+        # NumPy's small integers do not hold every position.
+        position = index(row)
+        position += len(self) if position < 0 else 0
         for segment in self.segments:
             if 0 <= position < len(segment):
                 return segment, position

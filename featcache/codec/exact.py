@@ -13,6 +13,13 @@ import numpy as np
 import torch
 
 from featcache.codec.base import Arrays
+from featcache.errors import CorruptCacheError
+
+LOST = (
+    "values that were to be kept exactly are not where they belong, as `featcache subset`, `merge` and `forget` of an "
+    "earlier version left them: run the command again on its source, or `featcache forget` such utterances and extract "
+    "them again"
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,9 @@ def overlay(out: Sequence[torch.Tensor], plane: torch.Tensor, marked: np.ndarray
         out: rows `(frames, len(taps), channels)`.
         plane: all frames of the rows, or of each row those `needed`, end to end; all taps.
         marked: bool, of all frames of the rows, end to end.
+
+    Raises:
+        CorruptCacheError: nothing is kept of a marked frame.
     """
     whole = len(plane) == len(marked)
     start = at = 0
@@ -140,7 +150,11 @@ def overlay(out: Sequence[torch.Tensor], plane: torch.Tensor, marked: np.ndarray
         held = range(len(row)) if whole else needed(here)
         frames = torch.from_numpy(np.flatnonzero(here)).to(plane.device)
         if len(frames):
-            kept = plane[at - held.start + frames][:, list(taps)]
+            kept = plane[at - held.start + frames]
+            # Checksums do not say so: `subset`, `merge` and `forget` once wrote the plane's frames to other places.
+            if not bool((kept.view(torch.int32) != 0).flatten(1).any(dim=1).all()):
+                raise CorruptCacheError(LOST)
+            kept = kept[:, list(taps)]
             frame, tap, channel = torch.nonzero(kept.view(torch.int32), as_tuple=True)
             row[frames[frame], tap, channel] = kept[frame, tap, channel]
         start += len(row)

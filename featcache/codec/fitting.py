@@ -18,6 +18,8 @@ SMOOTHER = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 RIDGE = 1e-3
 # Values this many times the width of a channel's middle 90 % from its median are no part of its deviation.
 OUTLIER = 100.0
+# By what values are divided where float32 does not hold their differences.
+SMALLER = 256.0
 # Frames that the step is searched on, and that the predictor is fitted to.
 SEARCH_FRAMES = 4096
 FIT_FRAMES = 32_768
@@ -124,6 +126,15 @@ def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     A channel that does not vary here gets the typical deviation of its tap, or 1, so that it is stored
     sensibly where it does.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = _moments(rows)
+    if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
+        # Values differ by more than float32 holds. A power of two changes nothing else.
+        mean, deviation = (SMALLER * found for found in _moments([row / np.float32(SMALLER) for row in rows]))
+    return mean, np.clip(deviation, 2.0**-90, 2.0**120)
+
+
+def _moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     low, middle, high = np.quantile(np.concatenate(_some(rows, SEARCH_FRAMES)), (0.05, 0.5, 0.95), axis=0)
     # A stray value far outside what a channel does must not set its step.
     reach = np.where(high > low, OUTLIER * (high - low), np.inf)
@@ -143,7 +154,7 @@ def moments(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     for tap in range(len(deviation)):
         typical = float(np.median(deviation[tap][varies[tap]])) if varies[tap].any() else 1.0
         deviation[tap][~varies[tap]] = typical
-    return mean, np.clip(deviation, 2.0**-90, 2.0**120)
+    return mean, deviation
 
 
 def fit_step(

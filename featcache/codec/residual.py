@@ -51,7 +51,8 @@ class Residual(Codec):
         step = calibration["step"]
         self._inverse = fitting.inverse_of(step)
         self._scale = (step * np.float32(SMOOTHED_UNIT)).astype(np.float32)
-        self._bound = (step * np.float32(BOUND)).astype(np.float32)
+        # Finite, so that an estimate that is not is farther from the truth than that.
+        self._bound = np.minimum(step.astype(np.float64) * BOUND, np.finfo(np.float32).max).astype(np.float32)
         self._keeper = exact.Keeper(self.calibration, self._scale, self._bound, parameters.get("nmse"))
         self._order = packing.padded_order(calibration["order"], self.radix)
         self._room = Room()

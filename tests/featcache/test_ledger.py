@@ -15,6 +15,7 @@ from featcache.ledger import (
     ShardRecord,
     from_bytes,
     ledger_digest,
+    read_proofs,
     read_records,
     record_key,
     to_bytes,
@@ -49,6 +50,14 @@ def test_every_flipped_byte_is_noticed(record: ShardRecord, data: st.DataObject)
     damaged[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(CorruptCacheError, match="ledger/000000.json is damaged.*: mend it"):
         from_bytes(ShardRecord, bytes(damaged), "ledger/000000.json", "mend it")
+
+
+def test_json_without_an_end_is_damage() -> None:
+    deep = b'{"content":' * 100_000
+    with pytest.raises(CorruptCacheError, match="x is damaged .RecursionError.: mend it"):
+        from_bytes(ShardRecord, deep, "x", "mend it")
+    with pytest.raises(CorruptCacheError, match="x is damaged or missing: mend it"):
+        read_proofs(deep, "x", "mend it")
 
 
 def test_the_ledger_is_read_by_shard_and_its_digest_ignores_the_order(tmp_path: Path) -> None:

@@ -80,6 +80,26 @@ def test_a_subset_holds_what_was_chosen_unchanged(source: Path, tmp_path: Path) 
     assert not (tmp_path / "dry").exists()
 
 
+def test_values_that_are_kept_exactly_stay_with_their_frames(tmp_path: Path) -> None:
+    strays = {name: row.copy() for name, row in FEATURES.items()}
+    for row in strays.values():
+        # Of a plane that is needed for some frames only those are read; the longest has such ones in both windows.
+        for frame in {len(row) // 3, len(row) // 2, len(row) - 2} & set(range(len(row))):
+            row[frame, 1, 3] = 5000 + frame
+    source = make_cache(tmp_path / "source", strays, LABELS, "residual", parameters={"step": 1.0})
+    whole = Cache.open(source)
+    for name, row in strays.items():
+        assert np.abs(whole.read(name) - row).max() < 4 * whole.calibration["step"].max(), name
+    halves = tmp_path / "x", tmp_path / "y"
+    for half in halves:
+        subset(source, half, {"who": {half.name}})
+        same_values(Cache.open(half), whole)
+    merge(*halves, tmp_path / "both")
+    same_values(Cache.open(tmp_path / "both"), whole)
+    forget(source, {"id": {"a"}})
+    same_values(Cache.open(source), Cache.open(tmp_path / "both"))
+
+
 def test_a_source_is_never_the_target(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(source, tmp_path / "c")
     (tmp_path / "link").symlink_to("c")

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 import featcache
+from featcache import layout
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.garbage import garbage
 from featcache.inspect import status
 from featcache.spec import Layout
 from featcache.verify import verify
-from tests.helpers import make_cache
+from tests.helpers import make_cache, run_cli
 
 RNG = np.random.default_rng(0)
 LAYOUT = Layout(chunk_frames=16, shard_frames=128)
@@ -64,6 +65,24 @@ def test_batches_are_padded_with_zeros_and_taps_come_in_the_order_asked(sealed: 
         cache.read(0, taps=["9"])
 
 
+@pytest.mark.parametrize(("profile", "parameters"), [("fp16", {}), ("residual", {"step": 1.0})])
+def test_no_utterances_are_an_empty_batch(profile: str, parameters: dict[str, float], tmp_path: Path) -> None:
+    cache = featcache.open(make_cache(tmp_path / "c", FEATURES, profile=profile, parameters=parameters))
+    features, lengths = cache.decode(cache.read_encoded([], taps=["2", "0"]))
+    assert features.shape == (0, 0, 2, 8) and lengths.shape == (0,)
+
+
+def test_positions_may_be_of_any_whole_type_and_ids_any_text(tmp_path: Path) -> None:
+    many = {f"u{i}": FEATURES["u0"][:1] + i for i in range(150)}
+    cache = featcache.open(make_cache(tmp_path / "c", many))
+    # The number of utterances is no int8.
+    assert np.array_equal(cache.read(np.int8(-1)), cache.read("u149"))
+    # As Python takes a command line that is not UTF-8.
+    with pytest.raises(UtteranceNotFound, match="holds no utterance '.udcff'"):
+        cache.row("\udcff")
+    assert run_cli("show", tmp_path / "c", "\udcff").status == 1
+
+
 def test_a_recording_longer_than_the_window_is_read_as_one(tmp_path: Path) -> None:
     long = RNG.standard_normal((4000, 2, 4)).astype(np.float32)
     cache = featcache.open(
@@ -103,6 +122,27 @@ def test_a_missing_shard_is_named_with_its_repair(copy: Path) -> None:
     cache = featcache.open(copy)
     with pytest.raises(CorruptCacheError, match=r"values/c/0/0/0 is missing: .*featcache repair"):
         cache.read(0)
+
+
+def test_a_missing_chunk_of_an_index_or_label_is_no_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Texts of a corpus are longer than one chunk: 1 MiB.
+    monkeypatch.setattr(layout, "INDEX_CHUNK", 16)
+    folder = make_cache(tmp_path / "cache", FEATURES, {name: {"text": f"{name} said so"} for name in FEATURES})
+    chunks = [*folder.glob("segments/*/index/id_bytes/c/1"), *folder.glob("segments/*/labels/text/bytes/c/[12]")]
+    assert len(chunks) == 3
+    for chunk in chunks:
+        data = chunk.read_bytes()
+        for left in (None, data[:-1]):
+            if left is None:
+                chunk.unlink()
+            else:
+                chunk.write_bytes(left)
+            cache = featcache.open(folder)
+            what = "is missing" if left is None else f"has {len(left)} bytes where {len(data)} were written"
+            with pytest.raises(CorruptCacheError, match=f"bytes/c/{chunk.name} {what}: .*featcache repair"):
+                list(cache.ids) if "index" in chunk.parts else cache.labels("text")
+        chunk.write_bytes(data)
+    assert featcache.open(folder).labels("text") == [f"{name} said so" for name in FEATURES]
 
 
 def test_a_truncated_shard_is_named_with_its_repair(copy: Path) -> None:
@@ -183,6 +223,23 @@ def test_an_edited_description_does_not_open(copy: Path) -> None:
     root.write_text(json.dumps(document))
     with pytest.raises(CacheError, match="format 99.*install"):
         featcache.open(copy)
+
+
+def test_a_description_that_was_never_written_is_one_line(copy: Path) -> None:
+    root = copy / "zarr.json"
+    written = root.read_bytes()
+    identity = b'"identity": {'
+    assert identity in written and b'"featcache": {' in written
+    for damaged in (
+        written.replace(identity, identity + b'"x": NaN, '),
+        written.replace(identity, identity + b'"x": "\\ud800", '),
+        written.replace(b'"featcache": {', b'"featcachf": {'),
+        b"[" * 100_000,
+    ):
+        root.write_bytes(damaged)
+        with pytest.raises(CorruptCacheError, match=r"zarr\.json is damaged: restore it"):
+            featcache.open(copy)
+        assert any(problem.key == "zarr.json" for problem in verify(copy).problems)
 
 
 def test_a_segment_of_another_upstream_is_refused(copy: Path, tmp_path: Path) -> None:

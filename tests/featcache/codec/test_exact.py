@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.codec import exact
+from featcache.errors import CorruptCacheError
 
 TAPS, CHANNELS = 3, 4
 VALUES = st.sampled_from([0.0, -0.0, 1.5, np.inf, -np.inf, np.nan, 1e-45])
@@ -47,6 +49,16 @@ def test_kept_values_replace_decoded_ones_and_nothing_else(
     exact.overlay(out, torch.from_numpy(np.concatenate(planes)), np.concatenate(marks), taps)
     for found, wanted in zip(out, expected, strict=True):
         np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+def test_a_marked_frame_of_which_nothing_is_kept_is_an_error() -> None:
+    kept = exact.gather((3, TAPS, CHANNELS), np.array([[1, 0, 2]]), np.array([9.0], np.float32))
+    assert kept is not None
+    out = [torch.zeros((3, 1, CHANNELS))]
+    exact.overlay(out, torch.from_numpy(kept.plane), np.array([False, True, False]), [2])
+    assert not out[0].any(), "another tap's"
+    with pytest.raises(CorruptCacheError, match="not where they belong.*run the command again"):
+        exact.overlay(out, torch.from_numpy(kept.plane), np.array([False, True, True]), [0])
 
 
 @given(st.lists(st.booleans(), max_size=20))

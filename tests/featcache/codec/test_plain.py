@@ -75,3 +75,20 @@ def test_values_next_to_the_limit_of_float32_stay_finite(profile: str) -> None:
     assert np.isfinite(found).all() and (np.sign(found[:3]) == np.sign(row[:3])).all()
     if name != "blosc":  # whose steps are of deviations, which have a limit of their own
         np.testing.assert_allclose(found[:3], row[:3], rtol=0.26)
+
+
+@pytest.mark.parametrize("profile", ["residual:step=100", "residual:step=1", "residual:nmse=0.1", "blosc:step=0.5"])
+@pytest.mark.parametrize("signs", [False, True])
+def test_differences_beyond_float32_neither_spoil_a_calibration_nor_become_infinite(profile: str, signs: bool) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((300, 2, 8))
+    rows = np.clip((np.sign(values) * 3 if signs else values) * 1e38, -3.3e38, 3.3e38).astype(np.float32)
+    name, parameters = codecs.parse_profile(profile)
+    kind = codecs.profile_class(name)
+    calibration = kind.fit([rows[:100], rows[100:]], parameters)
+    assert all(np.isfinite(array).all() for array in calibration.values())
+    codec = codecs.build(name, kind.version, 2, 8, parameters, calibration)
+    found = codec.decode_row(codec.encode(rows).planes, len(rows))
+    assert np.isfinite(found).all()
+    if "100" not in profile:
+        assert np.square((found.astype(np.float64) - rows) / 1e38).mean() < 1
