@@ -43,7 +43,8 @@ class Uniform(ByValue):
         return (Plane("codes", "<i2", (self.taps, self.channels), coder=self.coder),)
 
     def encode(self, features: np.ndarray) -> EncodedRow:
-        codes = np.rint((features - self.calibration["mean"]) / self.calibration["step"])
+        with np.errstate(over="ignore"):  # what is endless here is cut like all that is beyond the limit
+            codes = np.rint((features - self.calibration["mean"]) / self.calibration["step"])
         saturated = int(np.count_nonzero(np.abs(codes) > LIMIT))
         return EncodedRow({"codes": np.clip(codes, -LIMIT, LIMIT).astype(np.int16)}, saturated)
 
