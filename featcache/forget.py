@@ -134,7 +134,8 @@ def _replace(storage: Storage) -> None:
     except (ValueError, AttributeError) as error:
         raise CorruptCacheError(f"{storage}/{layout.PENDING} is damaged: restore the cache from a copy") from error
     for name, seal in pending:
-        staged = _seal(storage, _staged(name))
+        # What lies there for a segment of which nothing is left is of a removal that was killed before its marker.
+        staged = _seal(storage, _staged(name)) if seal else None
         if staged is None and isinstance(seal, str) and _seal(storage, name) != seal:
             raise CorruptCacheError(
                 f"{storage}/{_staged(name)}, which was to take the place of {name}, is gone: restore the cache from a "

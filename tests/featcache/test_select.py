@@ -365,6 +365,27 @@ def test_a_removal_that_took_a_label_with_it_is_finished_by_the_same_command(
         forget(place, where)
 
 
+def test_a_removal_that_was_killed_brings_nothing_back(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written what was to stay, and then that is to go as well."""
+    place = tmp_path / "c"
+    shutil.copytree(source, place)
+    write = LocalStorage.write
+
+    def killed_before_the_mark(self: LocalStorage, key: str, data: bytes) -> None:
+        if key == layout.PENDING:
+            raise Killed
+        write(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "write", killed_before_the_mark)
+        with pytest.raises(Killed):
+            forget(place, {"id": {"a"}})
+    assert forget(place, {"id": {*FEATURES}}).ids == [*FEATURES]
+    assert len(Cache.open(place)) == 0 and verify(place).whole and not (place / "forget").exists()
+
+
 def test_views_of_views_are_forgotten_with_what_they_are_of(tmp_path: Path) -> None:
     of = {"b": "c", "c": "a", "d": "b", "long": "bad"}
     make_cache(tmp_path / "c", FEATURES, {name: {"view_of": other} for name, other in of.items()})
