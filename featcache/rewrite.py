@@ -218,17 +218,14 @@ def copy_segment(
 
     def block_of(shard: int) -> Made:
         block = writer.new_block()
-        utterance, codes = -1, {}
         for row in plan.shard_rows(shard):
+            # Also of an utterance that is not usable for another row's sake: `repair` computes what is here again.
+            if not origin.audio[row]:
+                continue
             owner = int(plan.utterance[row])
             segment, place = owners[owner]
-            if not segment.usable[place]:
-                continue
-            if owner != utterance:
-                utterance, codes = owner, segment.read(place)
-            first = int(plan.frames[plan.first_row[owner] : row].sum())
-            at = int(plan.position[row]) - shard * plan.shard_frames
-            _put_frames(block, codec, codes, range(first, first + int(plan.frames[row])), at)
+            codes = segment.read_row(place, row - int(plan.first_row[owner]))
+            _put(block, codec, codes, int(plan.position[row]) - shard * plan.shard_frames)
         return Made(block)
 
     write_shards(writer, origin, block_of, on_shard)
@@ -237,19 +234,12 @@ def copy_segment(
     return seal
 
 
-def _put_frames(block: ShardBlock, codec: Codec, codes: Arrays, wanted: range, at: int) -> None:
-    """Some frames of an utterance, from frame `at` of the block on.
-
-    Args:
-        codes: as `Segment.read` gives them: of a plane that is needed for some frames, no more than those.
-    """
+def _put(block: ShardBlock, codec: Codec, codes: Arrays, at: int) -> None:
+    """The codes of a row, as `Segment.read_row` gives them, from frame `at` of the block on."""
     frames = len(codes[codec.planes[0].name])
     for name, values in codes.items():
-        # What is not here is zeros, as it was.
-        held = codec.needed(name, codes, frames)
-        low, high = max(wanted.start, held.start), min(wanted.stop, held.stop)
-        if low < high:
-            block.put({name: values[low - held.start : high - held.start]}, at + low - wanted.start)
+        # Of a plane that is needed for some frames there are no more than those: the others are zeros, as they were.
+        block.put({name: values}, at + codec.needed(name, codes, frames).start)
 
 
 def _gather(chosen: Sequence[Chosen]) -> Origin:
