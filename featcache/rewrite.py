@@ -211,7 +211,8 @@ def copy_segment(
     if found is not None:
         return found
     origin = _gather(chosen)
-    if len(origin.audio) != plan.rows:
+    # Rows are copied as they are, so that they must be those that are planned.
+    if not np.array_equal(_row_frames(chosen), plan.frames):
         raise CacheError(
             f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
         )
@@ -257,6 +258,15 @@ def _gather(chosen: Sequence[Chosen]) -> Origin:
                     saturated[len(audio)] = whole.saturated[row]
                 audio.append(whole.audio[row])
     return Origin(audio, reasons, saturated)
+
+
+def _row_frames(chosen: Sequence[Chosen]) -> np.ndarray:
+    """`(rows,)` int64: the frames of all rows."""
+    found = [np.zeros(0, np.int64)]
+    for part in chosen:
+        first_row, frames = part.segment.column("first_row").tolist(), part.segment.column("row_frames")
+        found += [frames[first_row[u] : first_row[u + 1]] for u in part.utterances]
+    return np.concatenate(found)
 
 
 def _column(chosen: Sequence[Chosen], label: str) -> list[str | None]:
