@@ -77,18 +77,10 @@ def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str
             f"{cache.path}/{cache.unsealed[0]} is not finished: finish it with `featcache extract`, or drop it with "
             f"`featcache gc {cache.path}`"
         )
-    gone = matching(cache, where)
+    gone = _meant(cache, where)
     if not gone.any():
         raise UsageError(f"no utterance of {cache.path} is meant: `featcache ls {cache.path}` lists them")
     ids = list(cache.ids)
-    if VIEW_OF in cache.label_names:
-        views = cache.labels(VIEW_OF)
-        before = 0
-        # A view may be of a view.
-        while (count := int(gone.sum())) > before:
-            before = count
-            meant = {ids[row] for row in gone.nonzero()[0].tolist()}
-            gone |= np.array([of in meant for of in views], bool)
     names = [part.segment.name for part in choose(cache, gone)]
     kept: dict[str, list[Chosen]] = {name: [] for name in names}
     for part in choose(cache, ~gone):
@@ -97,9 +89,26 @@ def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str
     return Forgotten([ids[row] for row in gone.nonzero()[0].tolist()], names), kept
 
 
+def _meant(cache: Cache, where: dict[str, set[str]]) -> np.ndarray:
+    """`(utterances,)` bool: those with these labels, and all views of them."""
+    gone = matching(cache, where)
+    if VIEW_OF not in cache.label_names:
+        return gone
+    ids, views = list(cache.ids), cache.labels(VIEW_OF)
+    # A recording that is named may not be here itself, where its views are: `subset` takes what it is told to.
+    meant = set(where["id"]) if where.keys() == {"id"} else set()
+    before = -1
+    # A view may be of a view.
+    while (count := int(gone.sum())) > before:
+        before = count
+        meant |= {ids[row] for row in gone.nonzero()[0].tolist()}
+        gone |= np.array([of in meant for of in views], bool)
+    return gone
+
+
 def _any_left(cache: Cache, where: dict[str, set[str]]) -> bool:
     """Whether a removal that was just finished has left something that is meant: a label may have gone with it."""
-    return {*where} <= {"id", *cache.label_names} and bool(matching(cache, where).any())
+    return {*where} <= {"id", *cache.label_names} and bool(_meant(cache, where).any())
 
 
 def _staged(name: str) -> str:
@@ -134,7 +143,8 @@ def _replace(storage: Storage) -> None:
     except (ValueError, AttributeError) as error:
         raise CorruptCacheError(f"{storage}/{layout.PENDING} is damaged: restore the cache from a copy") from error
     for name, seal in pending:
-        staged = _seal(storage, _staged(name))
+        # What lies there for a segment of which nothing is left is of a removal that was killed before its marker.
+        staged = _seal(storage, _staged(name)) if seal else None
         if staged is None and isinstance(seal, str) and _seal(storage, name) != seal:
             raise CorruptCacheError(
                 f"{storage}/{_staged(name)}, which was to take the place of {name}, is gone: restore the cache from a "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,16 +108,9 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
             "parent": cache.encoding_id,
         }
     )
-    _drop_other_calibration(storage, {*layout.render_root(spec, calibration)})
     create_cache(storage, spec, calibration)
     # As it will be read: parameters and arrays that went through the store.
     return read_spec(storage)[0], codec
-
-
-def _drop_other_calibration(storage: Storage, keys: Container[str]) -> None:
-    """A run for another profile, killed before it made a cache, may have left arrays that this one has not."""
-    for key in [key for key in storage.list_keys(layout.CALIBRATION) if key not in keys]:
-        storage.delete(key)
 
 
 def _calibration(cache: Cache) -> list[np.ndarray]:

@@ -211,24 +211,22 @@ def copy_segment(
     if found is not None:
         return found
     origin = _gather(chosen)
-    if len(origin.audio) != plan.rows:
+    # Rows are copied as they are, so that they must be those that are planned.
+    if not np.array_equal(_row_frames(chosen), plan.frames):
         raise CacheError(
             f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
         )
 
     def block_of(shard: int) -> Made:
         block = writer.new_block()
-        utterance, codes = -1, {}
         for row in plan.shard_rows(shard):
+            # Also of an utterance that is not usable for another row's sake: `repair` computes what is here again.
+            if not origin.audio[row]:
+                continue
             owner = int(plan.utterance[row])
             segment, place = owners[owner]
-            if not segment.usable[place]:
-                continue
-            if owner != utterance:
-                utterance, codes = owner, segment.read(place)
-            first = int(plan.frames[plan.first_row[owner] : row].sum())
-            at = int(plan.position[row]) - shard * plan.shard_frames
-            _put_frames(block, codec, codes, range(first, first + int(plan.frames[row])), at)
+            codes = segment.read_row(place, row - int(plan.first_row[owner]))
+            _put(block, codec, codes, int(plan.position[row]) - shard * plan.shard_frames)
         return Made(block)
 
     write_shards(writer, origin, block_of, on_shard)
@@ -237,19 +235,12 @@ def copy_segment(
     return seal
 
 
-def _put_frames(block: ShardBlock, codec: Codec, codes: Arrays, wanted: range, at: int) -> None:
-    """Some frames of an utterance, from frame `at` of the block on.
-
-    Args:
-        codes: as `Segment.read` gives them: of a plane that is needed for some frames, no more than those.
-    """
+def _put(block: ShardBlock, codec: Codec, codes: Arrays, at: int) -> None:
+    """The codes of a row, as `Segment.read_row` gives them, from frame `at` of the block on."""
     frames = len(codes[codec.planes[0].name])
     for name, values in codes.items():
-        # What is not here is zeros, as it was.
-        held = codec.needed(name, codes, frames)
-        low, high = max(wanted.start, held.start), min(wanted.stop, held.stop)
-        if low < high:
-            block.put({name: values[low - held.start : high - held.start]}, at + low - wanted.start)
+        # Of a plane that is needed for some frames there are no more than those: the others are zeros, as they were.
+        block.put({name: values}, at + codec.needed(name, codes, frames).start)
 
 
 def _gather(chosen: Sequence[Chosen]) -> Origin:
@@ -267,6 +258,15 @@ def _gather(chosen: Sequence[Chosen]) -> Origin:
                     saturated[len(audio)] = whole.saturated[row]
                 audio.append(whole.audio[row])
     return Origin(audio, reasons, saturated)
+
+
+def _row_frames(chosen: Sequence[Chosen]) -> np.ndarray:
+    """`(rows,)` int64: the frames of all rows."""
+    found = [np.zeros(0, np.int64)]
+    for part in chosen:
+        first_row, frames = part.segment.column("first_row").tolist(), part.segment.column("row_frames")
+        found += [frames[first_row[u] : first_row[u + 1]] for u in part.utterances]
+    return np.concatenate(found)
 
 
 def _column(chosen: Sequence[Chosen], label: str) -> list[str | None]:

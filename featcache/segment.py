@@ -180,7 +180,16 @@ class Segment:
         """
         if not self.usable[utterance]:
             return {p.name: np.zeros((0, *p.frame_shape), p.dtype) for p in self.codec.planes}
-        ranges = self.ranges(utterance)
+        return self._read(utterance, self.ranges(utterance))
+
+    def read_row(self, utterance: int, number: int) -> Arrays:
+        """As `read`, the codes of one of an utterance's rows; zeros, where that row is quarantined.
+
+        Of a recording that breaks off the rows before that are there, though nobody reads them as an utterance.
+        """
+        return self._read(utterance, self.ranges(utterance)[number : number + 1])
+
+    def _read(self, utterance: int, ranges: Sequence[tuple[int, int]]) -> Arrays:
         out: Arrays = {}
         for plane in self.codec.planes:
             needed = self.codec.needed(plane.name, out, sum(end - first for first, end in ranges))

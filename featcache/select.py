@@ -17,7 +17,7 @@ from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_sourc
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
 from featcache.turns import adding
-from featcache.writer import refuse_foreign
+from featcache.writer import drop_other_calibration, refuse_foreign
 
 # In place of the digest of a recording that could not be used.
 QUARANTINED_AUDIO = bytes(32)
@@ -127,8 +127,12 @@ def _prepare(source: Storage, target: Storage, dry_run: bool) -> None:
             raise MismatchError(f"{target} holds another cache: give a new or an empty folder")
         return
     refuse_foreign(target)
+    if dry_run:
+        return
+    calibration = [*source.list_keys(layout.CALIBRATION)]
+    drop_other_calibration(target, calibration)
     # The description last: it makes a cache of it.
-    for key in () if dry_run else (*source.list_keys(layout.CALIBRATION), layout.ROOT):
+    for key in (*calibration, layout.ROOT):
         data = source.read(key)
         if data is None:
             raise CacheError(f"{source}/{key} went away while it was copied: run `featcache verify {source}`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from featcache import layout
@@ -47,9 +47,20 @@ def refuse_foreign(storage: Storage) -> None:
         raise UsageError(f"{storage} holds other files ({foreign}) and no cache: give a new or an empty folder")
 
 
+def drop_other_calibration(storage: Storage, keys: Container[str]) -> None:
+    """A run for another profile, killed before it made a cache, may have left arrays that this one has not.
+
+    Args:
+        keys: of the files that are to be there.
+    """
+    for key in [key for key in storage.list_keys(layout.CALIBRATION) if key not in keys]:
+        storage.delete(key)
+
+
 def create_cache(storage: Storage, spec: CacheSpec, calibration: Arrays) -> None:
     """Write the calibration, then the root metadata, which makes it a cache."""
     files = layout.render_root(spec, calibration)
+    drop_other_calibration(storage, files)
     for key in sorted(files, key=lambda key: (key == layout.ROOT, key)):
         storage.write(key, files[key])
 

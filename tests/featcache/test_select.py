@@ -365,11 +365,80 @@ def test_a_removal_that_took_a_label_with_it_is_finished_by_the_same_command(
         forget(place, where)
 
 
+def test_a_removal_that_was_killed_brings_nothing_back(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has written what was to stay, and then that is to go as well."""
+    place = tmp_path / "c"
+    shutil.copytree(source, place)
+    write = LocalStorage.write
+
+    def killed_before_the_mark(self: LocalStorage, key: str, data: bytes) -> None:
+        if key == layout.PENDING:
+            raise Killed
+        write(self, key, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "write", killed_before_the_mark)
+        with pytest.raises(Killed):
+            forget(place, {"id": {"a"}})
+    assert forget(place, {"id": {*FEATURES}}).ids == [*FEATURES]
+    assert len(Cache.open(place)) == 0 and verify(place).whole and not (place / "forget").exists()
+
+
 def test_views_of_views_are_forgotten_with_what_they_are_of(tmp_path: Path) -> None:
     of = {"b": "c", "c": "a", "d": "b", "long": "bad"}
     make_cache(tmp_path / "c", FEATURES, {name: {"view_of": other} for name, other in of.items()})
     assert forget(tmp_path / "c", {"id": {"a"}}, dry_run=True).ids == ["a", "b", "c", "d"]
     assert forget(tmp_path / "c", {"id": {"b"}}).ids == ["b", "d"]
+
+
+def test_views_are_forgotten_where_the_recording_itself_is_not(tmp_path: Path) -> None:
+    source, place = tmp_path / "c", tmp_path / "views"
+    make_cache(source, FEATURES, {"b": {"view_of": "a"}, "c": {"view_of": "b"}, "d": {"view_of": "long"}})
+    subset(source, place, {"id": {"b", "c", "d", "bad"}})
+    assert forget(place, {"id": {"a", "bad"}}).ids == ["b", "c", "bad"]
+    with pytest.raises(UsageError, match="no utterance"):
+        forget(place, {"id": {"a"}})
+    assert forget(place, {"id": {"long"}}).ids == ["d"] and len(Cache.open(place)) == 0
+
+
+def test_what_was_killed_before_there_was_a_cache_is_no_obstacle(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calibration is there already, and here it is that of another profile."""
+    other, place = make_cache(tmp_path / "other", FEATURES, LABELS), tmp_path / "x"
+    subset(other, place, {"who": {"x"}})
+    (place / "zarr.json").unlink()
+    shutil.rmtree(place / "segments")
+    subset(source, place, {"who": {"x"}})
+    subset(source, tmp_path / "whole", {"who": {"x"}})
+    assert contents(place) == contents(tmp_path / "whole") and verify(place).whole
+    speech = make_speech(tmp_path, 2)
+    Job(speech, tmp_path / "m", replace(MEL, profile="fp16")).init()
+    (tmp_path / "m/zarr.json").unlink()
+    Job(speech, tmp_path / "m", MEL).extract()
+    assert len(Cache.open(tmp_path / "m")) == 2
+
+
+def test_a_copy_of_a_recording_that_breaks_off_is_repaired(tmp_path: Path) -> None:
+    """Its first window could be used; the row is none to read, and in the shard all the same."""
+    speech = make_speech(tmp_path, 3)
+    rate, seconds = 16_000, 70
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, rate * seconds)
+    soundfile.write(tmp_path / "cut.wav", samples, rate, "PCM_16")
+    with speech.open("a") as file:
+        file.write(json.dumps({"id": "cut", "audio_filepath": "cut.wav", "duration": seconds + 0.5}) + "\n")
+    Job(speech, tmp_path / "c", replace(MEL, layout=Layout(chunk_frames=16, shard_frames=8192))).extract()
+    [record] = read_records(LocalStorage(tmp_path / "c"), "segments/000000", "").values()
+    assert [bool(digest) for digest in record.audio] == [True] * 4 + [False]
+    subset(tmp_path / "c", tmp_path / "part", {"id": {"u1", "cut"}})
+    forget(tmp_path / "c", {"id": {"u0"}})
+    for place in (tmp_path / "c", tmp_path / "part"):
+        before = contents(place)
+        (place / "segments/000000/codes/c/0/0/0").unlink()
+        assert repair(speech, place) == ["segments/000000/codes/c/0/0/0"]
+        assert contents(place) == before
 
 
 def test_the_commands(
