@@ -71,8 +71,9 @@ def merge(
     """
     storage = open_storage(target)
     a, b = open_source(first, storage), open_source(second, storage)
-    if (a.values_id, a.encoding_id) != (b.values_id, b.encoding_id):
-        fields = {"identity", "audio", "taps", "profile", "parameters", "encoding_id"}
+    # Profiles without a calibration have one encoding id, whatever the codes were made of.
+    if (a.values_id, a.encoding_id, a.spec.parent) != (b.values_id, b.encoding_id, b.spec.parent):
+        fields = {"identity", "audio", "taps", "profile", "parameters", "encoding_id", "parent"}
         found = json_differences(
             a.spec.model_dump(mode="json", include=fields), b.spec.model_dump(mode="json", include=fields)
         )

@@ -163,6 +163,15 @@ def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: P
     assert not (tmp_path / "mixed").exists()
 
 
+def test_codes_of_a_recoded_cache_are_not_mixed_with_others(source: Path, tmp_path: Path) -> None:
+    """What has no calibration has one encoding id, of whatever values it was made."""
+    direct = make_cache(tmp_path / "direct", FEATURES, LABELS, "bitround", parameters={"keep": 3})
+    recode(source, tmp_path / "recoded", "bitround:3")
+    assert Cache.open(direct).encoding_id == Cache.open(tmp_path / "recoded").encoding_id
+    with pytest.raises(MismatchError, match="same kind of codes.*parent"):
+        merge(direct, tmp_path / "recoded", tmp_path / "mixed")
+
+
 def test_of_a_recording_that_one_cache_could_not_use_the_other_is_taken(tmp_path: Path) -> None:
     a = make_cache(tmp_path / "a", FEATURES, LABELS, "int8", quarantine={"bad": "no sound", "b": "no sound"})
     b = make_cache(tmp_path / "b", FEATURES, LABELS, "int8", quarantine={"d": "no sound", "b": "no sound"})
