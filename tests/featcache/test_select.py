@@ -163,9 +163,10 @@ def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: P
     assert not (tmp_path / "mixed").exists()
 
 
-def test_codes_of_a_recoded_cache_are_not_mixed_with_others(source: Path, tmp_path: Path) -> None:
+def test_codes_of_a_recoded_cache_are_not_mixed_with_others(tmp_path: Path) -> None:
     """What has no calibration has one encoding id, of whatever values it was made."""
     direct = make_cache(tmp_path / "direct", FEATURES, LABELS, "bitround", parameters={"keep": 3})
+    source = make_cache(tmp_path / "source", FEATURES, LABELS, "fp16")
     recode(source, tmp_path / "recoded", "bitround:3")
     assert Cache.open(direct).encoding_id == Cache.open(tmp_path / "recoded").encoding_id
     with pytest.raises(MismatchError, match="same kind of codes.*parent"):
