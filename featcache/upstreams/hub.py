@@ -77,7 +77,10 @@ def _from_hub(id: str, name: str, revision: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:  # a commit that was fetched whole never changes: no network
-        return _open(id, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        found = _open(id, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        # Programs that only want the model leave out what says how its input is made.
+        if found.preprocessor() is not None:
+            return found
     except (OSError, ValueError, UpstreamError):
         pass
     try:

@@ -517,3 +517,21 @@ def test_a_commit_in_the_local_cache_needs_no_network(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     upstream = load(UpstreamConfig(id="hf:org/name@" + "a" * 40))
     assert upstream.identity == load(UpstreamConfig(id=f"hf:{folder}")).identity
+
+
+def test_what_another_program_left_out_of_the_local_cache_is_fetched(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`from_pretrained` of a model fetches no preprocessor_config.json."""
+    whole = checkpoint("hubert-layer")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+
+    def snapshot(name: str, *, local_files_only: bool = False, **_: Any) -> str:
+        if not local_files_only:
+            (tmp_path / "preprocessor_config.json").write_bytes((whole / "preprocessor_config.json").read_bytes())
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    upstream = load(UpstreamConfig(id="hf:org/name@" + "a" * 40))
+    assert upstream.identity == load(UpstreamConfig(id=f"hf:{whole}")).identity
