@@ -116,6 +116,7 @@ def _ours(rows: int, *tensors: Tensor | None) -> bool:
         rows >= _FEWEST_ROWS
         and _ENABLED
         and _available()
+        and all(t is None or t.numel() for t in tensors)  # of nothing it makes no product
         and all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
@@ -128,6 +129,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # Of another layout than these two oneDNN takes its slowest kernel, a thousand times slower.
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         weight = weight.contiguous()
+    # Of a bias it takes as many numbers as there are outputs from where the first one lies, whatever its stride.
+    if bias is not None:
+        bias = bias.contiguous()
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], ""))
 
 

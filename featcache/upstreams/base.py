@@ -292,7 +292,10 @@ def _tensor(waveform: np.ndarray) -> Tensor:
 
 @contextmanager
 def _steady(device: torch.device) -> Iterator[None]:
-    """On CUDA, convolutions in full float32 and the same algorithm each time: cuDNN's default is TF32.
+    """On CUDA, all in full float32, and convolutions by the same algorithm each time.
+
+    TF32 is cuDNN's default, and that of matrix products where TORCH_ALLOW_TF32_CUBLAS_OVERRIDE is set, as some
+    vendors' containers have it, or another module of the program asks for it.
 
     And no attention of cuDNN's, which makes a plan for each new shape, in tens of milliseconds, and hardly any two
     batches have the same.
@@ -302,5 +305,18 @@ def _steady(device: torch.device) -> Iterator[None]:
         return
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with convolutions, sdpa_kernel(kernels):
+    with convolutions, sdpa_kernel(kernels), _full_products():
         yield
+
+
+@contextmanager
+def _full_products() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    if not matmul.allow_tf32:
+        yield
+        return
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = True

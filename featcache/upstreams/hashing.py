@@ -23,10 +23,11 @@ def memo_path() -> Path:
 def sha256_of_files(paths: Sequence[Path]) -> str:
     """SHA-256 (hex) of the files' bytes one after the other.
 
-    Remembered by (path, size, modification time), so that unchanged weights are hashed once.
+    Remembered by path, size, inode and times, so that unchanged weights are hashed once. A modification time alone
+    may be any that a program sets: archives and copies keep it, and models of one architecture are of one size.
     """
     stats = [(str(path.resolve()), path.stat()) for path in paths]
-    key = json.dumps([[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    key = json.dumps([[name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats])
     known = _read_memo()
     if key not in known:
         digest = hashlib.sha256()

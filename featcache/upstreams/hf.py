@@ -30,6 +30,8 @@ CLASSES = {
     "data2vec-audio": "Data2VecAudioModel",
     "wav2vec2-bert": "Wav2Vec2BertModel",
 }
+# Where the tensors that decide taps are.
+ON_THE_WAY = ("feature_extractor.", "feature_projection.", "encoder.")
 
 
 class TransformersUpstream(Upstream):
@@ -181,10 +183,17 @@ def _model(checkpoint: Checkpoint, name: str) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UpstreamError(f"{checkpoint.id}: it does not load as {name} ({_line(error)}); fetch it again") from error
     # the mask embedding and what lies above the encoder are not on the way to any tap
-    absent = sorted(key for key in report["missing_keys"] if key.startswith(("feature_", "encoder.")))
+    absent = sorted(key for key in report["missing_keys"] if key.startswith(ON_THE_WAY))
     if absent:
         raise UpstreamError(
             f"{checkpoint.id}: the checkpoint lacks {len(absent)} tensors of {name}, first {absent[0]}; fetch it again"
+        )
+    prefix = f"{model.base_model_prefix}."
+    left = sorted(key for key in report["unexpected_keys"] if key.removeprefix(prefix).startswith(ON_THE_WAY))
+    if left:
+        raise UpstreamError(
+            f"{checkpoint.id}: its config.json has no place for {len(left)} tensors of the checkpoint, "
+            f"first {left[0]}; take the config.json that these weights were saved with"
         )
     return model
 

@@ -77,7 +77,10 @@ def _from_hub(id: str, name: str, revision: str) -> Checkpoint:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:  # a commit that was fetched whole never changes: no network
-        return _open(id, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        found = _open(id, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        # Programs that only want the model leave out what says how its input is made.
+        if found.preprocessor() is not None:
+            return found
     except (OSError, ValueError, UpstreamError):
         pass
     try:
@@ -104,7 +107,20 @@ def _open(id: str, folder: Path) -> Checkpoint:
         raise UpstreamError(f"{id}: there is no config.json in the checkpoint; give a folder of save_pretrained")
     if "auto_map" in settings:
         raise UpstreamError(f"{id}: it asks to run code of its own, which is never done; use a model without auto_map")
-    index = read_json(id, folder / "model.safetensors.index.json")
+    # transformers would follow either, and load what no digest here is of.
+    if settings.get("transformers_weights") is not None:
+        raise UpstreamError(
+            f"{id}: its config.json names another file of weights (transformers_weights); name that model.safetensors "
+            "and take the entry out"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise UpstreamError(
+            f"{id}: an adapter lies in the checkpoint (adapter_config.json), which transformers would add or leave out "
+            "by what is installed: merge it into the model and save that, or move it elsewhere"
+        )
+    index = None
+    if not (folder / "model.safetensors").is_file():  # which transformers takes first
+        index = read_json(id, folder / "model.safetensors.index.json")
     names = ["model.safetensors"] if index is None else _named_in(id, index)
     missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
     if missing:

@@ -53,6 +53,13 @@ def laid_out(how: str, *shape: int) -> Tensor:
     return torch.randn(shape)
 
 
+def bias_laid_out(how: str, *shape: int) -> Tensor:
+    """Random values of a shape, in one piece, all of them one and the same number, or with gaps."""
+    if how == "one":
+        return torch.randn(1).expand(shape)
+    return torch.randn(*shape, 3)[..., 1] if how == "gaps" else torch.randn(shape)
+
+
 LAYOUT = st.sampled_from(["whole", "transposed", "gaps"])
 
 
@@ -96,6 +103,23 @@ def test_attention(batch: int, heads: int, frames: int, across: bool) -> None:
     expected = scaled_dot_product_attention(query.double(), key.double(), value.double())
     assert ours.shape == expected.shape
     torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(ROWS, WIDTH, st.integers(2, 70), st.sampled_from(["whole", "one", "gaps"]), st.integers(1, 3))
+def test_a_bias_lies_in_memory_in_any_way(rows: int, inputs: int, outputs: int, how: str, count: int) -> None:
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), bias_laid_out(how, outputs)
+    torch.testing.assert_close(products.linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+    stack = torch.randn(count, rows, inputs), torch.randn(count, inputs, outputs), bias_laid_out(how, count, 1, outputs)
+    torch.testing.assert_close(products.stacked(*stack), torch.baddbmm(stack[2], *stack[:2]))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(0, 5), (5, 0), (0, 0)])
+def test_products_of_nothing(inputs: int, outputs: int) -> None:
+    check(
+        products.linear,
+        nn.functional.linear,
+        [torch.randn(40, inputs), torch.randn(outputs, inputs), torch.randn(outputs)],
+    )
 
 
 def test_modules_of_others_are_redirected_in_this_thread_alone(counted: list[tuple[int, ...]]) -> None:

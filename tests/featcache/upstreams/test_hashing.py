@@ -42,6 +42,22 @@ def test_memo_is_of_path_size_and_time(tmp_path: Path, memo: Path, monkeypatch: 
     assert hashing.sha256_of_files([path]) == hashlib.sha256(b"two").hexdigest()
 
 
+@pytest.mark.parametrize("how", ["written over", "replaced"])
+def test_memo_does_not_trust_a_modification_time(how: str, tmp_path: Path) -> None:
+    """Archives and copies set it, and models of one architecture are of one size."""
+    path, other = tmp_path / "a", tmp_path / "b"
+    for file, content in ((path, b"one"), (other, b"two")):
+        file.write_bytes(content)
+        os.utime(file, ns=(1, 1))
+    hashing.sha256_of_files([path])
+    if how == "replaced":
+        other.replace(path)
+    else:
+        path.write_bytes(b"two")
+        os.utime(path, ns=(1, 1))
+    assert hashing.sha256_of_files([path]) == hashlib.sha256(b"two").hexdigest()
+
+
 def test_a_home_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -42,6 +42,11 @@ SMALL: dict[str, Any] = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
+WHISPER: dict[str, Any] = {
+    **{f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "attention_heads")},
+    **{"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_source_positions": 100, "vocab_size": 90},
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1),
+}
 GROUP = {"feat_extract_norm": "group", "do_stable_layer_norm": False}
 LAYER = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 NEVER, ALWAYS, OFF_CPU = "never", "always", "off the CPU"
@@ -352,6 +357,24 @@ def test_fine_tuned_and_sharded_checkpoints(checkpoint: Callable[[str], Path], t
         load(UpstreamConfig(id=f"hf:{tmp_path}"))
 
 
+@pytest.mark.parametrize("kind", ["Wav2Vec2", "Whisper"])
+def test_a_file_beside_several_is_what_is_loaded_and_hashed(kind: str, tmp_path: Path) -> None:
+    """As transformers does. What an earlier save left there is another model's."""
+    options = SMALL if kind == "Wav2Vec2" else WHISPER
+    folders = {name: tmp_path / name for name in ("one", "several", "both")}
+    for seed, (name, folder) in enumerate(folders.items()):
+        model = stir(getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)), seed)
+        model.save_pretrained(folder, max_shard_size="20KB" if name == "several" else "1GB")
+        (folder / "preprocessor_config.json").write_text("{}")
+    assert (folders["several"] / "model.safetensors.index.json").exists()
+    for source in (folders["several"], folders["one"]):
+        for file in source.glob("model*"):
+            (folders["both"] / file.name).write_bytes(file.read_bytes())
+    one, both = (load(UpstreamConfig(id=f"hf:{folders[name]}")) for name in ("one", "both"))
+    assert both.identity == one.identity
+    np.testing.assert_array_equal(both.forward([speechlike(5000)])[0], one.forward([speechlike(5000)])[0])
+
+
 class TestRefused:
     """Every mistake is one line that says what to do."""
 
@@ -385,11 +408,18 @@ class TestRefused:
 
     @pytest.mark.parametrize("index", [{"weight_map": []}, {"weight_map": {}}, {"weight_map": {"x": 1}}, {}])
     def test_an_index_that_names_no_files(self, folder: Path, index: dict[str, Any]) -> None:
+        (folder / "model.safetensors").unlink()
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
         self.refused(f"hf:{folder}", "does not say in its weight_map which files")
 
     def test_a_model_without_layers(self, folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
         self.edit(folder / "config.json", num_hidden_layers=0)
+        self.refused(f"hf:{folder}", "no place for 48 tensors of the checkpoint, first encoder.layers.0")
+        state = load_file(folder / "model.safetensors")
+        state = {name: value for name, value in state.items() if not name.startswith("encoder.layers.")}
+        save_file(state, folder / "model.safetensors")
         self.refused(f"hf:{folder}", "this model has no layers")
 
     def test_unknown_architecture(self, folder: Path) -> None:
@@ -403,6 +433,27 @@ class TestRefused:
         del state["encoder.layers.1.attention.k_proj.weight"]
         save_file(state, folder / "model.safetensors")
         self.refused(f"hf:{folder}", "lacks 1 tensors of Wav2Vec2Model, first encoder.layers.1.attention.k_proj")
+
+    @pytest.mark.parametrize("prefix", ["", "wav2vec2."])
+    def test_tensors_without_a_place(self, folder: Path, prefix: str) -> None:
+        """A config.json of another model, by which some of the weights would be left out."""
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(folder / "model.safetensors")
+        for extra in ("feature_extractor.conv_layers.0.conv.bias", "feature_extractor.conv_layers.1.layer_norm.weight"):
+            state[extra] = torch.ones(16)
+        state["lm_head.weight"] = torch.ones(2, 32)  # above the encoder
+        save_file({prefix + name: value for name, value in state.items()}, folder / "model.safetensors")
+        self.refused(f"hf:{folder}", f"no place for 2 tensors of the checkpoint, first {prefix}feature_extractor.conv")
+
+    def test_weights_in_another_file(self, folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "other.safetensors")
+        self.edit(folder / "config.json", transformers_weights="other.safetensors")
+        self.refused(f"hf:{folder}", "names another file of weights")
+
+    def test_an_adapter_beside_the_weights(self, folder: Path) -> None:
+        (folder / "adapter_config.json").write_text("{}")
+        self.refused(f"hf:{folder}", "an adapter lies in the checkpoint")
 
     def test_torn_files(self, folder: Path) -> None:
         weights = folder / "model.safetensors"
@@ -466,3 +517,21 @@ def test_a_commit_in_the_local_cache_needs_no_network(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     upstream = load(UpstreamConfig(id="hf:org/name@" + "a" * 40))
     assert upstream.identity == load(UpstreamConfig(id=f"hf:{folder}")).identity
+
+
+def test_what_another_program_left_out_of_the_local_cache_is_fetched(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`from_pretrained` of a model fetches no preprocessor_config.json."""
+    whole = checkpoint("hubert-layer")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+
+    def snapshot(name: str, *, local_files_only: bool = False, **_: Any) -> str:
+        if not local_files_only:
+            (tmp_path / "preprocessor_config.json").write_bytes((whole / "preprocessor_config.json").read_bytes())
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    upstream = load(UpstreamConfig(id="hf:org/name@" + "a" * 40))
+    assert upstream.identity == load(UpstreamConfig(id=f"hf:{whole}")).identity
