@@ -165,10 +165,12 @@ def test_two_halves_merge_to_the_whole(source: Path, extended: Path, tmp_path: P
 
 def test_codes_of_a_recoded_cache_are_not_mixed_with_others(tmp_path: Path) -> None:
     """What has no calibration has one encoding id, of whatever values it was made."""
-    direct = make_cache(tmp_path / "direct", FEATURES, LABELS, "bitround", parameters={"keep": 3})
-    source = make_cache(tmp_path / "source", FEATURES, LABELS, "fp16")
+    signs = {name: np.sign(row) for name, row in FEATURES.items()}  # fewer bits than the source's
+    source = make_cache(tmp_path / "source", signs)
     recode(source, tmp_path / "recoded", "bitround:3")
-    assert Cache.open(direct).encoding_id == Cache.open(tmp_path / "recoded").encoding_id
+    recoded = Cache.open(tmp_path / "recoded")
+    direct = make_cache(tmp_path / "direct", signs, profile="bitround", parameters=recoded.spec.parameters)
+    assert Cache.open(direct).encoding_id == recoded.encoding_id
     with pytest.raises(MismatchError, match="same kind of codes.*parent"):
         merge(direct, tmp_path / "recoded", tmp_path / "mixed")
 
