@@ -104,10 +104,13 @@ def _prove_remote(client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], ta
 def _refuse_other_target(
     storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
 ) -> None:
+    forgotten = b"".join(client.read(url.of(FORGOTTEN))) if FORGOTTEN in there else None
     if layout.ROOT not in there:
-        other = next((key for key in there if key not in wanted), None)
+        # A push that was killed while the root metadata was withdrawn leaves the log of the cache that was there.
+        other = next((key for key in there if key not in wanted and not key.startswith(f"{layout.LOG}/")), None)
         if other is not None:
             raise MismatchError(f"{url} holds other files ({other}) and not this cache: give another prefix")
+        refuse_return(storage, wanted, url, forgotten)
         return
     # The root metadata first: what it says of a difference is the most telling.
     provers = (key for key in wanted if phase_of(key) in (SEALS, ROOT) and key in there)
@@ -117,7 +120,7 @@ def _refuse_other_target(
                 f"{url} holds another cache than {storage} ({key} differs): {forgotten_or(key, storage, url)}"
                 "give another prefix"
             )
-    refuse_return(storage, wanted, url, b"".join(client.read(url.of(FORGOTTEN))) if FORGOTTEN in there else None)
+    refuse_return(storage, wanted, url, forgotten)
     extra = extra_segment((key for key in there if phase_of(key) == SEALS), wanted)
     if extra is not None:
         raise MismatchError(
@@ -125,3 +128,30 @@ def _refuse_other_target(
             f"(`featcache forget {url} --where ...`) or give another prefix; if it was added there, "
             f"`featcache pull {url} {storage}` fetches it"
         )
+    _refuse_leftovers(storage, client, url, wanted, there)
+
+
+def _refuse_leftovers(
+    storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
+) -> None:
+    """A segment that is begun there must be the one that comes: a seal over files of both would prove a mixture.
+
+    They are of a push that was interrupted before something was forgotten here, or of an extraction there.
+    """
+    begun = [key.removesuffix("seal.json") for key in wanted if phase_of(key) == SEALS and key not in there]
+    for name in begun:
+        plan = f"{name}plan.json"
+        other = next((key for key in there if key.startswith(name) and key not in wanted and _is_own(key)), None)
+        if other is None and plan in there and b"".join(client.read(url.of(plan))) != storage.read(plan):
+            other = plan
+        if other is not None:
+            raise MismatchError(
+                f"{url} holds an unfinished {name.rstrip('/')} that is not the one of {storage} ({other}): it is of an "
+                "extraction, or of a push before something was forgotten here; drop it with "
+                f"`featcache gc {url}` and run the same command again"
+            )
+
+
+def _is_own(key: str) -> bool:
+    """Whether a file in a segment's folder is one that a cache makes there, and not a file manager."""
+    return layout.is_shard(key) or key.split("/")[2] in ("index", "labels", "ledger", "leases")
