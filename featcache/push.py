@@ -68,8 +68,12 @@ def push(
     with ByteProgress("pushing", result.bytes) as progress:
         for phase in PHASES:
             keys = sorted(key for key in todo if phase_of(key) == phase)
+            earlier = {key: wanted[key] for key in wanted if phase_of(key) < phase}
+            if keys and phase in (SEALS, ROOT):
+                # Until it is sealed, a `featcache gc` there takes a segment for one that was given up.
+                _prove_lengths(url, earlier, client.list(url))
             client.copy([(str(storage.path(key)), url.of(key)) for key in keys], progress.advance, str(url))
-            _prove_remote(client, url, {key: wanted[key] for key in keys}, tags)
+            _prove_remote(client, url, {key: wanted[key] for key in keys}, tags, earlier)
     return result
 
 
@@ -90,15 +94,29 @@ def _prove_local(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> dict
         return dict(zip(wanted, pool.map(prove, wanted), strict=True))
 
 
-def _prove_remote(client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], tags: Mapping[str, str]) -> None:
-    """What was just copied must have arrived in full length with its ETag, or else be read back."""
+def _prove_remote(
+    client: S5cmd,
+    url: S3Url,
+    wanted: Mapping[str, FileProof],
+    tags: Mapping[str, str],
+    earlier: Mapping[str, FileProof],
+) -> None:
+    """What was just copied must have arrived in full length with its ETag, or else be read back.
+
+    Args:
+        earlier: what must be there still.
+    """
     there = client.list(url) if wanted else {}
+    _prove_lengths(url, {**wanted, **earlier} if wanted else {}, there)
     for key, expected in wanted.items():
-        found = there.get(key)
-        if found is None or found.size != expected.bytes:
-            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
-        if found.etag != tags[key] and sha256(b"".join(client.read(url.of(key)))) != expected.sha256:
+        if there[key].etag != tags[key] and sha256(b"".join(client.read(url.of(key)))) != expected.sha256:
             raise JobError(f"{url.of(key)} is not what was sent; run the same command again")
+
+
+def _prove_lengths(url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]) -> None:
+    for key, expected in wanted.items():
+        if key not in there or there[key].size != expected.bytes:
+            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
 
 
 def _refuse_other_target(

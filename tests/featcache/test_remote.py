@@ -628,3 +628,25 @@ def test_a_push_that_was_killed_without_the_root_goes_on_where_something_was_for
     with pytest.raises(MismatchError, match="as it was before something in it was forgotten"):
         push(sealed, url)
     assert push(local, url).files == 1 and verify(url).whole
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_what_a_tidying_took_away_during_a_push_is_not_sealed(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    url, prove, calls = f"{bucket.url}/c", pushing._prove_remote, 0
+
+    def tidied(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        prove(*given)
+        if calls == when:
+            assert garbage(url, True) == ["segments/000001"]
+
+    push(sealed, url)
+    local = extended(sealed, tmp_path / "local")
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="did not arrive whole: run the same command"):
+        patch.setattr(pushing, "_prove_remote", tidied)
+        push(local, url)
+    assert "segments/000001/seal.json" not in bucket.files("c")
+    assert push(local, url).files > 0 and verify(url).whole and featcache.open(url).complete
