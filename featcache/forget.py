@@ -151,7 +151,8 @@ def _replace(storage: Storage) -> None:
                 "copy and forget again"
             )
         if staged is not None or not seal:
-            if (old := _seal(storage, name)) is not None:
+            # Where a folder is moved file by file, the new seal may be in its place already.
+            if (old := _seal(storage, name)) not in (None, staged):
                 remember(storage, old)
             storage.delete_folder(name)
         if staged is not None:

@@ -90,6 +90,9 @@ def pull(
             free = size_text(storage.free_bytes())
             raise JobError(f"{storage} needs {size_text(result.bytes)} and its disk has {free} free: free some space")
         with adding(storage):
+            # What was forgotten here while the copies were compared must not come back.
+            refuse_half_forgotten(str(storage), storage.exists(layout.PENDING))
+            _refuse_other_place(storage, staged, wanted, url)
             for key in sorted(withdrawn):
                 storage.delete(key)
             _write(storage, staged, plain, DATA)

@@ -68,8 +68,12 @@ def push(
     with ByteProgress("pushing", result.bytes) as progress:
         for phase in PHASES:
             keys = sorted(key for key in todo if phase_of(key) == phase)
+            earlier = {key: wanted[key] for key in wanted if phase_of(key) < phase}
+            if keys and phase in (SEALS, ROOT):
+                # Until it is sealed, a `featcache gc` there takes a segment for one that was given up.
+                _prove_lengths(url, earlier, client.list(url))
             client.copy([(str(storage.path(key)), url.of(key)) for key in keys], progress.advance, str(url))
-            _prove_remote(client, url, {key: wanted[key] for key in keys}, tags)
+            _prove_remote(client, url, {key: wanted[key] for key in keys}, tags, earlier)
     return result
 
 
@@ -90,24 +94,41 @@ def _prove_local(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> dict
         return dict(zip(wanted, pool.map(prove, wanted), strict=True))
 
 
-def _prove_remote(client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], tags: Mapping[str, str]) -> None:
-    """What was just copied must have arrived in full length with its ETag, or else be read back."""
+def _prove_remote(
+    client: S5cmd,
+    url: S3Url,
+    wanted: Mapping[str, FileProof],
+    tags: Mapping[str, str],
+    earlier: Mapping[str, FileProof],
+) -> None:
+    """What was just copied must have arrived in full length with its ETag, or else be read back.
+
+    Args:
+        earlier: what must be there still.
+    """
     there = client.list(url) if wanted else {}
+    _prove_lengths(url, {**wanted, **earlier} if wanted else {}, there)
     for key, expected in wanted.items():
-        found = there.get(key)
-        if found is None or found.size != expected.bytes:
-            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
-        if found.etag != tags[key] and sha256(b"".join(client.read(url.of(key)))) != expected.sha256:
+        if there[key].etag != tags[key] and sha256(b"".join(client.read(url.of(key)))) != expected.sha256:
             raise JobError(f"{url.of(key)} is not what was sent; run the same command again")
+
+
+def _prove_lengths(url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]) -> None:
+    for key, expected in wanted.items():
+        if key not in there or there[key].size != expected.bytes:
+            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
 
 
 def _refuse_other_target(
     storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
 ) -> None:
+    forgotten = b"".join(client.read(url.of(FORGOTTEN))) if FORGOTTEN in there else None
     if layout.ROOT not in there:
-        other = next((key for key in there if key not in wanted), None)
+        # A push that was killed while the root metadata was withdrawn leaves the log of the cache that was there.
+        other = next((key for key in there if key not in wanted and not key.startswith(f"{layout.LOG}/")), None)
         if other is not None:
             raise MismatchError(f"{url} holds other files ({other}) and not this cache: give another prefix")
+        refuse_return(storage, wanted, url, forgotten)
         return
     # The root metadata first: what it says of a difference is the most telling.
     provers = (key for key in wanted if phase_of(key) in (SEALS, ROOT) and key in there)
@@ -117,7 +138,7 @@ def _refuse_other_target(
                 f"{url} holds another cache than {storage} ({key} differs): {forgotten_or(key, storage, url)}"
                 "give another prefix"
             )
-    refuse_return(storage, wanted, url, b"".join(client.read(url.of(FORGOTTEN))) if FORGOTTEN in there else None)
+    refuse_return(storage, wanted, url, forgotten)
     extra = extra_segment((key for key in there if phase_of(key) == SEALS), wanted)
     if extra is not None:
         raise MismatchError(
@@ -125,3 +146,30 @@ def _refuse_other_target(
             f"(`featcache forget {url} --where ...`) or give another prefix; if it was added there, "
             f"`featcache pull {url} {storage}` fetches it"
         )
+    _refuse_leftovers(storage, client, url, wanted, there)
+
+
+def _refuse_leftovers(
+    storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]
+) -> None:
+    """A segment that is begun there must be the one that comes: a seal over files of both would prove a mixture.
+
+    They are of a push that was interrupted before something was forgotten here, or of an extraction there.
+    """
+    begun = [key.removesuffix("seal.json") for key in wanted if phase_of(key) == SEALS and key not in there]
+    for name in begun:
+        plan = f"{name}plan.json"
+        other = next((key for key in there if key.startswith(name) and key not in wanted and _is_own(key)), None)
+        if other is None and plan in there and b"".join(client.read(url.of(plan))) != storage.read(plan):
+            other = plan
+        if other is not None:
+            raise MismatchError(
+                f"{url} holds an unfinished {name.rstrip('/')} that is not the one of {storage} ({other}): it is of an "
+                "extraction, or of a push before something was forgotten here; drop it with "
+                f"`featcache gc {url}` and run the same command again"
+            )
+
+
+def _is_own(key: str) -> bool:
+    """Whether a file in a segment's folder is one that a cache makes there, and not a file manager."""
+    return layout.is_shard(key) or key.split("/")[2] in ("index", "labels", "ledger", "leases")

@@ -157,7 +157,9 @@ class S3Storage(Storage):
         return self._heads.get(key)
 
     async def read_range(self, key: str, head: Head, start: int, end: int) -> bytes:
-        """Bytes `start .. end` of a file, from blocks that are all of that ETag."""
+        """Bytes `start .. end` of a file, all of that ETag: from blocks where they are kept, else as they are there."""
+        if self._blocks is None:
+            return await self._get_range(key, head, start, end)
         numbers = range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES))
         blocks = await asyncio.gather(*(self._block(key, head, number) for number in numbers))
         first = numbers.start * BLOCK_BYTES
@@ -179,14 +181,21 @@ class S3Storage(Storage):
         known = await asyncio.to_thread(self._blocks.get, name, wanted[1] - start)
         if known is not None:
             return known
-        options: dict[str, Any] = {"range": wanted, **({"if_match": head.etag} if head.etag else {})}
-        try:
-            answer = await self._obstore.get_async(self._store, key, options=options)
-            block = bytes(await answer.bytes_async())
-        except (self._obstore.exceptions.PreconditionError, FileNotFoundError) as error:
-            raise CorruptCacheError(f"{self.url.of(key)} was replaced or removed while it was read: {AGAIN}") from error
+        block = await self._get_range(key, head, *wanted)
         await asyncio.to_thread(self._blocks.put, name, block)
         return block
+
+    async def _get_range(self, key: str, head: Head, start: int, end: int) -> bytes:
+        """Raises CorruptCacheError where the file is not of that ETag any more."""
+        if start >= end:
+            # No server gives a range of nothing.
+            return b""
+        options: dict[str, Any] = {"range": (start, end), **({"if_match": head.etag} if head.etag else {})}
+        try:
+            answer = await self._obstore.get_async(self._store, key, options=options)
+            return bytes(await answer.bytes_async())
+        except (self._obstore.exceptions.PreconditionError, FileNotFoundError) as error:
+            raise CorruptCacheError(f"{self.url.of(key)} was replaced or removed while it was read: {AGAIN}") from error
 
     # Errors
 
@@ -207,7 +216,7 @@ class S3Storage(Storage):
 
 
 class _BlockStore(Store):
-    """zarr's reads: metadata afresh, chunks and parts of shards by blocks.
+    """zarr's reads: metadata afresh, chunks and parts of shards of one ETag, by blocks where these are kept.
 
     No `WrapperStore`, which hands what later versions of zarr read in other ways (`get_ranges`) to the store inside,
     around `get`.
@@ -227,7 +236,7 @@ class _BlockStore(Store):
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         storage = self._storage
         with storage._explained(key):
-            if storage._blocks is None or key.endswith("zarr.json"):
+            if key.endswith("zarr.json"):
                 return await self._plain.get(key, prototype, byte_range)
             head = await asyncio.to_thread(storage.head, key)
             if head is None:

@@ -220,8 +220,8 @@ class Segment:
                 f"{self.storage} is a partial copy without utterance {self.ids[utterance]!r} (shard {key}): "
                 f"`featcache pull {self.origin} {self.storage}` fetches what is missing, with --where a part of it"
             )
-        if size != expected or identity is not None:
-            self.check_current()
+        # Also where the size is right: another segment's shard in its place may well be as long.
+        self.check_current()
         if size is None:
             raise CorruptCacheError(f"shard {self.storage}/{key} is missing: {self.remedy}")
         if size != expected:

@@ -137,6 +137,9 @@ def segment_proofs(storage: Storage, name: str, report: Report) -> dict[str, Fil
     """
     seal = _read_seal(storage, name, report)
     records = _read_ledger(storage, name, report)
+    if seal is not None:
+        # Others are left over from what was begun there before; with what they name they are no part of the cache.
+        records = {shard: record for shard, record in records.items() if shard < seal.shards}
     checks: dict[str, FileProof] = {}
     for shard, record in records.items():
         checks[record_key(name, shard)] = proof(storage.read(record_key(name, shard)) or b"")

@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import featcache
+from featcache import pull as pulling
 from featcache import push as pushing
 from featcache.errors import (
     CacheError,
@@ -28,10 +30,12 @@ from featcache.errors import (
     UsageError,
 )
 from featcache.forget import forget
+from featcache.garbage import garbage
 from featcache.pull import pull
 from featcache.push import push
 from featcache.remote import Transfer
 from featcache.spec import Layout
+from featcache.storage import LocalStorage
 from featcache.verify import verify
 from tests.helpers import make_cache, run_cli
 from tests.s3 import KEYS, Bucket, Wire
@@ -306,7 +310,6 @@ def test_a_part_is_pulled_and_the_rest_is_named_with_its_command(sealed: Path, b
 def test_an_extended_cache_adds_its_segment_and_new_labels_replace_old_ones(
     sealed: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    from featcache.storage import LocalStorage
     from featcache.writer import write_labels
 
     local, copy = tmp_path / "local", tmp_path / "copy"
@@ -531,3 +534,119 @@ def test_seals_and_the_root_come_last(sealed: Path, bucket: Bucket, monkeypatch:
         push(sealed, bucket.url)
     assert "ledger" not in order[0] and "seal" not in order[0] and "/ledger/000000.json" in order[1]
     assert order[2] == "segments/000000/seal.json" and "segments/000000/seal.json" not in bucket.files()
+
+
+def extended(sealed: Path, place: Path) -> Path:
+    """A copy of a cache with a second segment."""
+    shutil.copytree(sealed, place)
+    added = {f"v{name}": row for name, row in FEATURES.items()}
+    more = make_cache(place.with_name("added"), added, layout=Layout(chunk_frames=16, shard_frames=192))
+    shutil.copytree(more / "segments/000000", place / "segments/000001")
+    return place
+
+
+def test_what_a_push_left_there_before_something_was_forgotten_is_not_sealed_with_the_rest(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, prove, calls = f"{bucket.url}/c", pushing._prove_remote, 0
+
+    def interrupted(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise JobError("interrupted")
+        prove(*given)
+
+    push(sealed, url)
+    local = extended(sealed, tmp_path / "local")
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="interrupted"):
+        patch.setattr(pushing, "_prove_remote", interrupted)
+        push(local, url)
+    old = bucket.files("c")
+    assert "segments/000001/ledger/000005.json" in old and "segments/000001/seal.json" not in old
+    forget(local, {"id": {f"vu{i}" for i in range(8, 16)}})
+    with pytest.raises(MismatchError, match=f"unfinished segments/000001 .*featcache gc {url}"):
+        push(local, url)
+    # Of as many shards: there it is the plan that differs.
+    other = extended(sealed, tmp_path / "other")
+    forget(other, {"id": {"vu15"}})
+    for key in set(old) - set(contents(other)):
+        bucket.delete(f"c/{key}")
+    with pytest.raises(MismatchError, match=r"unfinished segments/000001 .*plan.json"):
+        push(other, url)
+    assert garbage(url, True) == ["segments/000001"]
+    assert push(local, url).files > 0
+    assert {k: v for k, v in bucket.files("c").items() if not k.startswith("log/")} == contents(local)
+    assert verify(url).whole and not verify(url).unknown
+
+
+def test_records_beyond_the_seal_are_no_part_of_a_cache(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    shutil.copytree(sealed, local)
+    forget(local, {"id": {f"u{i}" for i in range(8, 16)}})
+    left = {key: data for key, data in contents(sealed).items() if key not in contents(local)}
+    assert any(key.endswith("ledger/000007.json") for key in left) and any(key.endswith("c/7/0/0") for key in left)
+    for key, data in left.items():
+        LocalStorage(local).write(key, data)
+    report = verify(local)
+    assert report.whole and {*report.unknown} == {*left}
+    push(local, bucket.url)
+    assert not left.keys() & bucket.files().keys()
+    assert {*garbage(local, True)} == {*left} and contents(local) == bucket.files()
+
+
+def test_a_removal_during_a_pull_is_not_undone(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    push(sealed, bucket.url)
+    pull(bucket.url, copy)
+    (copy / "segments/000000/labels/zarr.json").unlink()
+    present = pulling._present
+
+    def meanwhile(*given: Any) -> set[str]:
+        found = present(*given)
+        shutil.copy(sealed / "segments/000000/labels/zarr.json", copy / "segments/000000/labels/zarr.json")
+        forget(copy, {"id": {"u0"}})
+        return found
+
+    monkeypatch.setattr(pulling, "_present", meanwhile)
+    with pytest.raises(MismatchError, match=f"seal.json differs.*featcache forget {bucket.url} --where"):
+        pull(bucket.url, copy)
+    assert verify(copy).whole and "u0" not in featcache.open(copy).ids
+
+
+def test_a_push_that_was_killed_without_the_root_goes_on_where_something_was_forgotten_before(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    local, url = tmp_path / "local", f"{bucket.url}/c"
+    shutil.copytree(sealed, local)
+    push(local, url)
+    for place in (local, url):
+        forget(place, {"id": {"u0"}})
+    bucket.delete("c/zarr.json")
+    with pytest.raises(MismatchError, match="as it was before something in it was forgotten"):
+        push(sealed, url)
+    assert push(local, url).files == 1 and verify(url).whole
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_what_a_tidying_took_away_during_a_push_is_not_sealed(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
+) -> None:
+    url, prove, calls = f"{bucket.url}/c", pushing._prove_remote, 0
+
+    def tidied(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        prove(*given)
+        if calls == when:
+            assert garbage(url, True) == ["segments/000001"]
+
+    push(sealed, url)
+    local = extended(sealed, tmp_path / "local")
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="did not arrive whole: run the same command"):
+        patch.setattr(pushing, "_prove_remote", tidied)
+        push(local, url)
+    assert "segments/000001/seal.json" not in bucket.files("c")
+    assert push(local, url).files > 0 and verify(url).whole and featcache.open(url).complete

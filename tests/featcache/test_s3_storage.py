@@ -18,6 +18,8 @@ from zarr.core.buffer import default_buffer_prototype
 import featcache
 from featcache import s3_storage
 from featcache.errors import CacheError, CorruptCacheError, JobError, UsageError
+from featcache.forget import forget
+from featcache.forgotten import FORGOTTEN
 from featcache.inspect import info
 from featcache.lease import Leases
 from featcache.push import push
@@ -291,3 +293,52 @@ def test_a_person_is_forgotten_on_s3_as_on_disk(sealed: Path, url: str, tmp_path
     keys = {key for key in here.list_keys() if not key.startswith("log/")}
     assert keys == {key for key in there.list_keys() if not key.startswith("log/")}
     assert all(here.read(key) == there.read(key) for key in keys)
+
+
+@pytest.mark.parametrize("gigabytes", ["0", "1"])
+def test_a_process_that_has_it_open_reads_no_other_recordings_once_something_was_forgotten(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: str
+) -> None:
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(tmp_path / "blocks"))
+    monkeypatch.setenv("FEATCACHE_BLOCKS_GB", gigabytes)
+    # Shards of two recordings, all of the same size in bytes, whichever two they hold.
+    features = {f"u{i}": np.full((96, 3, 64), 1 + i / 8, np.float32) for i in range(8)}
+    push(make_cache(tmp_path / "cache", features, layout=Layout(chunk_frames=16, shard_frames=192)), bucket.url)
+    before, opened = featcache.open(bucket.url), featcache.open(bucket.url)
+    values = {name: before.read(name) for name in features}
+    opened.read("u0")
+    sizes = opened.segments[0].column("shard_bytes").tolist()
+    forget(bucket.url, {"id": {"u0"}})
+    assert featcache.open(bucket.url).segments[0].column("shard_bytes").tolist() == sizes
+    for cache, name in ((cache, name) for cache in (opened, before) for name in features):
+        try:
+            assert np.array_equal(cache.read(name), values[name]), name
+        except CacheError as error:
+            assert "is not the one that this process has opened" in str(error)
+        else:
+            # Blocks that were kept are of what was opened.
+            assert gigabytes != "0" and (cache is before or name in ("u0", "u1"))
+
+
+def test_a_removal_killed_while_it_moved_a_segment_does_not_take_the_new_one_for_forgotten(
+    sealed: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    delete = S3Storage.delete
+
+    def killed(self: S3Storage, key: str) -> None:
+        if key == "forget/000000/seal.json":
+            raise Killed
+        delete(self, key)
+
+    local = tmp_path / "cache"
+    shutil.copytree(sealed, local)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(S3Storage, "delete", killed)
+        forget(url, {"id": {"u3"}})
+    forget(url, {"id": {"u3"}})
+    forget(local, {"id": {"u3"}})
+    assert open_storage(url).read(FORGOTTEN) == LocalStorage(local).read(FORGOTTEN)
+    assert push(local, url).files == 0
