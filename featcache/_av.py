@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
+from itertools import chain
 from typing import Any
 
 import av
@@ -108,7 +109,7 @@ class ContainerReader:
         if frame is not None and frame.pts is not None and frame.time_base is not None:
             position = round((frame.pts - first * base / frame.time_base) * frame.time_base * self.rate)
             if position <= start:
-                return position, _chain(frame, frames)
+                return position, chain([frame], frames)
         self._container.seek(first, stream=self._stream)  # no usable index: count from the start
         return 0, self._container.decode(self._stream)
 
@@ -158,11 +159,6 @@ def kept_position(file: FileIO) -> Iterator[None]:
         yield
     finally:
         file.seek(position)
-
-
-def _chain(frame: av.AudioFrame, frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
-    yield frame
-    yield from frames
 
 
 def _to_float(frame: av.AudioFrame, rate: int, channels: int) -> npt.NDArray[np.float32]:

@@ -34,9 +34,10 @@ def read_spec(storage: Storage) -> tuple[CacheSpec, bytes]:
             )
         spec = CacheSpec.model_validate(content)
         # What no id can be made of (NaN, half a surrogate pair) was never written.
-        canonical_json([spec.identity, spec.audio, spec.taps, spec.parameters])
+        own = values_id(spec.identity, spec.audio, spec.taps)
+        canonical_json(spec.parameters)
     except (ValueError, AttributeError, ValidationError, RecursionError) as error:
         raise CorruptCacheError(f"{storage}/{layout.ROOT} is damaged: restore it from a copy of the cache") from error
-    if values_id(spec.identity, spec.audio, spec.taps) != spec.values_id:
+    if own != spec.values_id:
         raise CorruptCacheError(f"{storage}/{layout.ROOT} does not match its values id: restore it from a copy")
     return spec, data
