@@ -128,20 +128,24 @@ def align_tokens(log_probs: Tensor, target: Sequence[int]) -> list[TokenSpan]:
 
 
 def words_of(spans: Sequence[TokenSpan], tokeniser: text.Tokeniser, frame_rate: float) -> list[Word]:
-    """The words that aligned tokens spell."""
-    words: list[tuple[str, list[TokenSpan]]] = []
-    for i, span in enumerate(spans):
-        # the word that a token belongs to shows in the text up to it, whatever the tokeniser
-        spelt = tokeniser.decode([before.token for before in spans[: i + 1]])
-        said = spelt.split()
-        if len(said) > len(words):
-            words.append((said[-1], [span]))
-        elif spelt and not spelt[-1].isspace():
-            words[-1] = (said[-1], [*words[-1][1], span])
-    return [
-        Word(name, *_times(of[0].start, of[-1].end, frame_rate), math.exp(sum(s.score for s in of) / len(of)))
-        for name, of in words
-    ]
+    """The words that aligned tokens spell; white space belongs to none."""
+    words: list[list[tuple[str, TokenSpan]]] = []
+    within = False
+    for span in spans:
+        piece = tokeniser.piece(span.token)
+        said = piece.strip()
+        if said:
+            if not within or piece[0].isspace():
+                words.append([])
+            words[-1].append((said, span))
+        within = bool(said) and not piece[-1].isspace()
+    return [_word(word, frame_rate) for word in words]
+
+
+def _word(pieces: Sequence[tuple[str, TokenSpan]], frame_rate: float) -> Word:
+    spans = [span for _, span in pieces]
+    times = _times(spans[0].start, spans[-1].end, frame_rate)
+    return Word("".join(said for said, _ in pieces), *times, math.exp(sum(s.score for s in spans) / len(spans)))
 
 
 def _times(start: int, end: int, frame_rate: float) -> tuple[float, float]:
