@@ -17,7 +17,7 @@ from torch import Tensor
 
 from featcache.errors import UsageError
 from featcache.store import Cache
-from fusion import checkpoint, labels, text
+from fusion import checkpoint, labels, outputs, text
 from fusion.emissions import emissions
 from fusion.run import Run
 from fusion.tasks import CtcTask
@@ -55,10 +55,12 @@ def write(
         How many were aligned, and the rows that could not be.
 
     Raises:
-        UsageError: the run is not of task `ctc`.
+        UsageError: the run is not of task `ctc`, or there can be no such file.
     """
     if not isinstance(run.task, CtcTask):
         raise UsageError(f"run {run.path} is of task {run.task.kind!r}; alignment needs one of task 'ctc'")
+    if not dry_run:
+        outputs.check_file(out)
     cache = run.open_cache()
     selection = labels.select(cache, run.recipe)
     skipped = list(selection.skipped)
