@@ -77,6 +77,11 @@ class Files:
         return self.path / "order.json"
 
     @property
+    def lock(self) -> Path:
+        """There while a process trains the run (`fusion.lock`)."""
+        return self.path / "lock"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tb"
 

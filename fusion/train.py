@@ -24,6 +24,7 @@ from fusion import caches, head
 from fusion.console import plain_console
 from fusion.distributed import World, use_threads, world
 from fusion.learner import Diverged, Learner, Moments
+from fusion.lock import locked
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run
 from fusion.stream import Interrupted, Stream, streams
@@ -55,7 +56,8 @@ def fit(
         trace: write a trace of some steps there, and print where their time went (`fusion.trace`).
 
     Raises:
-        UsageError: the recipe does not fit the cache, or another recipe made the run that is there.
+        UsageError: the recipe does not fit the cache, another recipe made the run that is there, or another process is
+            training it.
         Interrupted: a signal came; the state is saved.
         JobError: the loss is not finite, or the disk is full.
     """
@@ -96,30 +98,31 @@ def fit_together(
         if trace is not None and here.first:
             check_trace(trace)
         learners, finished = _prepare(recipes, Path(runs), mode, here, console, make)
-        # Only now is it known that all recipes fit, and nothing is thrown away for a mistake.
-        here.barrier()
-        for learner in learners:
-            if here.first and not learner.state.step:
-                learner.files.clear()
-        here.barrier()
-        if trace is not None and not learners and here.first:
-            console.print(
-                f"no trace: nothing was left to train; --restart trains anew and traces into {trace}",
-                highlight=False, soft_wrap=True, markup=False,
-            )  # fmt: skip
-        for together in streams(learners):
-            tracer = Tracer(trace, console.print) if trace is not None and here.first else None
-            trace = None
-            # A profiler sees one thread.
-            stream = Stream(together, here, console, tracer or (lambda: None), in_turn=tracer is not None)
-            try:
-                with tracer or nullcontext():
-                    stream.run()
-            except Diverged as error:
-                if len(recipes) == 1:
-                    raise
-                together[0].failure = error
-            finished |= {run.recipe.name: run for run in stream.finish() if run is not None}
+        # Only now is it known that all recipes fit, and nothing is made or thrown away for a mistake.
+        with locked(learner.files for learner in learners) if here.first else nullcontext():
+            here.barrier()
+            for learner in learners:
+                if here.first and not learner.state.step:
+                    learner.files.clear()
+            here.barrier()
+            if trace is not None and not learners and here.first:
+                console.print(
+                    f"no trace: nothing was left to train; --restart trains anew and traces into {trace}",
+                    highlight=False, soft_wrap=True, markup=False,
+                )  # fmt: skip
+            for together in streams(learners):
+                tracer = Tracer(trace, console.print) if trace is not None and here.first else None
+                trace = None
+                # A profiler sees one thread.
+                stream = Stream(together, here, console, tracer or (lambda: None), in_turn=tracer is not None)
+                try:
+                    with tracer or nullcontext():
+                        stream.run()
+                except Diverged as error:
+                    if len(recipes) == 1:
+                        raise
+                    together[0].failure = error
+                finished |= {run.recipe.name: run for run in stream.finish() if run is not None}
     failures = [learner.failure for learner in learners if learner.failure is not None]
     if failures:
         in_order = {recipe.name: finished[recipe.name] for recipe in recipes if recipe.name in finished}
