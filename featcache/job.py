@@ -20,6 +20,7 @@ from featcache.device import memory_of
 from featcache.digest import json_differences
 from featcache.errors import JobError, MismatchError, UpstreamError, UsageError
 from featcache.extract import Done, run_shards
+from featcache.labels import check_columns
 from featcache.lease import Leases, clear_dead
 from featcache.ledger import Seal
 from featcache.manifest import Row
@@ -201,6 +202,7 @@ class Job:
     @cached_property
     def writer(self) -> SegmentWriter:
         cache = self.cache
+        check_columns(label_names(self.new_rows), self.storage)
         # The name comes from the same look at the cache as the rows: a segment that another process has begun
         # since then is this one, and a later look would make a second one of the same rows.
         there = [*(segment.name for segment in cache.segments), *cache.unsealed]
@@ -369,11 +371,15 @@ def rows_not_in(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Row]:
     return [row for row, found in zip(rows, present.tolist(), strict=True) if not found]
 
 
+def label_names(rows: Sequence[Row]) -> set[str]:
+    """The label columns that rows make; `text` is one where any row has it."""
+    text = {"text"} if any(row.text is not None for row in rows) else set()
+    return {name for row in rows for name in row.labels} | text
+
+
 def label_columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """The label columns of manifest rows; `text` is one where any row has it."""
-    columns: dict[str, list[Any]] = {
-        name: [row.labels.get(name) for row in rows] for name in sorted({key for row in rows for key in row.labels})
+    """The label columns of manifest rows."""
+    return {
+        name: [row.text if name == "text" else row.labels.get(name) for row in rows]
+        for name in sorted(label_names(rows))
     }
-    if any(row.text is not None for row in rows):
-        columns["text"] = [row.text for row in rows]
-    return columns

@@ -7,9 +7,16 @@ caches, so that older ones open whatever their labels are called.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from featcache import layout
+from featcache.errors import UsageError
 from featcache.index import MISSING
 from featcache.ledger import LABELS_PROOF
+
+if TYPE_CHECKING:
+    from featcache.storage import Storage
 
 # Names with a meaning of their own below `labels/`, or anywhere in a cache.
 TAKEN = ("zarr.json", LABELS_PROOF, "leases")
@@ -27,6 +34,31 @@ def check_name(name: str) -> None:
         raise ValueError("has a meaning of its own in a cache: choose another name")
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"has {len(name.encode())} bytes, and may have {LONGEST_NAME}: choose a shorter name")
+
+
+def check_columns(names: Iterable[str], storage: Storage) -> None:
+    """Refuse labels whose folders would be one: `Lang` and `lang` where a disk ignores case, as many of macOS do.
+
+    Raises:
+        UsageError: there are two such labels, and the cache is to lie on such a disk.
+    """
+    by_folder: dict[str, str] = {}
+    for name in sorted(names):
+        other = by_folder.setdefault(name.casefold(), name)
+        if other != name and _ignores_case(storage):
+            raise UsageError(
+                f"labels {other!r} and {name!r} differ only in case, which the disk of {storage} ignores: rename one "
+                "in the manifest"
+            )
+
+
+def _ignores_case(storage: Storage) -> bool:
+    probe = f"{layout.LOG}/case"
+    storage.write(probe, b"")
+    try:
+        return storage.exists(f"{layout.LOG}/CASE")
+    finally:
+        storage.delete(probe)
 
 
 def check_text(value: str) -> None:

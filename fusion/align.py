@@ -17,7 +17,7 @@ from torch import Tensor
 
 from featcache.errors import UsageError
 from featcache.store import Cache
-from fusion import checkpoint, labels, text
+from fusion import checkpoint, labels, outputs, text
 from fusion.emissions import emissions
 from fusion.run import Run
 from fusion.tasks import CtcTask
@@ -55,10 +55,12 @@ def write(
         How many were aligned, and the rows that could not be.
 
     Raises:
-        UsageError: the run is not of task `ctc`.
+        UsageError: the run is not of task `ctc`, or there can be no such file.
     """
     if not isinstance(run.task, CtcTask):
         raise UsageError(f"run {run.path} is of task {run.task.kind!r}; alignment needs one of task 'ctc'")
+    if not dry_run:
+        outputs.check_file(out)
     cache = run.open_cache()
     selection = labels.select(cache, run.recipe)
     skipped = list(selection.skipped)
@@ -128,20 +130,24 @@ def align_tokens(log_probs: Tensor, target: Sequence[int]) -> list[TokenSpan]:
 
 
 def words_of(spans: Sequence[TokenSpan], tokeniser: text.Tokeniser, frame_rate: float) -> list[Word]:
-    """The words that aligned tokens spell."""
-    words: list[tuple[str, list[TokenSpan]]] = []
-    for i, span in enumerate(spans):
-        # the word that a token belongs to shows in the text up to it, whatever the tokeniser
-        spelt = tokeniser.decode([before.token for before in spans[: i + 1]])
-        said = spelt.split()
-        if len(said) > len(words):
-            words.append((said[-1], [span]))
-        elif spelt and not spelt[-1].isspace():
-            words[-1] = (said[-1], [*words[-1][1], span])
-    return [
-        Word(name, *_times(of[0].start, of[-1].end, frame_rate), math.exp(sum(s.score for s in of) / len(of)))
-        for name, of in words
-    ]
+    """The words that aligned tokens spell; white space belongs to none."""
+    words: list[list[tuple[str, TokenSpan]]] = []
+    within = False
+    for span in spans:
+        piece = tokeniser.piece(span.token)
+        said = piece.strip()
+        if said:
+            if not within or piece[0].isspace():
+                words.append([])
+            words[-1].append((said, span))
+        within = bool(said) and not piece[-1].isspace()
+    return [_word(word, frame_rate) for word in words]
+
+
+def _word(pieces: Sequence[tuple[str, TokenSpan]], frame_rate: float) -> Word:
+    spans = [span for _, span in pieces]
+    times = _times(spans[0].start, spans[-1].end, frame_rate)
+    return Word("".join(said for said, _ in pieces), *times, math.exp(sum(s.score for s in spans) / len(spans)))
 
 
 def _times(start: int, end: int, frame_rate: float) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from featcache.errors import FeatcacheError, JobError, UsageError
 
 T = TypeVar("T")
+_TEMPORARY = ".tmp-"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -32,7 +33,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         JobError: the disk is full, or the place cannot be written to.
     """
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,6 +56,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise JobError(
             f"{path} cannot be written: {cause}; what was saved before is whole, mend that and run it again"
         ) from error
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder; nobody else may be writing there."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from fusion.cli_options import AsJson, DryRun, Limit, Overrides, Restart, Runs
 from fusion.console import plain_console
 
 if TYPE_CHECKING:
+    from fusion.run import Run
     from fusion.train import Outlook
 
 
@@ -32,11 +34,10 @@ def sweep(
 
     Recipes with the same cache, training rows, train.batch_seconds and seed share one pass over the cache; each
     head ends in the same weights as by `fusion train` alone with the same train.threads, and its run goes on where
-    it stood.
+    it stood. A head whose loss is no number fails alone: the others are finished and shown.
     """
-    from fusion import checkpoint, comparison
     from fusion import recipe as recipes_
-    from fusion.train import fit_together, outlook
+    from fusion.train import Diverged, fit_together, outlook
 
     wanted = [recipes_.read(path, set_ or ()) for path in recipes]
     if limit:
@@ -45,7 +46,16 @@ def sweep(
     if dry_run:
         _print_outlook(outlook(wanted, runs=runs, mode=mode), as_json)
         return
-    done = fit_together(wanted, runs=runs, mode=mode)
+    try:
+        _print_runs(fit_together(wanted, runs=runs, mode=mode), as_json)
+    except Diverged as error:
+        _print_runs(error.finished.values(), as_json)
+        raise
+
+
+def _print_runs(done: Iterable[Run], as_json: bool) -> None:
+    from fusion import checkpoint, comparison
+
     if os.environ.get("RANK", "0") != "0":
         return
     rows = [{"run": str(run.path), **run.metrics()} for run in done]

@@ -264,7 +264,7 @@ def _explain_empty(name: str, recipe: Recipe, found: Sequence[str | None], skipp
     split = recipe.split
     reasons = count_reasons(skip for skip in skipped if skip.split == name)
     if reasons:
-        why = "all its rows are unusable: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        why = "all its rows are unusable: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
     else:
         counts = Counter("(none)" if value is None else value for value in found).most_common(6)
         why = f"column {split.column!r} holds " + (
@@ -324,7 +324,7 @@ def _csv_explained(path: Path, reader: csv.DictReader[str]) -> Iterator[None]:
 def _json_record(path: Path, line: int, text: str) -> dict[str, str | None]:
     try:
         record: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} line {line}: not JSON ({error}); write one object a line") from error
     if not isinstance(record, Mapping):
         raise UsageError(f"{path} line {line}: not a JSON object; write one object a line")

@@ -80,8 +80,11 @@ class Learner:
         for name in ("train", "dev"):
             if not len(self.splits[name]):
                 reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
-                listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-                raise UsageError(f"{name} has no usable row left: {listed}")
+                listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+                raise UsageError(
+                    f"{name} has no usable row: {listed}; use another task.label or task.where, or more frames of "
+                    "logits (fuser.pool, decoder.stack)"
+                )
         for name in ("dev", "test"):
             if len(self.splits[name]):
                 self.task.check_split(name, self.splits[name].references, self.splits[name].targets)
@@ -253,9 +256,10 @@ class Learner:
         """
         loss = float(self.here.mean(self._loss_sum / max(self._loss_steps, 1)))
         if not math.isfinite(loss):
+            kept = "the last good state is kept" if self.files.checkpoint.exists() else "no state was saved before"
             raise Diverged(
-                f"{self.recipe.name}: the loss is {loss} around step {self.state.step}; the last good state is kept, "
-                "lower train.lr or train.clip and use --restart"
+                f"{self.recipe.name}: the loss is {loss} around step {self.state.step}; {kept}, lower train.lr or "
+                "train.clip in its recipe, and give it to `fusion train` with --restart"
             )
         return loss
 

@@ -46,7 +46,7 @@ class TaskRecipe(_Section):
     vocabulary: Annotated[int, Field(ge=8)] = 500
     """Pieces of a SentencePiece model; characters count themselves."""
     labels_file: str = ""
-    """CSV or JSON Lines keyed by `id`; its columns go before the cache's."""
+    """CSV or JSON Lines keyed by `id`, from the working directory as `cache` is; its columns go before the cache's."""
     where: dict[str, Scalar | tuple[Scalar, ...]] = {}
     """Only rows whose column has this value, or one of these values."""
 

@@ -15,9 +15,9 @@ import numpy as np
 import pydantic
 import torch
 
-from featcache.errors import CacheError, FeatcacheError, MismatchError, UsageError
+from featcache.errors import FeatcacheError, MismatchError, UsageError
 from featcache.store import Cache
-from fusion import checkpoint, head, labels, tasks
+from fusion import caches, checkpoint, head, labels, tasks
 from fusion.data import plan_evaluation
 from fusion.distributed import World, autocast, pick_device
 from fusion.modules import count_parameters
@@ -75,6 +75,11 @@ class Files:
     def order(self) -> Path:
         """What `pipelines reproduce` leaves beside a row of its table, which it alone goes on with."""
         return self.path / "order.json"
+
+    @property
+    def lock(self) -> Path:
+        """There while a process trains the run (`fusion.lock`)."""
+        return self.path / "lock"
 
     @property
     def tensorboard(self) -> Path:
@@ -225,11 +230,14 @@ class Run:
         """The recipe's cache, or another one of the same features.
 
         Raises:
+            UsageError: the recipe's cache is not where it was.
             MismatchError: the features are not those that the head was trained on.
         """
-        opened = (
-            open_cache(self.recipe.cache) if cache is None else open_cache(cache) if isinstance(cache, str) else cache
-        )
+        if cache is None:
+            cache = self.recipe.cache
+            if not caches.is_there(cache):
+                raise UsageError(caches.moved(cache, self.path, self.files.recipe))
+        opened = caches.open_cache(cache) if isinstance(cache, str) else cache
         if opened.values_id != self.spec.values_id:
             raise MismatchError(
                 f"run {self.path} was trained on features {self.spec.values_id[:12]}, and {opened.path} "
@@ -363,13 +371,3 @@ def _with_undefined(metrics: dict[str, Any]) -> dict[str, Any]:
         if ends in metrics:
             metrics[ends] = [math.nan if end is None else end for end in metrics[ends]]
     return metrics
-
-
-def open_cache(path: str) -> Cache:
-    """The cache of a recipe; what is not there is a wrong recipe."""
-    try:
-        return Cache.open(path)
-    except CacheError as error:
-        if Path(path).exists() or "://" in path:
-            raise
-        raise UsageError(f"key cache: there is no cache at {path}; `featcache extract` makes one") from error

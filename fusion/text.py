@@ -18,6 +18,8 @@ from typing import Any, Protocol
 from featcache.errors import UsageError
 
 BLANK = 0
+_SPACE = "\u2581"
+"""How SentencePiece writes a space in its pieces."""
 
 # Stated beside every error rate that was computed under the rule.
 RULES = {
@@ -62,6 +64,10 @@ class Tokeniser(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def piece(self, token: int) -> str:
+        """What a token, no blank, adds to a text: with the space before a word, where the token begins one."""
+        ...
+
     def to_json(self) -> dict[str, Any]: ...
 
 
@@ -97,6 +103,9 @@ class CharTokeniser:
         """The text of ids; blanks are skipped. Raises UsageError for an id out of range."""
         _check_ids(ids, self.size)
         return "".join(self.characters[i - 1] for i in ids if i != BLANK)
+
+    def piece(self, token: int) -> str:
+        return self.characters[token - 1]
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "char", "characters": "".join(self.characters)}
@@ -169,6 +178,9 @@ class SentencePieceTokeniser:
         """The text of ids; blanks are skipped. Raises UsageError for an id out of range."""
         _check_ids(ids, self.size)
         return str(self._processor.decode([int(i) for i in ids if i != BLANK]))
+
+    def piece(self, token: int) -> str:
+        return str(self._processor.id_to_piece(token)).replace(_SPACE, " ")
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "sentencepiece", "model": base64.b64encode(self.model).decode("ascii")}

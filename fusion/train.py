@@ -20,12 +20,13 @@ from rich.console import Console
 
 from featcache.errors import UsageError
 from featcache.startup import check_trace
-from fusion import head
+from fusion import caches, head
 from fusion.console import plain_console
 from fusion.distributed import World, use_threads, world
 from fusion.learner import Diverged, Learner, Moments
+from fusion.lock import locked
 from fusion.recipe import Recipe, differences
-from fusion.run import Files, Run, open_cache
+from fusion.run import Files, Run
 from fusion.stream import Interrupted, Stream, streams
 from fusion.trace import Tracer
 
@@ -55,7 +56,8 @@ def fit(
         trace: write a trace of some steps there, and print where their time went (`fusion.trace`).
 
     Raises:
-        UsageError: the recipe does not fit the cache, or another recipe made the run that is there.
+        UsageError: the recipe does not fit the cache, another recipe made the run that is there, or another process is
+            training it.
         Interrupted: a signal came; the state is saved.
         JobError: the loss is not finite, or the disk is full.
     """
@@ -96,33 +98,35 @@ def fit_together(
         if trace is not None and here.first:
             check_trace(trace)
         learners, finished = _prepare(recipes, Path(runs), mode, here, console, make)
-        # Only now is it known that all recipes fit, and nothing is thrown away for a mistake.
-        here.barrier()
-        for learner in learners:
-            if here.first and not learner.state.step:
-                learner.files.clear()
-        here.barrier()
-        if trace is not None and not learners and here.first:
-            console.print(
-                f"no trace: nothing was left to train; --restart trains anew and traces into {trace}",
-                highlight=False, soft_wrap=True, markup=False,
-            )  # fmt: skip
-        for together in streams(learners):
-            tracer = Tracer(trace, console.print) if trace is not None and here.first else None
-            trace = None
-            # A profiler sees one thread.
-            stream = Stream(together, here, console, tracer or (lambda: None), in_turn=tracer is not None)
-            try:
-                with tracer or nullcontext():
-                    stream.run()
-            except Diverged as error:
-                if len(recipes) == 1:
-                    raise
-                together[0].failure = error
-            finished |= {run.recipe.name: run for run in stream.finish() if run is not None}
+        # Only now is it known that all recipes fit, and nothing is made or thrown away for a mistake.
+        with locked(learner.files for learner in learners) if here.first else nullcontext():
+            here.barrier()
+            for learner in learners:
+                if here.first and not learner.state.step:
+                    learner.files.clear()
+            here.barrier()
+            if trace is not None and not learners and here.first:
+                console.print(
+                    f"no trace: nothing was left to train; --restart trains anew and traces into {trace}",
+                    highlight=False, soft_wrap=True, markup=False,
+                )  # fmt: skip
+            for together in streams(learners):
+                tracer = Tracer(trace, console.print) if trace is not None and here.first else None
+                trace = None
+                # A profiler sees one thread.
+                stream = Stream(together, here, console, tracer or (lambda: None), in_turn=tracer is not None)
+                try:
+                    with tracer or nullcontext():
+                        stream.run()
+                except Diverged as error:
+                    if len(recipes) == 1:
+                        raise
+                    together[0].failure = error
+                finished |= {run.recipe.name: run for run in stream.finish() if run is not None}
     failures = [learner.failure for learner in learners if learner.failure is not None]
     if failures:
-        raise Diverged("; ".join(map(str, failures)), finished)
+        in_order = {recipe.name: finished[recipe.name] for recipe in recipes if recipe.name in finished}
+        raise Diverged("; ".join(map(str, failures)), in_order)
     return [finished[recipe.name] for recipe in recipes]
 
 
@@ -172,7 +176,7 @@ def _prepare(
     """The learners of runs that are to be trained, where they stand, and the finished runs by name."""
     finished: dict[str, Run] = {}
     learners: list[Learner] = []
-    caches: dict[str, Cache] = {}
+    opened: dict[str, Cache] = {}
     known: Moments = {}
     for recipe in recipes:
         files = Files(runs / recipe.name)
@@ -183,9 +187,9 @@ def _prepare(
                 console.print(text, highlight=False, soft_wrap=True, markup=False)
             finished[recipe.name] = Run.open(files.path)
             continue
-        if recipe.cache not in caches:
-            caches[recipe.cache] = open_cache(recipe.cache)
-        learner = make(recipe, caches[recipe.cache], files, here, console, known)
+        if recipe.cache not in opened:
+            opened[recipe.cache] = caches.open_cache(recipe.cache)
+        learner = make(recipe, opened[recipe.cache], files, here, console, known)
         if begun:
             learner.load()
         learners.append(learner)
@@ -199,9 +203,14 @@ def _check(recipes: Sequence[Recipe]) -> None:
     """
     if not recipes:
         raise UsageError("no recipe is given; give the paths of TOML files")
-    [(name, count)] = Counter(recipe.name for recipe in recipes).most_common(1)
+    # On many a disk of macOS or Windows names that differ only in case are one.
+    [(folder, count)] = Counter(recipe.name.casefold() for recipe in recipes).most_common(1)
     if count > 1:
-        raise UsageError(f"{count} recipes have the name {name!r}, and a run has a folder of its own: set key name")
+        names = dict.fromkeys(recipe.name for recipe in recipes if recipe.name.casefold() == folder)
+        raise UsageError(
+            f"{count} recipes have the name {' or '.join(map(repr, names))}, and a run has a folder of its own: "
+            "set key name"
+        )
     for key in ("device", "threads"):
         values = sorted({str(getattr(recipe.train, key)) for recipe in recipes})
         if len(values) > 1:
@@ -218,7 +227,11 @@ def _begun(files: Files, recipe: Recipe, mode: str) -> bool:
     if mode == "resume" and not there:
         raise UsageError(f"there is no run {files.path} to resume; leave --resume out to start it")
     if there and mode != "restart":
-        changed = differences(Run.read_recipe(files.path), recipe, IGNORED_ON_RESUME)
+        before = Run.read_recipe(files.path)
+        changed = differences(before, recipe, IGNORED_ON_RESUME)
+        if changed == ["cache"] and not caches.is_there(before.cache):
+            way = caches.moved(before.cache, files.path, files.recipe)
+            raise UsageError(f"{way}; or use --restart to replace the run")
         if changed:
             raise UsageError(
                 f"run {files.path} was made by a recipe that differs in {', '.join(changed)}; "

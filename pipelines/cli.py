@@ -148,7 +148,7 @@ def report(
     examples: Annotated[int, typer.Option(min=0, help="Utterances with errors to show, at most, a task.")] = 24,
 ) -> None:
     """One HTML page that needs no other file: scores, curves, errors to listen to, rate, layers. Prints its path."""
-    from pipelines import outputs
+    from fusion import outputs
     from pipelines.report import Sources, build, write
 
     outputs.check_file(out)
@@ -186,10 +186,14 @@ def transcribe(
 
     A recording that cannot be read is named on standard error, the others go on, and the exit status is 1.
     """
-    from pipelines.recordings import find
+    from fusion import outputs
+    from pipelines.recordings import check_names, find
     from pipelines.transcribe import Transcriber, write
 
     recordings = find(audio)
+    if out is not None:
+        outputs.check_folder(out)
+        check_names(recordings, outputs.ignores_case(out))
     transcriber = Transcriber.load(run, device=device, upstream=upstream, other_values=other_values, decoder=decoder)
     results, failed = [], 0
     for recording in recordings:

@@ -141,7 +141,8 @@ def layers(
     as_json: Json = False,
 ) -> None:
     """What each tap knows: a linear probe a tap, how alike the taps are, what trained heads make of them."""
-    from pipelines import figures, outputs
+    from fusion import outputs
+    from pipelines import figures
     from pipelines import layers as layers_
 
     if out:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from featcache.errors import UsageError
-from pipelines import outputs
+from fusion import outputs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

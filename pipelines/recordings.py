@@ -1,4 +1,4 @@
-"""What to transcribe: files, folders of recordings and manifests, each recording with a name of its own."""
+"""What to transcribe: files, folders of recordings and manifests, and how files about the recordings are called."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MANIFESTS = (".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording or a part of one. `name` is relative, without suffix, and differs from all others' names."""
+    """A recording or a part of one. `name`, relative and without suffix, is that of files about it."""
 
     name: str
     path: Path
@@ -48,16 +48,26 @@ def find(sources: Iterable[Path]) -> list[Recording]:
     """The recordings of files, of folders and all below them, and of manifests (`.jsonl`), in this order.
 
     Raises:
-        UsageError: a folder without recordings, or two recordings of one name.
+        UsageError: a folder without recordings.
         ManifestError: a manifest that cannot be read.
     """
-    found = [one for source in sources for one in _of(source)]
+    return [one for source in sources for one in _of(source)]
+
+
+def check_names(recordings: Iterable[Recording], ignores_case: bool) -> None:
+    """Refuse two recordings whose files in one folder would replace each other.
+
+    Args:
+        ignores_case: names that differ only in case are one there.
+
+    Raises:
+        UsageError: there are two.
+    """
     named: dict[str, Recording] = {}
-    for one in found:
-        other = named.setdefault(one.name, one)
+    for one in recordings:
+        other = named.setdefault(one.name.casefold() if ignores_case else one.name, one)
         if other is not one:
-            raise UsageError(f"{other.path} and {one.path} would both be called {one.name!r}; give them one at a time")
-    return found
+            raise UsageError(f"{other} and {one} would both be written to {one.name}.txt; give them one at a time")
 
 
 def _of(source: Path) -> Iterator[Recording]:

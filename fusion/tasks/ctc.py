@@ -119,7 +119,7 @@ def _is_list(label: str) -> bool:
         return False
     try:
         return isinstance(json.loads(label), list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

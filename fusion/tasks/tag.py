@@ -40,7 +40,7 @@ def read_spans(label: str) -> list[Span]:
     """
     try:
         spans = [Span(str(name), float(start), float(end)) for name, start, end in json.loads(label)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise Unusable("the label is not a list of [name, start, end]") from error
     spans.sort(key=lambda span: (span.start, span.end))
     if not all(0 <= span.start <= span.end for span in spans):

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from featcache.errors import UsageError
-from fusion import comparison, intervals
+from fusion import comparison, intervals, outputs
 from fusion.tasks import Measure
-from pipelines import figures, outputs, rate, studies
+from pipelines import figures, rate, studies
 from pipelines.layers import Layers
 from pipelines.report import curves
 from pipelines.report.examples import Example, worst

@@ -16,7 +16,7 @@ import torch
 
 from featcache import audio, extract
 from featcache.description import read_spec
-from featcache.errors import MismatchError, UpstreamError
+from featcache.errors import MismatchError, UpstreamError, UsageError
 from featcache.geometry import Geometry
 from featcache.job import Job, Request
 from featcache.lease import Lease
@@ -36,6 +36,22 @@ MEL = UpstreamConfig(id="mel:8")
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_speech(tmp_path_factory.mktemp("speech"), 12)
+
+
+def test_labels_that_a_disk_takes_for_one_are_refused_before_all_work(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = absolute(read(speech), speech)[:2]
+    both = [row.model_copy(update={"labels": {"Lang": "a", "lang": "b"}}) for row in rows]
+    write(tmp_path / "m.jsonl", both)
+    job = Job(tmp_path / "m.jsonl", tmp_path / "told-apart", Request(MEL))
+    job.extract()
+    assert {"Lang", "lang"} <= set(job.cache.label_names)
+    exists = LocalStorage.exists
+    monkeypatch.setattr(LocalStorage, "exists", lambda self, key: exists(self, key.replace("/CASE", "/case")))
+    with pytest.raises(UsageError, match=r"labels 'Lang' and 'lang' differ only in case, which the disk of .*: rename"):
+        Job(tmp_path / "m.jsonl", tmp_path / "one", Request(MEL)).extract()
+    assert not list((tmp_path / "one").glob("segments/*/*")) and not (tmp_path / "one/log/case").exists()
 
 
 def test_parameters_of_a_profile_are_part_of_what_is_asked(speech: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from fusion import Run, recipe
 from fusion import train as training
-from fusion.align import align_one
+from fusion.align import TokenSpan, align_one, words_of
 from fusion.cli import app
 from fusion.tasks.tag import Span
 from fusion.text import CharTokeniser, SentencePieceTokeniser, Tokeniser
@@ -44,6 +46,30 @@ def test_words_are_those_of_the_text_whatever_the_tokens(kind: str) -> None:
     found = align_one("u", emissions(path, tokeniser.size), target, tokeniser, 50.0, 0.3)
     assert [word.name for word in found.words] == text.split()
     assert all(a.end <= b.start for a, b in zip(found.words, found.words[1:], strict=False))
+
+
+@pytest.mark.parametrize("kind", ["char", "sentencepiece"])
+def test_words_are_those_of_the_text_whatever_a_head_says(kind: str) -> None:
+    texts = ["the cat sat on the mat", "mat cat", "a sad dot"]
+    tokeniser: Tokeniser = CharTokeniser.train(texts) if kind == "char" else SentencePieceTokeniser.train(texts * 3, 20)
+    draw = random.Random(0)
+    for length in [0, 1, 2, 3, *range(4, 40)] * 5:
+        said = [draw.randrange(1, tokeniser.size) for _ in range(length)]
+        spans = [TokenSpan(token, i, i + 1, -0.5) for i, token in enumerate(said)]
+        found = words_of(spans, tokeniser, 1.0)
+        assert [word.text for word in found] == tokeniser.decode(said).split()
+        held = [second for word in found for second in range(int(word.start), int(word.end))]
+        assert held == [i for i in range(length) if tokeniser.piece(said[i]).strip()]
+        assert all(word.confidence == pytest.approx(0.6065, abs=1e-4) for word in found)
+
+
+def test_an_hour_of_words_takes_no_longer_than_its_length() -> None:
+    text = "speech goes on " * 3000
+    tokeniser = CharTokeniser.train([text])
+    spans = [TokenSpan(token, i, i + 1, -0.5) for i, token in enumerate(tokeniser.encode(text))]
+    began = time.process_time()
+    assert len(words_of(spans, tokeniser, 50.0)) == 9000
+    assert time.process_time() - began < 10  # some minutes where every token decodes all before it
 
 
 def test_a_tagger_learns_from_the_alignment_of_a_transcriber(tmp_path: Path) -> None:

@@ -116,6 +116,29 @@ def test_the_way_on_with_a_run_is_one_that_works(tmp_path: Path, monkeypatch: py
     assert "`pipelines reproduce`" in Run.way_on("moved")
 
 
+def test_a_run_goes_on_where_its_cache_was_moved(tmp_path: Path) -> None:
+    old, new, runs = tmp_path / "old", tmp_path / "new", tmp_path / "runs"
+    (tmp_path / "r.toml").write_text(toy_recipe(toy_cache(old), 10))
+    arguments = ["train", tmp_path / "r.toml", "--set", "name=a", "--runs", runs]
+    assert call(*arguments).exit_code == 0
+    old.rename(new)
+    arguments += ["--set", f"cache={new}"]
+    what = f"the cache of run {runs}/a is not at {old}: work in the folder where it is, or write its new place"
+    for command in (["eval", runs / "a"], ["align", runs / "a", "-o", tmp_path / "x"], arguments):
+        done = call(*command)
+        assert done.exit_code == 2 and what in done.stderr, done.stderr
+    recipe = runs / "a/recipe.toml"
+    recipe.write_text(recipe.read_text().replace(str(old), str(new)))
+    assert call("eval", runs / "a").exit_code == 0
+    assert "is finished" in call(*arguments).stderr
+
+
+def test_align_looks_first_where_it_is_to_write(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusion.align.emissions", stopped)
+    done = call("align", place / "runs/a", "-o", tmp_path)
+    assert done.exit_code == 2 and "is a folder; give the name of a file" in done.stderr
+
+
 def test_eval_takes_another_encoding_but_no_other_features(place: Path, tmp_path: Path) -> None:
     other = toy_cache(tmp_path / "int8", profile="int8")
     metrics = json.loads(call("eval", place / "runs/b", "--cache", other, "--json").stdout)

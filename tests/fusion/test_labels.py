@@ -122,6 +122,7 @@ def test_a_column_of_its_own_is_a_label(cache: Cache, tmp_path: Path) -> None:
         ("x.jsonl", '{"id": "a"}\n{"text": 1}\n', "line 2: no `id`"),
         ("x.jsonl", "{id}\n", "line 1: not JSON"),
         ("x.jsonl", "[1]\n", "line 1: not a JSON object"),
+        ("x.jsonl", "[" * 100_000 + "\n", "line 1: not JSON"),
         ("x.jsonl", '{"id": "zz"}\n', "no id of it is in the cache"),
         ("x.jsonl", "", "no id of it is in the cache"),
         ("x.xls", "", "neither .csv"),

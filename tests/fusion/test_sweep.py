@@ -133,6 +133,15 @@ def test_a_head_whose_loss_is_no_number_fails_alone(
         training.fit_together(chosen, runs=tmp_path)
     assert weights(tmp_path, ["hff"])["hff"] == alone["hff"]
     assert (tmp_path / "hff/metrics.json").exists() and not (tmp_path / "same-view/metrics.json").exists()
+    paths = [tmp_path / f"{one.name}.toml" for one in chosen]
+    for path, one in zip(paths, chosen, strict=True):
+        path.write_text(one.to_toml())
+    arguments = ["sweep", *map(str, paths), "--runs", str(tmp_path)]
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 1 and [row["run"] for row in json.loads(done.stdout)] == [str(tmp_path / "hff")]
+    assert "no state was saved before, lower train.lr or train.clip in its recipe" in done.stderr
+    shown = CliRunner(env={"COLUMNS": "250"}).invoke(app, arguments)
+    assert shown.exit_code == 1 and "WER" in shown.stdout and "same-view: the loss is nan" in shown.stderr
 
 
 def test_a_mistake_in_one_recipe_throws_no_run_away(place: Path, tmp_path: Path) -> None:
@@ -161,6 +170,9 @@ def test_the_command_shows_heads_side_by_side(place: Path, tmp_path: Path) -> No
     assert "WER" in again.stdout and "accuracy" in again.stdout
     twice = CliRunner().invoke(app, ["sweep", paths[0], paths[0]])
     assert twice.exit_code == 2 and "2 recipes have the name 'hff'" in twice.stderr
+    (tmp_path / "upper.toml").write_text(Path(paths[0]).read_text().replace('name = "hff"', 'name = "HFF"'))
+    by_case = CliRunner().invoke(app, ["sweep", paths[0], str(tmp_path / "upper.toml")])
+    assert by_case.exit_code == 2 and "2 recipes have the name 'hff' or 'HFF'" in by_case.stderr
 
 
 def test_a_dry_run_says_what_shares_a_pass_and_writes_nothing(place: Path, tmp_path: Path) -> None:

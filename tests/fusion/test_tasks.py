@@ -69,6 +69,13 @@ def test_a_split_of_which_nothing_is_learned_is_refused_before_training(
             recipe.parse(toy_recipe(place, 5, "linear"), [*spoken, f"task.labels_file={tmp_path}/own.jsonl"]),
             runs=tmp_path,
         )
+    brackets = "[" * 100_000  # JSON that is nested deeper than Python reads
+    (tmp_path / "own.jsonl").write_text("".join(f'{{"id": "u{i}", "spans": "{brackets}"}}\n' for i in range(8)))
+    with pytest.raises(UsageError, match=r"train has no usable row: more labels than frames \(4\); use another task"):
+        training.fit(
+            recipe.parse(toy_recipe(place, 5, "linear"), [*spoken, f"task.labels_file={tmp_path}/own.jsonl"]),
+            runs=tmp_path,
+        )
 
 
 def test_an_undefined_score_is_the_worst_and_null_on_disk(
@@ -207,6 +214,7 @@ def test_the_loss_of_tags_is_over_valid_frames_of_known_classes() -> None:
     [
         ("speech", "not a list of"),
         ("[[1, 2]]", "not a list of"),
+        ("[" * 100_000, "not a list of"),
         ('[["a", 2, 1]]', "ends before it starts"),
         ('[["a", 0, 1], ["b", 0.5, 2]]', "overlap"),
     ],

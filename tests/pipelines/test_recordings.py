@@ -9,7 +9,7 @@ import pytest
 from featcache import manifest
 from featcache.errors import UsageError
 from featcache.views import rows_with_views
-from pipelines.recordings import Recording, find
+from pipelines.recordings import Recording, check_names, find
 
 
 def test_files_folders_and_manifests(tmp_path: Path) -> None:
@@ -43,5 +43,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="no recordings below it"):
         find([tmp_path / "empty"])
-    with pytest.raises(UsageError, match="would both be called 'a'"):
-        find([tmp_path / "a.wav", tmp_path / "a.mp3"])
+
+
+def test_names_have_to_differ_only_where_files_are_written(tmp_path: Path) -> None:
+    alike = find([tmp_path / "x/a.wav", tmp_path / "y/a.wav"])
+    assert [one.path.parent.name for one in alike] == ["x", "y"]
+    with pytest.raises(UsageError, match=r"x/a\.wav and .*y/a\.wav would both be written to a\.txt; give them one"):
+        check_names(alike, ignores_case=False)
+    by_case = find([tmp_path / "x/a.wav", tmp_path / "y/A.wav"])
+    check_names(by_case, ignores_case=False)
+    with pytest.raises(UsageError, match=r"would both be written to A\.txt"):
+        check_names(by_case, ignores_case=True)
