@@ -108,6 +108,9 @@ class Leases:
         if self.storage.create(key, lease.to_bytes()):
             return lease
         data = self.storage.read(key)
+        if data == lease.to_bytes():
+            # The answer to our request was lost on the way, and the second request met the first one's lease.
+            return lease
         if data is None:
             return lease if self.storage.create(key, lease.to_bytes()) else None
         found = _parse(data)
