@@ -23,7 +23,7 @@ from featcache.inspect import matching
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-from featcache.turns import taking_away
+from featcache.turns import alone
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def forget(
         return _find(Cache.open(place), where)[0]
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
-    with taking_away(storage):
+    with alone(storage):
         resumed = storage.exists(layout.PENDING)
         if resumed:
             _replace(storage)

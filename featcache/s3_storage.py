@@ -98,6 +98,10 @@ class S3Storage(Storage):
                 self._check_bucket()
                 self._heads.pop(key, None)
                 return None
+            except self._obstore.exceptions.BaseError:
+                # The answer to HEAD has no body that could say why: that to a read has one.
+                self._obstore.get_range(self._store, key, start=0, end=1)
+                raise
         self._heads[key] = Head(int(found["size"]), found["e_tag"] or "")
         return int(found["size"])
 
