@@ -714,3 +714,21 @@ def test_a_cache_that_was_pushed_where_another_is_being_made_stays_as_it_is(seal
     ):
         pass
     assert bucket.files("c") == contents(sealed)
+
+
+def test_a_part_of_what_something_was_forgotten_in_is_to_be_pulled_anew(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    url, part = f"{bucket.url}/c", tmp_path / "part"
+    push(sealed, url)
+    pull(url, part, ["lang=it"])
+    before = contents(part)
+    with pytest.raises(CacheError, match=f"partial copy of {url} .*forget {url} --where ...`, delete {part}, and pull"):
+        forget(part, {"id": {"u12"}})
+    forget(url, {"id": {"u12"}})
+    with pytest.raises(MismatchError, match=f"seal.json differs.*delete {part} and pull again"):
+        pull(url, part, ["lang=it"])
+    assert contents(part) == before
+    shutil.rmtree(part)
+    pull(url, part, ["lang=it"])
+    assert "u12" not in featcache.open(part).ids and verify(part).whole

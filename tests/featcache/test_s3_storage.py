@@ -376,3 +376,29 @@ def test_expired_keys_are_named_also_where_only_a_size_is_asked_for(
         storage.size(SHARD)
     monkeypatch.setattr(storage._obstore, "head", head)  # type: ignore[attr-defined]
     assert storage.size(SHARD)
+
+
+def kept(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_blocks_of_what_was_forgotten_do_not_stay(
+    sealed: Path, url: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "blocks", tmp_path / "elsewhere"
+    old = bucket.files()[f"a/cache/{SHARD}"]
+    other = f"{bucket.url}/other"
+    push(sealed, other)
+    for folder in (elsewhere, here):
+        monkeypatch.setenv("FEATCACHE_BLOCKS", str(folder))
+        for place in (url, other):
+            featcache.open(place).read("u0")
+        assert kept(folder).count(old) == 2
+    forget(url, {"id": {"u0"}})
+    # At once where it was forgotten, elsewhere when the cache is opened again; those of another cache stay.
+    assert kept(here).count(old) == 1 and kept(elsewhere).count(old) == 2
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(elsewhere))
+    featcache.open(url)
+    assert kept(elsewhere).count(old) == 1
+    assert featcache.open(url).read("u1").shape == featcache.open(other).read("u1").shape
+    assert "u0" not in featcache.open(url).ids
