@@ -30,14 +30,35 @@ _CRC = 4
 
 
 class Blocks:
-    """Blocks by name, in a folder, `limit` bytes at most. Safe to use from threads and processes."""
+    """Blocks by name, in a folder, `limit` bytes at most. Safe to use from threads and processes.
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    Those of one place lie together, so that what was forgotten there can be removed here.
+
+    Args:
+        shelf: the folder below, of one place in one state, that blocks are put into; the limit holds for all.
+    """
+
+    def __init__(self, folder: Path, limit: int, shelf: str = "") -> None:
         self.folder = folder
         self.limit = limit
+        self._shelf = folder / shelf
         self._lock = threading.Lock()
         self._total: int | None = None
         self._written = 0
+
+    def of(self, place: str, state: str) -> Blocks:
+        """Those of one place; all that was kept of it in another state is removed."""
+        shelves = _shelves(place)
+        name = sha256(state.encode())[:16]
+        with contextlib.suppress(OSError):
+            for other in (self.folder / shelves).iterdir():
+                if other.name != name:
+                    shutil.rmtree(other, ignore_errors=True)
+        return Blocks(self.folder, self.limit, f"{shelves}/{name}")
+
+    def drop(self, place: str) -> None:
+        """Remove all that was kept of a place."""
+        shutil.rmtree(self.folder / _shelves(place), ignore_errors=True)
 
     def get(self, name: str, size: int | None = None) -> bytes | None:
         """A block as it was put; None where it is not here, or not whole.
@@ -110,7 +131,12 @@ class Blocks:
 
     def _path(self, name: str) -> Path:
         digest = sha256(name.encode())[:40]
-        return self.folder / digest[:2] / digest[2:]
+        return self._shelf / digest[:2] / digest[2:]
+
+
+def _shelves(place: str) -> str:
+    """The name of the folder that holds all blocks of a place."""
+    return f"of-{sha256(place.encode())[:16]}"
 
 
 def default_blocks() -> Blocks | None:

@@ -59,6 +59,8 @@ def _print(result: Transfer, dry_run: bool, as_json: bool) -> None:
 
     for name in result.unsealed:
         note(f"{name} is not finished and is left out")
+    if result.unguarded:
+        note(f"no other command was kept from {result.target} meanwhile ({result.unguarded})")
     if as_json:
         return print_json({**asdict(result), "dry_run": dry_run})
     did = "would copy" if dry_run else "copied"

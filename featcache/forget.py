@@ -16,14 +16,14 @@ import numpy as np
 
 from featcache import layout
 from featcache.digest import canonical_json, sha256
-from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, NotPulledError, UsageError
 from featcache.forgotten import remember
 from featcache.index import VIEW_OF
 from featcache.inspect import matching
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-from featcache.turns import taking_away
+from featcache.turns import alone
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def forget(
         return _find(Cache.open(place), where)[0]
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
-    with taking_away(storage):
+    with alone(storage):
         resumed = storage.exists(layout.PENDING)
         if resumed:
             _replace(storage)
@@ -63,7 +63,15 @@ def forget(
         found, kept = _find(cache, where)
         for name in found.segments:
             if kept[name]:
-                _write_anew(storage, kept[name], name, on_shard)
+                try:
+                    _write_anew(storage, kept[name], name, on_shard)
+                except NotPulledError as error:
+                    storage.delete_folder(_staged(name))
+                    raise CacheError(
+                        f"{storage} is a partial copy of {cache.origin} and lacks shards of {name}, which cannot be "
+                        f"written anew without them: `featcache forget {cache.origin} --where ...`, delete {storage}, "
+                        "and pull again"
+                    ) from error
         pending = {name: _seal(storage, _staged(name)) if kept[name] else None for name in found.segments}
         storage.write(layout.PENDING, canonical_json(pending))
         _replace(storage)
@@ -159,3 +167,4 @@ def _replace(storage: Storage) -> None:
             storage.move_folder(_staged(name), name)
     storage.delete(layout.PENDING)
     storage.delete_folder(layout.FORGET)
+    storage.drop_kept()

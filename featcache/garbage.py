@@ -10,7 +10,7 @@ from featcache.errors import CacheError
 from featcache.forgotten import refuse_half_forgotten
 from featcache.lease import living
 from featcache.storage import open_storage
-from featcache.turns import taking_away
+from featcache.turns import alone
 from featcache.verify import proves, verify
 
 
@@ -24,7 +24,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
     storage = open_storage(place)
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
-    with taking_away(storage) if delete else contextlib.nullcontext():
+    with alone(storage) if delete else contextlib.nullcontext():
         refuse_half_forgotten(place, storage.exists(layout.PENDING))
         unfinished = [name for name in layout.segments(storage) if not storage.exists(f"{name}/seal.json")]
         if any(living(storage, f"{name}/leases") for name in unfinished):

@@ -35,7 +35,7 @@ from featcache.spec import CacheSpec, Layout, format_profile
 from featcache.startup import check_trace
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
-from featcache.turns import adding
+from featcache.turns import adding, making
 from featcache.upstreams import Upstream, UpstreamConfig, load, places
 from featcache.windows import windows
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
@@ -129,7 +129,8 @@ class Job:
         )
         config = places.absolute(UpstreamConfig.model_validate(made.spec.upstream))
         spec = made.spec.model_copy(update={"upstream": config.model_dump(mode="json")})
-        create_cache(self.storage, spec, made.calibration)
+        with making(self.storage):
+            create_cache(self.storage, spec, made.calibration)
         self._save_rate(made.realtime)
 
     def extract(self, strict: bool = False, check_disk: bool = True, part: Part | None = None) -> Done | None:

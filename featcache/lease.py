@@ -20,6 +20,8 @@ from featcache.process import machine, may_run, started
 from featcache.storage import Storage
 
 TTL_SECONDS = 60.0
+# Owners in this process that are done. Where the server is gone, their leases stay.
+_DONE: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Lease:
 
     @property
     def alive(self) -> bool:
-        """Whether its owner may still be working: not expired, and not a dead process of this machine."""
-        if self.expires <= time.time():
+        """Whether its owner may still be working: not expired, not done, and not a dead process of this machine."""
+        if self.expires <= time.time() or self.owner in _DONE:
             return False
         return may_run(self.machine, self.pid, self.started)
 
@@ -102,12 +104,16 @@ class Leases:
         for key in list(self._held):
             with contextlib.suppress(Exception):
                 self.release(key)
+        _DONE.add(self.owner)
 
     def _take(self, key: str, depth: int) -> Lease | None:
         lease = self._new(key)
         if self.storage.create(key, lease.to_bytes()):
             return lease
         data = self.storage.read(key)
+        if data == lease.to_bytes():
+            # The answer to our request was lost on the way, and the second request met the first one's lease.
+            return lease
         if data is None:
             return lease if self.storage.create(key, lease.to_bytes()) else None
         found = _parse(data)

@@ -179,9 +179,11 @@ def _refuse_other_place(
     for key in wanted:
         fixed = phase_of(key) in (SEALS, ROOT) or key.endswith("/plan.json")
         if fixed and storage.read(key) not in (None, staged.read(key)):
-            raise MismatchError(
-                f"{storage} holds another cache ({key} differs): {forgotten_or(key, url, storage)}give another folder"
-            )
+            remedy = f"{forgotten_or(key, url, storage)}give another folder"
+            if read_origin(storage) == str(url):
+                # Without all shards nothing can be forgotten here, and all that is here is there as well.
+                remedy = f"if something was forgotten at {url} since, delete {storage} and pull again, else {remedy}"
+            raise MismatchError(f"{storage} holds another cache ({key} differs): {remedy}")
     refuse_return(url, wanted, storage, storage.read(FORGOTTEN))
     seals = (f"{name}/seal.json" for name in layout.segments(storage))
     extra = extra_segment(filter(storage.exists, seals), wanted)

@@ -6,13 +6,14 @@ thing costs a second copy, and a read back to prove it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from featcache import layout
 from featcache.digest import sha256
-from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError
+from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.forgotten import FORGOTTEN, refuse_half_forgotten, refuse_return
 from featcache.ledger import FileProof
 from featcache.partial import read_origin
@@ -31,8 +32,9 @@ from featcache.remote import (
     provers_of,
 )
 from featcache.s3 import S3Settings, S3Url
-from featcache.storage import LocalStorage
+from featcache.storage import Address, LocalStorage, open_storage
 from featcache.transfer import JOBS, Remote, S5cmd, etag
+from featcache.turns import alone
 
 
 def push(
@@ -43,10 +45,12 @@ def push(
     Raises:
         CorruptCacheError: the cache is not as it was sealed; nothing of it is copied.
         MismatchError: another cache is at the target, or one with a segment that this one does not have.
-        CacheError: no such bucket, wrong keys or no server. JobError: it stopped on the way.
+        CacheError: no such bucket, wrong keys or no server; or another command is at work at the target.
+        JobError: it stopped on the way.
     """
     url, storage = S3Url.parse(target), local_storage(place)
-    client = S5cmd(settings or S3Settings.find(), jobs)
+    settings = settings or S3Settings.find()
+    client = S5cmd(settings, jobs)
     if not storage.exists(layout.ROOT):
         raise CacheError(f"there is no cache at {storage}: give the path of one")
     if (origin := read_origin(storage)) is not None:
@@ -54,27 +58,59 @@ def push(
     refuse_half_forgotten(str(storage), storage.exists(layout.PENDING))
     result = Transfer(str(storage), str(url))
     wanted = inventory(storage, result)
+    there = _look(storage, client, url, wanted)
+    tags = _prove_local(storage, wanted)
+    todo, _ = _to_copy(wanted, there, tags)
+    result.count(wanted, todo)
+    if dry_run or not todo:
+        return result
+    with _alone(Address(str(url), settings), result) as check:
+        # What was looked at before has had hours to change.
+        there = _look(storage, client, url, wanted)
+        todo, withdrawn = _to_copy(wanted, there, tags)
+        result.count(wanted, todo)
+        client.remove([url.of(key) for key in sorted(withdrawn)], str(url))
+        with ByteProgress("pushing", result.bytes) as progress:
+            for phase in PHASES:
+                keys = sorted(key for key in todo if phase_of(key) == phase)
+                if not keys:
+                    continue
+                check()
+                earlier = {key: wanted[key] for key in wanted if phase_of(key) < phase}
+                client.copy([(str(storage.path(key)), url.of(key)) for key in keys], progress.advance, str(url))
+                _prove_remote(client, url, {key: wanted[key] for key in keys}, tags, earlier)
+    return result
+
+
+@contextlib.contextmanager
+def _alone(target: Address, result: Transfer) -> Iterator[Callable[[], None]]:
+    """As `alone` at the target, where a lease can be had there: s5cmd has no conditional put, and finds keys of more
+    kinds than obstore does."""
+    try:
+        there = open_storage(target)
+    except UsageError as error:
+        result.unguarded = str(error)
+        yield lambda: None
+        return
+    with alone(there) as check:
+        yield check
+
+
+def _look(storage: LocalStorage, client: S5cmd, url: S3Url, wanted: Mapping[str, FileProof]) -> dict[str, Remote]:
+    """What is at the target, which must be nothing, or this cache or a part of it."""
     there = client.list(url)
     refuse_half_forgotten(str(url), layout.PENDING in there)
     _refuse_other_target(storage, client, url, wanted, there)
-    tags = _prove_local(storage, wanted)
+    return there
+
+
+def _to_copy(
+    wanted: Mapping[str, FileProof], there: Mapping[str, Remote], tags: Mapping[str, str]
+) -> tuple[set[str], set[str]]:
+    """What is to be copied, and what of it must first be taken away: proofs of files that are replaced."""
     todo = {key for key in wanted if there.get(key) != Remote(wanted[key].bytes, tags[key])}
     withdrawn = provers_of(todo) & there.keys()
-    todo |= withdrawn
-    result.count(wanted, todo)
-    if dry_run:
-        return result
-    client.remove([url.of(key) for key in sorted(withdrawn)], str(url))
-    with ByteProgress("pushing", result.bytes) as progress:
-        for phase in PHASES:
-            keys = sorted(key for key in todo if phase_of(key) == phase)
-            earlier = {key: wanted[key] for key in wanted if phase_of(key) < phase}
-            if keys and phase in (SEALS, ROOT):
-                # Until it is sealed, a `featcache gc` there takes a segment for one that was given up.
-                _prove_lengths(url, earlier, client.list(url))
-            client.copy([(str(storage.path(key)), url.of(key)) for key in keys], progress.advance, str(url))
-            _prove_remote(client, url, {key: wanted[key] for key in keys}, tags, earlier)
-    return result
+    return todo | withdrawn, withdrawn
 
 
 def _prove_local(storage: LocalStorage, wanted: Mapping[str, FileProof]) -> dict[str, str]:
@@ -106,17 +142,13 @@ def _prove_remote(
     Args:
         earlier: what must be there still.
     """
-    there = client.list(url) if wanted else {}
-    _prove_lengths(url, {**wanted, **earlier} if wanted else {}, there)
+    there = client.list(url)
+    for key, expected in {**wanted, **earlier}.items():
+        if key not in there or there[key].size != expected.bytes:
+            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
     for key, expected in wanted.items():
         if there[key].etag != tags[key] and sha256(b"".join(client.read(url.of(key)))) != expected.sha256:
             raise JobError(f"{url.of(key)} is not what was sent; run the same command again")
-
-
-def _prove_lengths(url: S3Url, wanted: Mapping[str, FileProof], there: Mapping[str, Remote]) -> None:
-    for key, expected in wanted.items():
-        if key not in there or there[key].size != expected.bytes:
-            raise JobError(f"{url.of(key)} did not arrive whole: run the same command again")
 
 
 def _refuse_other_target(

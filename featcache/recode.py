@@ -22,7 +22,7 @@ from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-from featcache.turns import adding
+from featcache.turns import adding, making
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
 CALIBRATION_SECONDS = 600.0
@@ -108,7 +108,8 @@ def _prepare(cache: Cache, storage: Storage, name: str, parameters: dict[str, An
             "parent": cache.encoding_id,
         }
     )
-    create_cache(storage, spec, calibration)
+    with making(storage):
+        create_cache(storage, spec, calibration)
     # As it will be read: parameters and arrays that went through the store.
     return read_spec(storage)[0], codec
 

@@ -25,7 +25,12 @@ READERS = 4
 
 @dataclass
 class Transfer:
-    """What a push or pull did, or would do. `not_pulled` counts shard files that a partial copy does without."""
+    """What a push or pull did, or would do.
+
+    Attributes:
+        not_pulled: number of shard files that a partial copy does without.
+        unguarded: why a push could not keep others from its target meanwhile; empty where it did.
+    """
 
     source: str
     target: str
@@ -36,6 +41,7 @@ class Transfer:
     present_bytes: int = 0
     not_pulled: int = 0
     unsealed: list[str] = field(default_factory=list)
+    unguarded: str = ""
 
     def count(self, wanted: Mapping[str, FileProof], todo: set[str]) -> None:
         sizes = {key: wanted[key].bytes for key in wanted}

@@ -39,7 +39,8 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     (r"no space left on device", "the local disk is full: free some space"),
     (r"SlowDown|InternalError|ServiceUnavailable|\b50[0-9]\b", "the server is overloaded or failing: try again later"),
     (
-        r"RequestError|connection refused|connection reset|no such host|timed? ?out|error sending request|EOF|"
+        # obstore names its own `retry_timeout`, whatever went wrong.
+        r"RequestError|connection refused|connection reset|no such host|\btimed? ?out|error sending request|\bEOF\b|"
         r"broken pipe|dns error",
         "the server cannot be reached: check the endpoint (AWS_ENDPOINT_URL) and the network",
     ),
@@ -134,7 +135,9 @@ def explain(said: str, place: str, after: str = "", kind: type[FeatcacheError] =
         kind: the error's class.
     """
     first_line = re.split(r"\s+status code:|\n", said.strip(), maxsplit=1)[0][:200]
-    known = (meaning for pattern, meaning in _MEANINGS if re.search(pattern, said, re.IGNORECASE))
+    # Names of buckets and folders are no words of the server's.
+    words = re.sub(r"\b(?:https?|s3)://\S+", "", said)
+    known = (meaning for pattern, meaning in _MEANINGS if re.search(pattern, words, re.IGNORECASE))
     meaning = next(known, first_line or "it failed without a reason")
     return kind(f"{place}: {meaning}{f'; {after}' if after else ''}")
 

@@ -20,7 +20,9 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
 from featcache.blocks import BLOCK_BYTES, Blocks, default_blocks
+from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, JobError, UsageError
+from featcache.forgotten import FORGOTTEN
 from featcache.s3 import S3Settings, S3Url, explain, find_keys
 from featcache.storage import Address, Storage
 
@@ -51,7 +53,9 @@ class S3Storage(Storage):
         make: Any = S3Store
         self.url = url
         self._settings = settings or S3Settings.find()
-        self._blocks = blocks or default_blocks()
+        self._all_blocks = blocks or default_blocks()
+        self._blocks: Blocks | None = None
+        self._place = f"{self._settings.endpoint} {self.url}"
         given: dict[str, Any] = {name: v for name, v in vars(self._settings).items() if v and name != "profile"}
         self._store = make(
             url.bucket,
@@ -76,6 +80,9 @@ class S3Storage(Storage):
 
     def zarr(self) -> zarr.abc.store.Store:
         if self._zarr is None:
+            if self._all_blocks is not None:
+                # Whenever something is forgotten there, this list becomes another, and what was kept before goes.
+                self._blocks = self._all_blocks.of(self._place, sha256(self.read(FORGOTTEN) or b""))
             self._zarr = _BlockStore(self)
         return self._zarr
 
@@ -98,6 +105,10 @@ class S3Storage(Storage):
                 self._check_bucket()
                 self._heads.pop(key, None)
                 return None
+            except self._obstore.exceptions.BaseError:
+                # The answer to HEAD has no body that could say why: that to a read has one.
+                self._obstore.get_range(self._store, key, start=0, end=1)
+                raise
         self._heads[key] = Head(int(found["size"]), found["e_tag"] or "")
         return int(found["size"])
 
@@ -148,6 +159,11 @@ class S3Storage(Storage):
         """A bucket is never full."""
         return sys.maxsize
 
+    def drop_kept(self) -> None:
+        if self._all_blocks is not None:
+            self._all_blocks.drop(self._place)
+            self._zarr = None
+
     # Reading by blocks
 
     def head(self, key: str) -> Head | None:
@@ -166,7 +182,7 @@ class S3Storage(Storage):
         return b"".join(blocks)[start - first : end - first]
 
     async def _block(self, key: str, head: Head, number: int) -> bytes:
-        name = f"{self._settings.endpoint} {self.url}/{key} {head.etag} {head.size} {number}"
+        name = f"{self._place}/{key} {head.etag} {head.size} {number}"
         flight = asyncio.get_running_loop(), name
         if flight not in self._flying:
             task = asyncio.ensure_future(self._load_block(name, key, head, number))

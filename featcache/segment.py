@@ -256,12 +256,33 @@ class Segment:
             )
 
     def _read_array(self, path: str) -> np.ndarray:
+        """An array of the index or of the labels, from bytes that are as they were sealed.
+
+        A checksum inside a file says only that it is whole: another array's would do as well. One that is missing
+        zarr would read as zeros.
+        """
+
         def read() -> np.ndarray:
-            self._check_metadata(path)
-            self._check_chunks(path)
-            return np.asarray(zarr.open_array(self.storage.zarr(), path=path, mode="r")[...])
+            below = f"{path.removeprefix(f'{self.name}/')}/"
+            wanted = {f"{self.name}/{key}": p for key, p in self._proofs(below).items() if key.startswith(below)}
+            files = layout.read_files(self.storage.zarr(), [*wanted])
+            if f"{path}/zarr.json" not in wanted:
+                raise CorruptCacheError(f"{self.storage}/{path} is no part of what was sealed: {self.remedy}")
+            for key, expected in wanted.items():
+                self._check_file(key, files.get(key), expected)
+            return layout.parse_array(path, files)
 
         return self._guard(path, read)
+
+    def _check_file(self, key: str, data: bytes | None, expected: FileProof) -> None:
+        if data is None:
+            raise CorruptCacheError(f"{self.storage}/{key} is missing: {self.remedy}")
+        if len(data) != expected.bytes:
+            raise CorruptCacheError(
+                f"{self.storage}/{key} has {len(data)} bytes where {expected.bytes} were written: {self.remedy}"
+            )
+        if proof(data) != expected:
+            raise CorruptCacheError(f"{self.storage}/{key} is damaged (not as it was sealed): {self.remedy}")
 
     def _check_metadata(self, path: str) -> None:
         """An array's metadata must be as it was sealed: chunks have checksums, their shape and type have not."""
@@ -270,18 +291,6 @@ class Segment:
         if expected is None or proof(self.storage.read(f"{self.name}/{key}") or b"") != expected:
             self.check_current()
             raise CorruptCacheError(f"{self.storage}/{self.name}/{key} is not as it was sealed: {self.remedy}")
-
-    def _check_chunks(self, path: str) -> None:
-        """Every chunk of an array must be there: zarr would read a missing one as zeros."""
-        below = f"{path.removeprefix(f'{self.name}/')}/c/"
-        for key, expected in self._proofs(below).items():
-            if not key.startswith(below):
-                continue
-            size, chunk = self.storage.size(f"{self.name}/{key}"), f"{self.storage}/{self.name}/{key}"
-            if size is None:
-                raise CorruptCacheError(f"{chunk} is missing: {self.remedy}")
-            if size != expected.bytes:
-                raise CorruptCacheError(f"{chunk} has {size} bytes where {expected.bytes} were written: {self.remedy}")
 
     def _proofs(self, key: str) -> dict[str, FileProof]:
         """What proves a file beside the shards, by keys relative to the segment."""

@@ -16,7 +16,7 @@ from featcache.inspect import matching
 from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_source, refuse_more
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
-from featcache.turns import adding
+from featcache.turns import adding, making
 from featcache.writer import drop_other_calibration, refuse_foreign
 
 # In place of the digest of a recording that could not be used.
@@ -130,11 +130,12 @@ def _prepare(source: Storage, target: Storage, dry_run: bool) -> None:
     refuse_foreign(target)
     if dry_run:
         return
-    calibration = [*source.list_keys(layout.CALIBRATION)]
-    drop_other_calibration(target, calibration)
-    # The description last: it makes a cache of it.
-    for key in (*calibration, layout.ROOT):
-        data = source.read(key)
-        if data is None:
-            raise CacheError(f"{source}/{key} went away while it was copied: run `featcache verify {source}`")
-        target.write(key, data)
+    with making(target):
+        calibration = [*source.list_keys(layout.CALIBRATION)]
+        drop_other_calibration(target, calibration)
+        # The description last: it makes a cache of it.
+        for key in (*calibration, layout.ROOT):
+            data = source.read(key)
+            if data is None:
+                raise CacheError(f"{source}/{key} went away while it was copied: run `featcache verify {source}`")
+            target.write(key, data)

@@ -115,6 +115,9 @@ class Storage(ABC):
     def delete_temporary(self, prefix: str) -> None:
         """Remove what killed writers left half-written below a folder."""
 
+    def drop_kept(self) -> None:  # noqa: B027 - most keep nothing
+        """Remove what this machine keeps elsewhere of what was read here."""
+
     @abstractmethod
     def free_bytes(self) -> int:
         """Space that is left."""

@@ -29,6 +29,34 @@ def test_a_lease_is_held_once_and_free_after_release(tmp_path: Path) -> None:
     assert list(LocalStorage(tmp_path).list_keys()) == []
 
 
+def test_a_lease_whose_answer_was_lost_is_ours(tmp_path: Path) -> None:
+    """S3: the first request arrives, its answer does not, and the client's second one finds the name taken."""
+
+    class Lossy(LocalStorage):
+        def create(self, key: str, data: bytes) -> bool:
+            super().create(key, data)
+            return False
+
+    ours, theirs = Leases(Lossy(tmp_path)), Leases(LocalStorage(tmp_path))
+    assert ours.acquire("x") and not theirs.acquire("x")
+    ours.check("x")
+    ours.close()
+    assert theirs.acquire("x")
+    theirs.close()
+
+
+def test_what_could_not_be_released_is_free_for_the_same_process(tmp_path: Path) -> None:
+    class Gone(LocalStorage):
+        def delete(self, key: str) -> None:
+            raise JobError("the server is gone")
+
+    first, second = Leases(Gone(tmp_path)), Leases(LocalStorage(tmp_path))
+    assert first.acquire("x") and not second.acquire("x")
+    first.close()
+    assert second.acquire("x")
+    second.close()
+
+
 def test_a_running_process_renews_its_lease(tmp_path: Path) -> None:
     a, b = Leases(LocalStorage(tmp_path), ttl=0.3), Leases(LocalStorage(tmp_path), ttl=0.3)
     assert a.acquire("x")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ from featcache.errors import (
 )
 from featcache.forget import forget
 from featcache.garbage import garbage
+from featcache.lease import Lease
 from featcache.pull import pull
 from featcache.push import push
 from featcache.remote import Transfer
 from featcache.spec import Layout
-from featcache.storage import LocalStorage
+from featcache.storage import LocalStorage, open_storage
+from featcache.turns import ALONE, adding, making
 from featcache.verify import verify
 from tests.helpers import make_cache, run_cli
 from tests.s3 import KEYS, Bucket, Wire
@@ -136,7 +139,7 @@ def test_a_server_that_goes_away_in_a_push_leaves_no_cache_and_the_same_command_
         message.startswith(f"featcache: {bucket.url}/half: the server cannot be reached") and "Traceback" not in message
     )
     opens_nowhere(bucket, "half", tmp_path / "half")
-    before = len(bucket.files("half"))
+    before = sum(not key.startswith("log/") for key in bucket.files("half"))
     done = run_cli("push", sealed, f"{bucket.url}/half")
     assert done.status == 0 and done.out.splitlines()[-1] == f"{bucket.url}/half", done.err
     assert f"{before} files" in done.out if before else True
@@ -630,23 +633,115 @@ def test_a_push_that_was_killed_without_the_root_goes_on_where_something_was_for
     assert push(local, url).files == 1 and verify(url).whole
 
 
-@pytest.mark.parametrize("when", [1, 2])
-def test_what_a_tidying_took_away_during_a_push_is_not_sealed(
-    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int
-) -> None:
-    url, prove, calls = f"{bucket.url}/c", pushing._prove_remote, 0
+def during(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Acts after each step of a push, with its number from 1 on."""
+    prove, calls = pushing._prove_remote, 0
 
-    def tidied(*given: Any) -> None:
+    def proven(*given: Any) -> None:
         nonlocal calls
         calls += 1
         prove(*given)
-        if calls == when:
-            assert garbage(url, True) == ["segments/000001"]
+        act(calls)
 
+    monkeypatch.setattr(pushing, "_prove_remote", proven)
+
+
+def test_a_push_is_alone_at_its_target(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, refused, listed = f"{bucket.url}/c", 0, 0
     push(sealed, url)
     local = extended(sealed, tmp_path / "local")
-    with monkeypatch.context() as patch, pytest.raises(JobError, match="did not arrive whole: run the same command"):
-        patch.setattr(pushing, "_prove_remote", tidied)
+    list_ = pushing.S5cmd.list
+
+    def meanwhile(step: int) -> None:
+        nonlocal refused
+        others = [lambda: garbage(url, True), lambda: push(local, url), lambda: forget(url, {"id": {"u0"}})]
+        bucket.delete("c/segments/000000/labels/zarr.json")
+        for other in [*others, lambda: adding(open_storage(url)).__enter__()]:
+            with pytest.raises(CacheError, match="`featcache forget`, `gc` or `push` is at work on .*: wait for it"):
+                other()
+            refused += 1
+        bucket.put("c/segments/000000/labels/zarr.json", (sealed / "segments/000000/labels/zarr.json").read_bytes())
+
+    def counted(self: pushing.S5cmd, place: Any) -> Any:
+        nonlocal listed
+        listed += 1
+        return list_(self, place)
+
+    with monkeypatch.context() as patch:
+        during(patch, meanwhile)
         push(local, url)
-    assert "segments/000001/seal.json" not in bucket.files("c")
-    assert push(local, url).files > 0 and verify(url).whole and featcache.open(url).complete
+    assert refused == 3 * 4 and contents(local) == bucket.files("c"), "and no lease is left"
+    with adding(open_storage(url)), pytest.raises(CacheError, match="is being added to by another command"):
+        bucket.delete("c/zarr.json")
+        push(local, url)
+    monkeypatch.setattr(pushing.S5cmd, "list", counted)
+    push(local, url)
+    assert listed == 3 and verify(url).whole
+    # With nothing to copy it waits for nobody.
+    with adding(open_storage(url)):
+        assert push(local, url).files == 0
+    listed = 0
+    push(local, f"{bucket.url}/new")
+    assert listed == 6, "at the start, when it is alone, and after each of four steps"
+
+
+def test_a_push_goes_on_where_it_cannot_keep_others_away(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{bucket.url}/unguarded"
+    assert not push(sealed, url).unguarded
+    local = extended(sealed, tmp_path / "local")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    done = run_cli("push", local, url)
+    assert done.status == 0 and f"no other command was kept from {url} meanwhile" in done.err, done.err
+    assert "speech-featcache[s3]" in done.err
+    assert contents(local) == bucket.files("unguarded")
+
+
+def test_a_push_that_stood_still_until_another_took_its_place_seals_nothing(
+    sealed: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(step: int) -> None:
+        if step == 2:
+            other = Lease(ALONE, "other", time.time() + 60)
+            bucket.put(f"c/{ALONE}", other.to_bytes())
+
+    with monkeypatch.context() as patch, pytest.raises(JobError, match="was lost to another process"):
+        during(patch, overtaken)
+        push(sealed, f"{bucket.url}/c")
+    assert not any(key.endswith(("seal.json", "c/zarr.json")) for key in bucket.files("c"))
+    with pytest.raises(CacheError, match="is at work"):
+        push(sealed, f"{bucket.url}/c")
+    bucket.delete(f"c/{ALONE}")
+    push(sealed, f"{bucket.url}/c")
+    assert bucket.files("c") == contents(sealed)
+
+
+def test_a_cache_that_was_pushed_where_another_is_being_made_stays_as_it_is(sealed: Path, bucket: Bucket) -> None:
+    push(sealed, f"{bucket.url}/c")
+    with (
+        pytest.raises(CacheError, match="another command has just made a cache"),
+        making(open_storage(f"{bucket.url}/c")),
+    ):
+        pass
+    assert bucket.files("c") == contents(sealed)
+
+
+def test_a_part_of_what_something_was_forgotten_in_is_to_be_pulled_anew(
+    sealed: Path, bucket: Bucket, tmp_path: Path
+) -> None:
+    url, part = f"{bucket.url}/c", tmp_path / "part"
+    push(sealed, url)
+    pull(url, part, ["lang=it"])
+    before = contents(part)
+    with pytest.raises(CacheError, match=f"partial copy of {url} .*forget {url} --where ...`, delete {part}, and pull"):
+        forget(part, {"id": {"u12"}})
+    forget(url, {"id": {"u12"}})
+    with pytest.raises(MismatchError, match=f"seal.json differs.*delete {part} and pull again"):
+        pull(url, part, ["lang=it"])
+    assert contents(part) == before
+    shutil.rmtree(part)
+    pull(url, part, ["lang=it"])
+    assert "u12" not in featcache.open(part).ids and verify(part).whole

@@ -23,7 +23,7 @@ from featcache.forgotten import FORGOTTEN
 from featcache.inspect import info
 from featcache.lease import Leases
 from featcache.push import push
-from featcache.s3 import S3Settings, S3Url, using
+from featcache.s3 import S3Settings, S3Url, explain, using
 from featcache.s3_storage import S3Storage
 from featcache.spec import Layout
 from featcache.storage import LocalStorage, open_storage
@@ -342,3 +342,63 @@ def test_a_removal_killed_while_it_moved_a_segment_does_not_take_the_new_one_for
     forget(local, {"id": {"u3"}})
     assert open_storage(url).read(FORGOTTEN) == LocalStorage(local).read(FORGOTTEN)
     assert push(local, url).files == 0
+
+
+def test_what_a_server_says_is_told_from_what_its_client_says_and_from_names() -> None:
+    own = (
+        "Generic S3 error: Error performing HEAD http://geoffrey:403/503/x in 5ms - Server returned {}\n\nDebug source:"
+    )
+    own += '\nRetryErrorImpl {{ method: HEAD, retry_timeout: 30s, inner: Status {{ status: 400, body: Some("{}") }} }}'
+    for status, body, words in (
+        ("non-2xx status code: 400 Bad Request: ", "", "s3://b: Generic S3 error: Error performing HEAD"),
+        (
+            "non-2xx status code: 400 Bad Request: ExpiredToken",
+            "ExpiredToken",
+            "the keys are refused as wrong or expired",
+        ),
+        ("non-2xx status code: 403 Forbidden", "", "the keys may not do this"),
+        ("error status: 503 Slow Down", "", "the server is overloaded"),
+    ):
+        assert words in str(explain(own.format(status, body), "s3://b"))
+
+
+def test_expired_keys_are_named_also_where_only_a_size_is_asked_for(
+    url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(url)
+    head = storage._obstore.head  # type: ignore[attr-defined]
+
+    def refused(*given: object) -> None:
+        raise storage._obstore.exceptions.GenericError("400 Bad Request, without a body")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(storage._obstore, "head", refused)  # type: ignore[attr-defined]
+    with bucket.server.only_known_keys(), pytest.raises(CacheError, match="the keys are refused as wrong or expired"):
+        storage.size(SHARD)
+    monkeypatch.setattr(storage._obstore, "head", head)  # type: ignore[attr-defined]
+    assert storage.size(SHARD)
+
+
+def kept(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_blocks_of_what_was_forgotten_do_not_stay(
+    sealed: Path, url: str, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "blocks", tmp_path / "elsewhere"
+    old = bucket.files()[f"a/cache/{SHARD}"]
+    other = f"{bucket.url}/other"
+    push(sealed, other)
+    for folder in (elsewhere, here):
+        monkeypatch.setenv("FEATCACHE_BLOCKS", str(folder))
+        for place in (url, other):
+            featcache.open(place).read("u0")
+        assert kept(folder).count(old) == 2
+    forget(url, {"id": {"u0"}})
+    # At once where it was forgotten, elsewhere when the cache is opened again; those of another cache stay.
+    assert kept(here).count(old) == 1 and kept(elsewhere).count(old) == 2
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(elsewhere))
+    featcache.open(url)
+    assert kept(elsewhere).count(old) == 1
+    assert featcache.open(url).read("u1").shape == featcache.open(other).read("u1").shape
+    assert "u0" not in featcache.open(url).ids

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import random
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,24 @@ def test_a_missing_chunk_of_an_index_or_label_is_no_zeros(tmp_path: Path, monkey
                 list(cache.ids) if "index" in chunk.parts else cache.labels("text")
         chunk.write_bytes(data)
     assert featcache.open(folder).labels("text") == [f"{name} said so" for name in FEATURES]
+
+
+def test_a_whole_file_of_equal_size_in_the_place_of_another_is_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "INDEX_CHUNK", 16)
+    labels = {name: {"text": sha256(name.encode()).hexdigest()[:16]} for name in FEATURES}
+    folder = make_cache(tmp_path / "cache", FEATURES, labels)
+    for column in ("index/id_bytes", "labels/text/bytes"):
+        first, second = (folder / f"segments/000000/{column}/c/{chunk}" for chunk in (0, 1))
+        data, other = first.read_bytes(), second.read_bytes()
+        assert len(data) == len(other) and data != other
+        first.write_bytes(other)
+        cache = featcache.open(folder)
+        with pytest.raises(CorruptCacheError, match=f"{column}/c/0 is damaged .*featcache repair"):
+            list(cache.ids) if "index" in column else cache.labels("text")
+        first.write_bytes(data)
+    assert list(featcache.open(folder).ids) == list(FEATURES)
 
 
 def test_a_truncated_shard_is_named_with_its_repair(copy: Path) -> None:

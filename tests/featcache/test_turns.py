@@ -22,7 +22,7 @@ from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.store import Cache
-from featcache.turns import ADDITIONS, adding, taking_away
+from featcache.turns import ADDITIONS, adding, alone
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from tests.helpers import contents, make_speech
@@ -52,10 +52,10 @@ def job(speech: Path, tmp_path: Path) -> MakeJob:
 
 def test_many_add_and_one_takes_away(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
-    with adding(storage), adding(storage), pytest.raises(CacheError, match="added to by another"), taking_away(storage):
+    with adding(storage), adding(storage), pytest.raises(CacheError, match="added to by another"), alone(storage):
         pass
-    with taking_away(storage):
-        with pytest.raises(CacheError, match="another `featcache forget`"), taking_away(storage):
+    with alone(storage):
+        with pytest.raises(CacheError, match="another `featcache forget`, `gc` or `push`"), alone(storage):
             pass
         with pytest.raises(CacheError, match="at work on"), adding(storage):
             pass
@@ -124,7 +124,7 @@ def test_no_garbage_is_removed_while_something_is_forgotten(job: MakeJob, monkey
     write_anew, refused = forgetting._write_anew, []
 
     def look(*arguments: Any) -> None:
-        with pytest.raises(CacheError, match="another `featcache forget`") as error:
+        with pytest.raises(CacheError, match="another `featcache forget`, `gc` or `push`") as error:
             garbage(place, delete=True)
         refused.append(error)
         write_anew(*arguments)
