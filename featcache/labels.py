@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 
 from featcache.index import MISSING
-from featcache.ledger import LABELS_PROOF
+from featcache.layout import LABELS_PROOF
 
 # Names with a meaning of their own below `labels/`, or anywhere in a cache.
 TAKEN = ("zarr.json", LABELS_PROOF, "leases")
