@@ -21,6 +21,8 @@ from featcache.geometry import Geometry
 from featcache.job import Job, Request
 from featcache.lease import Lease
 from featcache.manifest import absolute, read, write
+from featcache.outlook import Outlook, outlook
+from featcache.plan import Part
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig, load, places
@@ -225,6 +227,34 @@ def test_strict_stops_with_exit_status_1_and_the_row(speech: Path, tmp_path: Pat
     assert not list((tmp_path / "c").glob("segments/*/ledger/*"))
     assert run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c").status == 0
     assert "gone" in run_cli("status", tmp_path / "c").out
+
+
+def test_strict_does_not_finish_what_a_run_without_it_began(speech: Path, tmp_path: Path) -> None:
+    gone = absolute(read(speech), speech)[0].model_copy(update={"id": "gone", "audio_filepath": "gone.wav"})
+    write(tmp_path / "m.jsonl", [gone, *absolute(read(speech), speech)])
+    small = Request(MEL, "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+    job = Job(tmp_path / "m.jsonl", tmp_path / "c", small)
+    job.extract(part=Part(1, 2))
+    before = contents(tmp_path / "c")
+    again = run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c", "--strict")
+    assert again.status == 1 and "'gone' cannot be used: no such file (--strict); a run without" in again.err
+    assert contents(tmp_path / "c") == before
+    assert run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c").status == 0
+
+
+def test_the_plan_of_a_half_finished_segment_is_of_the_other_half(speech: Path, tmp_path: Path) -> None:
+    def planned() -> Outlook:
+        return outlook(Job(speech, tmp_path / "c", small))
+
+    small = Request(MEL, "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+    Job(speech, tmp_path / "c", small).init()
+    whole = planned()
+    Job(speech, tmp_path / "c", small).extract(part=Part(1, 2))
+    half = planned()
+    assert whole.shards_done == 0 and 0 < half.shards_done < half.shards
+    assert abs(half.bytes / whole.bytes - (1 - half.shards_done / half.shards)) < 0.1
+    Job(speech, tmp_path / "c", small).extract()
+    assert planned().bytes == 0
 
 
 @pytest.fixture
