@@ -115,8 +115,8 @@ class SegmentWriter:
                 "run this one again, else give another path"
             )
         return (
-            f"{here} was begun for {what}, not for {these}: wait for the command that is at work on it, finish it with "
-            f"its own manifest, or drop it with `featcache gc {self.storage}`"
+            f"{here} was begun for {what}, not for {these}, their order and durations counted: wait for the command "
+            f"that is at work on it, finish it with its own manifest, or drop it with `featcache gc {self.storage}`"
         )
 
     def records(self) -> dict[int, ShardRecord]:
@@ -191,6 +191,8 @@ class SegmentWriter:
         columns = build_columns(self.plan, records)
         for key, data in layout.render_columns(f"{self.name}/index", columns).items():
             self.storage.write(key, data)
+        # One that was killed here may have had columns that these labels are without.
+        self.storage.delete_folder(f"{self.name}/labels")
         write_labels(self.storage, self.name, labels)
         seal = Seal(
             values_id=self.spec.values_id,
