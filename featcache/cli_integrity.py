@@ -79,6 +79,14 @@ def repair_command(
     upstream: UpstreamId = None,
     weights: Weights = None,
     device: Device = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CACHE",
+            help="Of a recoded cache: the one that it was recoded from, to make its shards of.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compute again exactly what verify finds broken.
 
@@ -86,7 +94,7 @@ def repair_command(
     """
     from featcache.repair import repair
 
-    repaired = repair(manifest, cache, choose_device(device), named_model(upstream, weights=weights))
+    repaired = repair(manifest, cache, choose_device(device), named_model(upstream, weights=weights), source)
     for key in repaired:
         print(f"repaired {key}")
     if not repaired:

@@ -79,8 +79,8 @@ def print_outlook(job: Job, as_json: bool) -> None:
     rows = {
         "utterances": f"{view.utterances:,} in the manifest, {view.present:,} in the cache, {view.planned:,} to add",
         "speech to add": f"{view.hours:.2f} h, {view.frames:,} frames, {stored}",
-        "size": f"{size_text(view.bytes)} at {job.spec.bits_per_value:.2f} bits per value ({job.spec.profile_text}); "
-        f"{size_text(view.free_bytes)} free",
+        "size": f"{size_text(view.bytes)} to write at {job.spec.bits_per_value:.2f} bits per value "
+        f"({job.spec.profile_text}); {size_text(view.free_bytes)} free",
         "shards": f"{view.shards} ({view.shards_done} done)",
         "forward passes": f"{view.batches} ({100 * view.padding_waste:.1f} % padding)",
         "time": time_text(view.seconds) if view.seconds is not None else "not measured yet on this device",
@@ -217,7 +217,7 @@ def print_status(view: dict[str, Any], as_json: bool) -> None:
 
 def print_report(report: Report, place: str, as_json: bool) -> None:
     """What `verify` found."""
-    from featcache.verify import proves
+    from featcache.contents import proves
 
     if as_json:
         return print_json({**asdict(report), "whole": report.whole})
@@ -237,7 +237,9 @@ def print_report(report: Report, place: str, as_json: bool) -> None:
     if report.not_pulled:
         note(f"{len(report.not_pulled)} shard files were not pulled: this is a partial copy, and whole as such")
     if report.unsealed:
-        note(f"{report.unsealed[0]} is not finished: `featcache extract` goes on with it, `featcache gc` removes it")
+        note(
+            f"{report.unsealed[0]} is not finished: the command that began it goes on with it, `featcache gc` drops it"
+        )
     # What it is that proves the others must be whole for that.
     if not any(proves(problem.key) for problem in report.problems):
         for key in report.unknown[:10]:

@@ -19,7 +19,7 @@ from featcache.digest import canonical_json, sha256
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, NotPulledError, UsageError
 from featcache.forgotten import remember
 from featcache.index import VIEW_OF
-from featcache.inspect import matching
+from featcache.inspect import matching, refuse_unknown
 from featcache.rewrite import Chosen, Progress, choose, copy_segment
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
@@ -43,7 +43,7 @@ def forget(
     """Remove the utterances with these labels, and all views of them. First finishes a removal that was interrupted.
 
     Raises:
-        UsageError: there is no condition, or no utterance meets it.
+        UsageError: there is no condition, no utterance meets it, or none has one of its values.
         CacheError: an extraction is not finished, or another removal is at work.
     """
     if not where:
@@ -60,7 +60,8 @@ def forget(
         cache = Cache.open(place)
         if resumed and not _any_left(cache, where):
             return Forgotten([], [])
-        found, kept = _find(cache, where)
+        # Of those that are meant, an interrupted removal has taken some already.
+        found, kept = _find(cache, where, some_went=resumed)
         for name in found.segments:
             if kept[name]:
                 try:
@@ -78,13 +79,17 @@ def forget(
         return found
 
 
-def _find(cache: Cache, where: dict[str, set[str]]) -> tuple[Forgotten, dict[str, list[Chosen]]]:
+def _find(
+    cache: Cache, where: dict[str, set[str]], some_went: bool = False
+) -> tuple[Forgotten, dict[str, list[Chosen]]]:
     """What goes, and what stays of each segment that it goes from."""
     if cache.unsealed:
         raise CacheError(
-            f"{cache.path}/{cache.unsealed[0]} is not finished: finish it with `featcache extract`, or drop it with "
-            f"`featcache gc {cache.path}`"
+            f"{cache.path}/{cache.unsealed[0]} is not finished: run the command that began it again (extract, "
+            f"recode, ...), or drop it with `featcache gc {cache.path}`"
         )
+    if not some_went:
+        refuse_unknown(cache, where, also=_viewed(cache) if where.keys() == {"id"} else ())
     gone = _meant(cache, where)
     if not gone.any():
         raise UsageError(f"no utterance of {cache.path} is meant: `featcache ls {cache.path}` lists them")
@@ -112,6 +117,11 @@ def _meant(cache: Cache, where: dict[str, set[str]]) -> np.ndarray:
         meant |= {ids[row] for row in gone.nonzero()[0].tolist()}
         gone |= np.array([of in meant for of in views], bool)
     return gone
+
+
+def _viewed(cache: Cache) -> set[str]:
+    """The recordings that there are views of; they need not be here themselves."""
+    return set(filter(None, cache.labels(VIEW_OF))) if VIEW_OF in cache.label_names else set()
 
 
 def _any_left(cache: Cache, where: dict[str, set[str]]) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.errors import CacheError
 from featcache.forgotten import refuse_half_forgotten
 from featcache.lease import living
 from featcache.storage import open_storage
 from featcache.turns import alone
-from featcache.verify import proves, verify
+from featcache.verify import verify
 
 
 def garbage(place: str | Path, delete: bool) -> list[str]:
@@ -32,7 +32,7 @@ def garbage(place: str | Path, delete: bool) -> list[str]:
         report = verify(place)
         # An unfinished segment goes as a whole, in whatever state it is.
         within = tuple(f"{name}/" for name in unfinished)
-        problem = next((p for p in report.problems if proves(p.key) and not p.key.startswith(within)), None)
+        problem = next((p for p in report.problems if contents.proves(p.key) and not p.key.startswith(within)), None)
         if problem is not None:
             raise CacheError(
                 f"{place}/{problem.key} {problem.what}, so that it is not known what belongs to the cache and nothing "

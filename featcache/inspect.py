@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,26 @@ def matching(cache: Cache, where: Mapping[str, set[str]]) -> np.ndarray:
     return chosen
 
 
+def refuse_unknown(
+    cache: Cache, where: Mapping[str, set[str]], name: str | None = None, also: Collection[str] = ()
+) -> None:
+    """A value that no utterance has is most likely mistyped: it is not passed over beside others that some have.
+
+    Args:
+        name: of the cache, in the error.
+        also: ids that count as known, though no utterance here has them.
+
+    Raises:
+        UsageError: no utterance has such a label, or such a value of it.
+    """
+    for label, accepted in where.items():
+        unknown = accepted.difference(cache.ids, also) if label == "id" else accepted.difference(cache.labels(label))
+        if unknown:
+            place = name or cache.path
+            asked = f"{label}={min(unknown)}"
+            raise UsageError(f"no utterance of {place} has {asked}: `featcache ls {place}` lists all with their labels")
+
+
 def label_key(label: str, taken: Sequence[str]) -> str:
     """Under what a label is shown beside other things: `frames` as `label frames` where there are `frames` already."""
     return f"label {label}" if label in taken else label
@@ -99,6 +119,7 @@ def label_key(label: str, taken: Sequence[str]) -> str:
 
 def utterances(cache: Cache, where: Mapping[str, set[str]] | None = None) -> Iterator[dict[str, Any]]:
     """Every utterance as id, seconds, frames, usable or not, and labels; filtered by labels."""
+    refuse_unknown(cache, where or {})
     wanted = matching(cache, where or {})
     columns = {label_key(name, COLUMNS): cache.labels(name) for name in cache.label_names}
     lengths, seconds = cache.lengths, cache.seconds

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,25 +12,25 @@ import numpy as np
 
 from featcache import codec as codecs
 from featcache import layout
-from featcache.audio import AUDIO_RULES
+from featcache.agreement import refuse_other_request, refuse_other_values, refuse_recoded
 from featcache.calibrate import SECONDS, calibrate
 from featcache.description import read_spec
 from featcache.device import memory_of
-from featcache.digest import json_differences
-from featcache.errors import JobError, MismatchError, UpstreamError, UsageError
+from featcache.errors import JobError, UpstreamError, UsageError
 from featcache.extract import Done, run_shards
 from featcache.labels import check_columns
 from featcache.lease import Leases, clear_dead
-from featcache.ledger import Seal
+from featcache.ledger import Seal, ShardRecord
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
 from featcache.plan import Part, Plan, make_plan
 from featcache.progress import AudioProgress, size_text
+from featcache.rates import measured_rates, save_rate
 from featcache.reading import row_samples
 from featcache.segment import Segment
 from featcache.sizes import predicted_bytes
 from featcache.spans import tracing
-from featcache.spec import CacheSpec, Layout, format_profile
+from featcache.spec import CacheSpec, Layout
 from featcache.startup import check_trace
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
@@ -40,7 +39,6 @@ from featcache.upstreams import Upstream, UpstreamConfig, load, places
 from featcache.windows import windows
 from featcache.writer import SegmentWriter, create_cache, refuse_foreign
 
-RATES = f"{layout.LOG}/rates.json"
 INIT_LEASE = f"{layout.LOG}/leases/init"
 # Free space asked for beyond the prediction, which is good to 10 %.
 DISK_MARGIN = 1.1
@@ -131,7 +129,7 @@ class Job:
         spec = made.spec.model_copy(update={"upstream": config.model_dump(mode="json")})
         with making(self.storage):
             create_cache(self.storage, spec, made.calibration)
-        self._save_rate(made.realtime)
+        save_rate(self.storage, self.device, made.realtime)
 
     def extract(self, strict: bool = False, check_disk: bool = True, part: Part | None = None) -> Done | None:
         """Do what is missing and seal the segment; None where nothing is.
@@ -140,7 +138,7 @@ class Job:
             part: only this share of the groups of shards; the part that finds all others finished seals.
 
         Raises:
-            MismatchError: the model gives other values than the cache was made for.
+            MismatchError: the model gives other values than the cache was made for, or its codes are made otherwise.
             CacheError: something is being removed from it.
             UsageError: the trace that is wanted cannot be written.
             JobError: no space, or the job could not go on; finished shards are kept.
@@ -150,6 +148,7 @@ class Job:
         self.init()
         if not self.new_rows:
             return None
+        self.refuse_recoded()
         with adding(self.storage):
             return self._fill(strict, check_disk, part)
 
@@ -158,15 +157,20 @@ class Job:
         writer.begin()
         records = writer.records()
         plan = self.plan
+        if strict:
+            self._refuse_left_out(records)
         left = [s for s in range(plan.shards) if s not in records and (part is None or part.holds(plan.group(s)))]
         done = Done()
         if left:
             if check_disk:
-                self._check_disk(len(left) / plan.shards)
+                self._check_disk(left)
             self.check_values()
             done = self._run(left, strict)
         done.left_to_others = plan.shards - len(writer.records()) if part else 0
         if not done.left_to_others:
+            # Others may have left out some meanwhile.
+            if strict:
+                self._refuse_left_out(writer.records())
             self._seal()
         return done
 
@@ -254,31 +258,7 @@ class Job:
         Raises:
             MismatchError: they differ; says in what.
         """
-        asked = self.request
-        stored = UpstreamConfig.model_validate(self.spec.upstream)
-        differences = []
-        if asked.upstream is not None:
-            # Of a local model the place that is asked for is taken: `check_values` says whether it is the same.
-            stored = places.moved(asked.upstream, stored)
-            for field in UpstreamConfig.model_fields:
-                want, have = getattr(asked.upstream, field), getattr(stored, field)
-                # What was left at its default asks for nothing.
-                if field in asked.upstream.model_fields_set and want != have:
-                    differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
-        for field in sorted(asked.layout.model_fields_set):
-            want, have = getattr(asked.layout, field), getattr(self.spec.layout, field)
-            if want != have:
-                differences.append(f"{field} {want!r} is asked for, the cache has {have!r}")
-        # A profile without parameters asks for no particular ones.
-        parameters = asked.parameters or self.spec.parameters
-        if asked.profile is not None and (asked.profile, parameters) != (self.spec.profile, self.spec.parameters):
-            text = format_profile(asked.profile, asked.parameters or {})
-            differences.append(f"profile {text!r} is asked for, the cache has {self.spec.profile_text!r}")
-        if differences:
-            raise MismatchError(
-                f"{self.storage} was made otherwise ({'; '.join(differences)}): give another path, or ask for "
-                "what it has"
-            )
+        refuse_other_request(self.request, self.spec, self.storage)
 
     def check_values(self) -> None:
         """Compare what the model says decides its values with the cache's.
@@ -286,32 +266,40 @@ class Job:
         Raises:
             MismatchError: they differ; says in what.
         """
-        mine = {
-            "upstream": self.upstream.identity,
-            "audio rules": AUDIO_RULES,
-            "taps": list(self.upstream.taps),
-        }
-        theirs = {
-            "upstream": self.spec.identity,
-            "audio rules": self.spec.audio,
-            "taps": list(self.spec.taps),
-        }
-        # Both sides as JSON, so that a tuple equals the list it was stored as.
-        found = json_differences(json.loads(json.dumps(theirs)), json.loads(json.dumps(mine)))
-        if found:
-            raise MismatchError(
-                f"this model would add other values to {self.storage} ({'; '.join(found)}): "
-                "use the same model, settings and kind of device, or make another cache"
-            )
+        refuse_other_values(self.upstream, self.spec, self.storage)
 
-    def _check_disk(self, share: float) -> None:
-        whole = predicted_bytes(self.plan.total_frames, len(self.plan.ids), self.spec, self.spec.bits_per_value)
-        need = int(whole * share * DISK_MARGIN)
+    def refuse_recoded(self) -> None:
+        """Codes made of the model's own values do not lie beside those that were made of another cache's codes.
+
+        Raises:
+            MismatchError: the cache was recoded, and lacks rows of the manifest.
+        """
+        if self.new_rows:
+            refuse_recoded(self.spec, self.storage, f"{len(self.new_rows)} utterances of {self.manifest}")
+
+    def bytes_of(self, shards: Sequence[int]) -> int:
+        """What these shards of the plan will take, and their rows in index, labels and ledger."""
+        spans = [self.plan.shard_rows(shard) for shard in shards]
+        frames = sum(int(self.plan.frames[span.start : span.stop].sum()) for span in spans)
+        utterances = round(len(self.plan.ids) * sum(map(len, spans)) / max(self.plan.rows, 1))
+        return predicted_bytes(frames, utterances, self.spec, self.spec.bits_per_value)
+
+    def _check_disk(self, left: Sequence[int]) -> None:
+        need = int(self.bytes_of(left) * DISK_MARGIN)
         free = self.storage.free_bytes()
         if need > free:
             raise JobError(
                 f"{self.storage} needs about {size_text(need)} and its disk has {size_text(free)} free: "
                 "free some space, choose another path or a smaller --profile"
+            )
+
+    def _refuse_left_out(self, records: Mapping[int, ShardRecord]) -> None:
+        """A segment of which a run without --strict has made a part is not finished as if all of it could be used."""
+        first = min((q for record in records.values() for q in record.quarantined), key=lambda q: q.row, default=None)
+        if first is not None:
+            raise JobError(
+                f"{first.id!r} cannot be used: {first.reason} (--strict); a run without --strict has left it out: "
+                f"finish without --strict, or mend it and drop what is there with `featcache gc {self.storage}`"
             )
 
     # Work
@@ -326,7 +314,7 @@ class Job:
             )
             rate = progress.realtime
         if done.shards:
-            self._save_rate(rate)
+            save_rate(self.storage, self.device, rate)
         return done
 
     def _seal(self) -> Seal | None:
@@ -349,18 +337,6 @@ class Job:
     def realtime(self) -> float | None:
         """Seconds of speech a second that extraction on this kind of device took last; None where it is not known."""
         return measured_rates(self.storage).get(self.device.split(":")[0])
-
-    def _save_rate(self, realtime: float) -> None:
-        self.storage.write(RATES, json.dumps({"realtime": {self.device.split(":")[0]: round(realtime, 2)}}).encode())
-
-
-def measured_rates(storage: Storage) -> dict[str, float]:
-    """Seconds of speech a second that extraction took last, by kind of device; empty where nothing is known."""
-    data = storage.read(RATES)
-    try:
-        return {device: float(rate) for device, rate in json.loads(data)["realtime"].items()} if data else {}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def rows_not_in(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Row]:

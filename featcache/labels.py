@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from featcache import layout
 from featcache.errors import UsageError
 from featcache.index import MISSING
-from featcache.ledger import LABELS_PROOF
+from featcache.layout import LABELS_PROOF
 
 if TYPE_CHECKING:
     from featcache.storage import Storage

@@ -44,7 +44,8 @@ LOG = "log"
 # Segments that are written anew without some utterances, and the mark that they are to replace the old ones.
 FORGET = "forget"
 PENDING = f"{FORGET}/pending.json"
-OWN_FOLDERS = (f"{CALIBRATION}/", f"{SEGMENTS}/", f"{LOG}/", f"{FORGET}/")
+# The file in a segment's `labels/` that proves the others there.
+LABELS_PROOF = "proof.json"
 SPEC_ATTRIBUTE = "featcache"
 # Rows of one chunk of an index array: ten million utterances are ten chunks.
 INDEX_CHUNK = 1 << 20
@@ -75,25 +76,6 @@ def calibration_names(storage: Storage) -> list[str]:
     return sorted(part[1] for part in parts if len(part) == 3 and part[2] == "zarr.json")
 
 
-def is_calibration(key: str) -> bool:
-    """Whether a key is that of a file of the calibration."""
-    folder, *rest = key.split("/")
-    return folder == CALIBRATION and (rest == ["zarr.json"] or _is_of_array(rest[1:]))
-
-
-def is_metadata(key: str, planes: Sequence[str]) -> bool:
-    """Whether a key, relative to its segment, is that of a file beside shards, ledger, labels and seal."""
-    folder, *rest = key.split("/")
-    if folder == "index":
-        return rest == ["zarr.json"] or _is_of_array(rest[1:])
-    return key in ("zarr.json", "plan.json") or (folder in planes and rest == ["zarr.json"])
-
-
-def _is_of_array(parts: Sequence[str]) -> bool:
-    """Whether a path below an array's folder is its metadata or a chunk."""
-    return list(parts) == ["zarr.json"] or (list(parts[:1]) == ["c"] and all(part.isdecimal() for part in parts[1:]))
-
-
 def next_segment(names: Sequence[str]) -> str:
     """The name of a new segment, given those of the ones that are there; one may have been taken out."""
     numbers = (name.removeprefix(f"{SEGMENTS}/") for name in names)
@@ -103,12 +85,6 @@ def next_segment(names: Sequence[str]) -> str:
 def shard_key(segment: str, plane: Plane, shard: int) -> str:
     """The key of one shard's file."""
     return "/".join([segment, plane.name, "c", str(shard), *("0" for _ in plane.frame_shape)])
-
-
-def is_shard(key: str) -> bool:
-    """Whether a key is that of a shard's file."""
-    parts = key.split("/")
-    return parts[0] == SEGMENTS and len(parts) > 4 and parts[2] not in ("index", "labels") and parts[3] == "c"
 
 
 def render_root(spec: CacheSpec, calibration: Arrays) -> Files:
@@ -285,9 +261,9 @@ def _array(path: str, data: np.ndarray) -> Files:
 __all__ = [
     "CALIBRATION",
     "LOG",
-    "OWN_FOLDERS",
     "ROOT",
     "FORGET",
+    "LABELS_PROOF",
     "PENDING",
     "SEGMENTS",
     "SPEC_ATTRIBUTE",
@@ -295,9 +271,6 @@ __all__ = [
     "Files",
     "LargeFiles",
     "calibration_names",
-    "is_calibration",
-    "is_metadata",
-    "is_shard",
     "next_segment",
     "parse_array",
     "read_attributes",

@@ -15,9 +15,6 @@ from featcache.digest import canonical_json, digest, sha256
 from featcache.errors import CorruptCacheError
 from featcache.storage import Storage
 
-# The file in a segment's `labels/` that proves the others there.
-LABELS_PROOF = "proof.json"
-
 
 class FileProof(BaseModel):
     """Size and SHA-256 of one file."""

@@ -38,7 +38,8 @@ class ViewCost:
 class Outlook:
     """What `plan` prints: what is there, what is missing, and what that will cost.
 
-    `bytes` is of what is missing, in the cache's profile; `profiles` and `views` are of the whole manifest.
+    `planned` to `padding_waste` are of the whole segment, `bytes` and `seconds` of the shards that are not finished;
+    `profiles` and `views` are of the whole manifest.
     """
 
     utterances: int
@@ -59,7 +60,12 @@ class Outlook:
 
 
 def outlook(job: Job) -> Outlook:
-    """The plan of what is missing. Needs the cache's description, so `init` comes first."""
+    """The plan of what is missing. Needs the cache's description, so `init` comes first.
+
+    Raises:
+        MismatchError: `extract` would not add it; see `Job.refuse_recoded`.
+    """
+    job.refuse_recoded()
     plan, spec = job.plan, job.spec
     records = job.writer.records() if plan.rows else {}
     left = [shard for shard in range(plan.shards) if shard not in records]
@@ -80,7 +86,7 @@ def outlook(job: Job) -> Outlook:
         shards_done=plan.shards - len(left),
         batches=batches,
         padding_waste=padding_waste,
-        bytes=predicted_bytes(plan.total_frames, len(plan.ids), spec, spec.bits_per_value),
+        bytes=job.bytes_of(left),
         free_bytes=job.storage.free_bytes(),
         seconds=todo / rate if rate else None,
         unusable=unusable,

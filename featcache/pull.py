@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.digest import sha256_of
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.forgotten import FORGOTTEN, refuse_half_forgotten, refuse_return
-from featcache.inspect import matching, parse_where
+from featcache.inspect import matching, parse_where, refuse_unknown
 from featcache.ledger import FileProof, proof
 from featcache.partial import read_origin, write_origin
 from featcache.progress import ByteProgress, size_text
@@ -74,7 +74,7 @@ def pull(
     with _staging() as staged:
         wanted = _stage(client, url, there, storage, staged, result)
         _refuse_other_place(storage, staged, wanted, url)
-        shards = {key for key in wanted if layout.is_shard(key)}
+        shards = {key for key in wanted if contents.is_shard(key)}
         chosen = _shards_of(staged, conditions, str(url)) if conditions else shards
         have = _present(storage, {key: wanted[key] for key in shards})
         todo = chosen - have
@@ -156,7 +156,7 @@ def _stage(
             what = "is missing" if found is None else f"has {found.size} bytes where {expected.bytes} were sealed"
             raise CorruptCacheError(f"{url.of(key)} {what}: push the cache again from a whole copy")
     fetch = []
-    for key in (key for key in wanted if phase_of(key) == DATA and not layout.is_shard(key)):
+    for key in (key for key in wanted if phase_of(key) == DATA and not contents.is_shard(key)):
         known = storage.read(key)
         if known is not None and proof(known) == wanted[key]:
             staged.write(key, known)
@@ -164,7 +164,7 @@ def _stage(
             fetch.append(key)
     client.copy([(url.of(key), str(staged.path(key))) for key in fetch], lambda size: None, str(url))
     for key in wanted:
-        if not layout.is_shard(key) and proof(staged.read(key) or b"") != wanted[key]:
+        if not contents.is_shard(key) and proof(staged.read(key) or b"") != wanted[key]:
             raise CorruptCacheError(f"{url.of(key)} is not as it was sealed: push the cache again from a whole copy")
     return wanted
 
@@ -173,7 +173,7 @@ def _refuse_other_place(
     storage: LocalStorage, staged: LocalStorage, wanted: Mapping[str, FileProof], url: S3Url
 ) -> None:
     """Raise where the folder holds something else than a copy, whole or begun, of this cache."""
-    other = next((key for key in storage.list_keys() if not (key + "/").startswith(_OWN)), None)
+    other = next((key for key in storage.list_keys() if contents.is_foreign(key)), None)
     if other is not None:
         raise MismatchError(f"{storage} holds other files ({other}) and no cache: give a new or an empty folder")
     for key in wanted:
@@ -203,15 +203,13 @@ def _refuse_other_place(
         )
 
 
-_OWN = (*layout.OWN_FOLDERS, f"{layout.ROOT}/")
-
-
 def _shards_of(staged: LocalStorage, conditions: Mapping[str, set[str]], source: str) -> set[str]:
     """The shard files that hold matching rows."""
     cache = Cache.open(str(staged))
     unknown = [name for name in conditions if name not in ("id", *cache.label_names)]
     if unknown:
         raise UsageError(f"{source} has no label {unknown[0]!r}; it has: {', '.join(cache.label_names) or 'none'}")
+    refuse_unknown(cache, conditions, source)
     mask = matching(cache, conditions)
     if not mask.any():
         asked = ", ".join(f"{name}={value}" for name in conditions for value in sorted(conditions[name]))

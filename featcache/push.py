@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
 from featcache.forgotten import FORGOTTEN, refuse_half_forgotten, refuse_return
@@ -204,4 +204,4 @@ def _refuse_leftovers(
 
 def _is_own(key: str) -> bool:
     """Whether a file in a segment's folder is one that a cache makes there, and not a file manager."""
-    return layout.is_shard(key) or key.split("/")[2] in ("index", "labels", "ledger", "leases")
+    return contents.is_shard(key) or key.split("/")[2] in ("index", "labels", "ledger", "leases")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,24 @@ from featcache import codec as codecs
 from featcache import layout
 from featcache.cores import hold_torch_to_them
 from featcache.description import read_spec
-from featcache.errors import CacheError, JobError, MismatchError, UsageError
+from featcache.errors import JobError, MismatchError, UsageError
 from featcache.forecast import bits_per_value
 from featcache.index import id_hash
+from featcache.ledger import ShardRecord
 from featcache.plan import Plan, make_plan
-from featcache.rewrite import Made, begin_or_find, open_source, origin_of, refuse_more, write_shards
+from featcache.rewrite import (
+    Chosen,
+    Made,
+    Progress,
+    begin_or_find,
+    left_to_write,
+    named,
+    open_source,
+    origin_of,
+    other_recordings,
+    refuse_more,
+    write_shards,
+)
 from featcache.segment import Segment
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Storage, open_storage
@@ -46,7 +59,7 @@ def recode(
     source: str | Path,
     target: str | Path,
     profile: str,
-    on_progress: Callable[[float, int], None] = lambda seconds, written: None,
+    on_progress: Progress = lambda seconds, written: None,
 ) -> Recoded:
     """Write `target` as `source` in another profile. Finished shards of an earlier run are kept.
 
@@ -138,51 +151,100 @@ def _segment(
     spec: CacheSpec,
     codec: codecs.Codec,
     done: Recoded,
-    on_progress: Callable[[float, int], None],
+    on_progress: Progress,
 ) -> None:
-    ids = list(segment.ids)
-    plan = make_plan(ids, segment.column("samples"), spec, codec.bytes_per_frame)
-    if not np.array_equal(plan.first_row, segment.column("first_row")):
-        raise CacheError(
-            f"{cache.path}/{segment.name} was planned by other rules than this version's: extract it again"
-        )
+    plan = make_plan(list(segment.ids), segment.column("samples"), spec, codec.bytes_per_frame)
     writer = SegmentWriter(storage, spec, codec, segment.name, plan)
     if begin_or_find(writer, segment.column("audio_sha256")) is not None:
         return
+    chosen = [Chosen(cache, segment, range(len(segment)))]
+    origin = origin_of(chosen, plan)
 
     def count(seconds: float, written: int) -> None:
         done.shards += 1
         done.bytes += written
         on_progress(seconds, written)
 
-    write_shards(writer, origin_of(segment), lambda shard: _encode(cache, segment, writer, shard), count)
+    write_shards(writer, origin, left_to_write(writer, origin), _encoding(chosen, writer), count)
     if not storage.exists(f"{segment.name}/seal.json"):
         writer.seal({label: segment.labels(label) for label in segment.label_names})
     storage.delete_folder(f"{segment.name}/leases")
 
 
-def _encode(cache: Cache, segment: Segment, writer: SegmentWriter, shard: int) -> Made:
-    """All frames of one shard in the new profile."""
-    block = writer.new_block()
-    saturated: dict[int, int] = {}
-    for rows, features in _together(_decoded(cache, segment, writer.plan, shard)):
-        for row, rest in zip(rows, writer.codec.encode_rows(features), strict=True):
-            encoded = rest()
-            block.put(encoded.planes, int(writer.plan.position[row]) - shard * writer.plan.shard_frames)
-            saturated[row] = encoded.saturated
-    return Made(block, saturated)
+def open_parent(place: str | Path, spec: CacheSpec, storage: Storage) -> Cache:
+    """The cache that the one at `storage` was recoded from.
+
+    Raises:
+        MismatchError: that at `place` is another. UsageError, CacheError: as `open_source`.
+    """
+    parent = open_source(place, storage)
+    if (parent.values_id, parent.encoding_id) != (spec.values_id, spec.parent):
+        raise MismatchError(
+            f"{storage} was not recoded from {place}: its codes are made of those of a cache with encoding id "
+            f"{spec.parent}, and this one's is {parent.encoding_id}; give that one"
+        )
+    return parent
 
 
-def _decoded(cache: Cache, segment: Segment, plan: Plan, shard: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The usable rows of a shard, each with its features as the source has them."""
+def made_again(
+    parent: Cache, writer: SegmentWriter, records: Mapping[int, ShardRecord]
+) -> Callable[[Sequence[int], Progress], None]:
+    """What makes shards of a recoded segment again, as they were, from the cache that it was recoded from.
+
+    Args:
+        records: those of the segment that are whole, by shard.
+
+    Raises:
+        UtteranceNotFound: the parent does not hold an utterance of the segment.
+        MismatchError: the parent holds another recording of one.
+    """
+    hold_torch_to_them()
+    chosen = named(parent, writer.plan.ids)
+    origin = origin_of(chosen, writer.plan)
+    if other_recordings(writer.plan, origin, records) is not None:
+        raise MismatchError(
+            f"{parent.path} holds other recordings than {writer.storage}/{writer.name} was made of: give the cache as "
+            "it was recoded from, or recode it into a new folder"
+        )
+    encoding = _encoding(chosen, writer)
+    return lambda shards, on_shard: write_shards(writer, origin, shards, encoding, on_shard)
+
+
+def _encoding(chosen: Sequence[Chosen], writer: SegmentWriter) -> Callable[[int], Made]:
+    """What makes a shard of these utterances, which are those of the plan, in the writer's profile."""
+    plan, codec = writer.plan, writer.codec
+    owners = [(part.segment, utterance) for part in chosen for utterance in part.utterances]
+
+    def encoded(shard: int) -> Made:
+        block = writer.new_block()
+        saturated: dict[int, int] = {}
+        for rows, features in _together(_decoded(chosen[0].cache, owners, plan, shard)):
+            for row, rest in zip(rows, codec.encode_rows(features), strict=True):
+                made = rest()
+                block.put(made.planes, int(plan.position[row]) - shard * plan.shard_frames)
+                saturated[row] = made.saturated
+        return Made(block, saturated)
+
+    return encoded
+
+
+def _decoded(
+    cache: Cache, owners: Sequence[tuple[Segment, int]], plan: Plan, shard: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The usable rows of a shard, each with its features as the cache has them.
+
+    Args:
+        owners: where each utterance of the plan lies in the cache.
+    """
     utterance, features = -1, np.zeros((0, 0, 0), np.float32)
     for row in plan.shard_rows(shard):
         owner = int(plan.utterance[row])
-        if not segment.usable[owner]:
+        segment, place = owners[owner]
+        if not segment.usable[place]:
             continue
         if owner != utterance:
             utterance = owner
-            features = cache.codec.decode_row(segment.read(owner), int(segment.frames[owner]))
+            features = cache.codec.decode_row(segment.read(place), int(segment.frames[place]))
         offset = int(plan.frames[plan.first_row[owner] : row].sum())
         yield row, features[offset : offset + int(plan.frames[row])]
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.errors import CacheError, CorruptCacheError, UsageError
-from featcache.ledger import LABELS_PROOF, FileProof
+from featcache.ledger import FileProof
 from featcache.s3 import is_s3
 from featcache.storage import LocalStorage, Storage
 from featcache.verify import Report, segment_proofs
@@ -74,12 +74,9 @@ def phase_of(key: str) -> int:
     """In which step a file is copied."""
     if key == layout.ROOT:
         return ROOT
-    parts = key.split("/")
-    if parts[0] != layout.SEGMENTS or len(parts) < 3:
-        return DATA
-    if parts[2:] == ["seal.json"]:
+    if contents.is_seal(key):
         return SEALS
-    return RECORDS if parts[2] == "ledger" or parts[2:] == ["labels", LABELS_PROOF] else DATA
+    return RECORDS if contents.is_record(key) else DATA
 
 
 def provers_of(keys: set[str]) -> set[str]:

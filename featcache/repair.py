@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from featcache import layout
-from featcache.errors import JobError
+from featcache.contents import is_mendable, shard_of
+from featcache.errors import JobError, UsageError
 from featcache.extract import run_shards
 from featcache.index import build_columns, label_text, pack_text
 from featcache.job import Job, Request, label_columns
-from featcache.ledger import LABELS_PROOF, ledger_digest, proof, read_proofs, read_records
+from featcache.ledger import ShardRecord, ledger_digest, proof, read_proofs, read_record, read_records, record_key
 from featcache.manifest import Row
 from featcache.plan import Plan, make_plan
 from featcache.progress import AudioProgress
 from featcache.reading import row_samples
+from featcache.recode import made_again, open_parent
 from featcache.segment import Segment
+from featcache.store import Cache
 from featcache.turns import adding
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
@@ -24,27 +27,35 @@ from featcache.writer import SegmentWriter, write_labels
 
 
 def repair(
-    manifest: str | Path, place: str | Path, device: str = "cpu", upstream: UpstreamConfig | None = None
+    manifest: str | Path,
+    place: str | Path,
+    device: str = "cpu",
+    upstream: UpstreamConfig | None = None,
+    source: str | Path | None = None,
 ) -> list[str]:
     """Repair a cache from its manifest; returns the files that were made again.
 
-    Shards are computed by the model, files of index and labels rebuilt. Each is proven against the seal, the
-    ledger or the labels' proof: a repair that does not give the same bytes fails. What is whole is not touched, so
-    that labels which the manifest has otherwise stay, and a partial copy stays a part.
+    Shards are computed by the model, or from the cache that this one was recoded from; files of index and labels are
+    rebuilt. Each is proven against the seal, the ledger or the labels' proof: a repair that does not give the same
+    bytes fails. What is whole is not touched, so that labels which the manifest has otherwise stay, and a partial copy
+    stays a part.
 
     Args:
         upstream: names the cache's model where that was moved since.
+        source: the cache that this one was recoded from, of whose codes its shards are made.
 
     Raises:
-        MismatchError: `upstream` is another model.
-        JobError: the damage is to what proves the rest, the manifest lacks utterances or labels of the cache, or
-            the bytes come out otherwise (another kind of device, changed audio).
+        UsageError: `source` of a cache that was not recoded.
+        MismatchError: `upstream` is another model, or `source` another cache.
+        JobError: the damage is to what proves the rest, the manifest lacks utterances or labels of the cache, shards
+            of a recoded cache are broken and there is no `source`, or the bytes come out otherwise (another kind of
+            device, changed audio).
     """
     report = verify(place)
-    beyond = [p for p in report.problems if not p.key.startswith(f"{layout.SEGMENTS}/") or p.key.endswith(_PROVERS)]
-    if beyond:
+    beyond = next((problem for problem in report.problems if not is_mendable(problem.key)), None)
+    if beyond is not None:
         raise JobError(
-            f"{place}/{beyond[0].key} {beyond[0].what}, and everything else is proven against it: "
+            f"{place}/{beyond.key} {beyond.what}, and everything else is proven against it: "
             "restore it from a copy of the cache, or make the cache anew"
         )
     if not report.problems:
@@ -58,9 +69,10 @@ def repair(
         folder, number, key = problem.key.split("/", 2)
         broken.setdefault(f"{folder}/{number}", set()).add(key)
     lost = {name for name, keys in broken.items() if any(key.startswith(_IDS) for key in keys)}
+    parent = _parent(job, source, broken)
     with adding(job.storage):
         for name in sorted(broken):
-            _repair_segment(job, name, broken[name], lost)
+            _repair_segment(job, name, broken[name], lost, parent)
             lost.discard(name)
     left = verify(place).problems
     if left:
@@ -70,13 +82,32 @@ def repair(
     return [problem.key for problem in report.problems]
 
 
-# A ledger whose records are each whole, but not those that were sealed, is named without a record.
-_PROVERS = ("/seal.json", "/ledger")
 # What a segment's ids are read from.
 _IDS = ("index/id_bytes/", "index/id_offsets/")
 
 
-def _repair_segment(job: Job, name: str, broken: set[str], lost: Container[str]) -> None:
+def _parent(job: Job, source: str | Path | None, broken: Mapping[str, set[str]]) -> Cache | None:
+    """The cache that shards are made again from, before anything is touched; None where the model makes them.
+
+    Its codes are those of features that were rounded before: the model's own would give others.
+    """
+    spec = job.spec
+    if source is not None:
+        if spec.parent is None:
+            raise UsageError(f"{job.storage} was not recoded from another cache: leave out --source {source}")
+        return open_parent(source, spec, job.storage)
+    keys = (f"{name}/{key}" for name in sorted(broken) for key in sorted(broken[name]))
+    key = next((key for key in keys if shard_of(key) is not None), None)
+    if spec.parent is not None and key is not None:
+        raise JobError(
+            f"{job.storage}/{key} is broken, and this cache was recoded from one with encoding id {spec.parent}, of "
+            f"whose codes its shards are made: run `featcache repair {job.manifest} {job.storage} --source CACHE` with "
+            "that one; where it is gone, restore the file from a copy, or make the cache anew"
+        )
+    return None
+
+
+def _repair_segment(job: Job, name: str, broken: set[str], lost: Container[str], parent: Cache | None) -> None:
     """`broken` are the segment's files by their keys relative to it, `lost` as for `_rows_of`."""
     storage, cache = job.storage, job.cache
     own = next((segment for segment in cache.segments if segment.name == name), None)
@@ -87,6 +118,10 @@ def _repair_segment(job: Job, name: str, broken: set[str], lost: Container[str])
     if own is not None:
         _refuse_other_plan(job, own, plan, broken)
     writer = SegmentWriter(storage, job.spec, cache.codec, name, plan)
+    shards = sorted({shard for key in broken if (shard := shard_of(f"{name}/{key}")) is not None})
+    again = None
+    if parent is not None and shards:
+        again = made_again(parent, writer, _whole_records(writer, broken))
     labels = {key for key in broken if key.startswith("labels/")}
     if labels and own is not None:
         _repair_labels(job, own, labels, rows)
@@ -96,23 +131,23 @@ def _repair_segment(job: Job, name: str, broken: set[str], lost: Container[str])
     for key in broken - labels:
         storage.delete(f"{name}/{key}")
     writer.begin()
-    shards = sorted({shard for key in broken if (shard := _shard_of(name, key)) is not None})
     if shards:
         seconds = sum(map(plan.shard_seconds, shards))
         with AudioProgress(f"repairing {len(shards)} of {plan.shards} shards", seconds) as progress:
-            run_shards(writer, rows, job.manifest, job.upstream, shards, progress.advance)
+            if again is None:
+                run_shards(writer, rows, job.manifest, job.upstream, shards, progress.advance)
+            else:
+                again(shards, progress.advance)
     if own is not None:
         _repair_index(writer, own, {key for key in broken if key.startswith("index/")})
     storage.delete_temporary(name)
 
 
-def _shard_of(name: str, key: str) -> int | None:
-    """The shard that a file holds, or is the record of."""
-    parts = key.split("/")
-    if parts[0] == "ledger":
-        number = parts[-1].removesuffix(".json")
-        return int(number) if number.isdecimal() else None
-    return int(parts[2]) if layout.is_shard(f"{name}/{key}") else None
+def _whole_records(writer: SegmentWriter, broken: Container[str]) -> dict[int, ShardRecord]:
+    """Those of a segment of which these files are broken."""
+    whole = (s for s in range(writer.plan.shards) if record_key("", s).removeprefix("/") not in broken)
+    found = {shard: read_record(writer.storage, writer.name, shard, writer.remedy) for shard in whole}
+    return {shard: record for shard, record in found.items() if record is not None}
 
 
 def _repair_index(writer: SegmentWriter, own: Segment, broken: set[str]) -> None:
@@ -140,14 +175,14 @@ def _repair_labels(job: Job, own: Segment, broken: set[str], rows: Sequence[Row]
             "the cache was made from, or restore the damaged files from a copy of the cache"
         )
 
-    if f"labels/{LABELS_PROOF}" in broken:
+    if f"labels/{layout.LABELS_PROOF}" in broken:
         # Nothing tells any more what the columns were, so the manifest's take their place; but none is lost.
         lost = [name for name in storage.folders(folder) if name not in columns]
         if lost:
             raise refuse(f"no {lost[0]!r}")
         write_labels(storage, own.name, columns)
         return
-    expected = read_proofs(storage.read(f"{folder}/{LABELS_PROOF}") or b"", f"{storage}/{folder}", own.remedy)
+    expected = read_proofs(storage.read(f"{folder}/{layout.LABELS_PROOF}") or b"", f"{storage}/{folder}", own.remedy)
     files = layout.render_columns(folder, {})
     for name in {key.split("/")[1] for key in broken} & columns.keys():
         files |= layout.render_columns(f"{folder}/{name}", pack_text([label_text(v) for v in columns[name]]))

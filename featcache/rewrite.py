@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from featcache.codec import Arrays, Codec
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.index import pack_text
 from featcache.lease import Leases
-from featcache.ledger import Quarantined, Saturated, Seal, read_records, record_key
-from featcache.plan import make_plan
+from featcache.ledger import Quarantined, Saturated, Seal, ShardRecord, read_records, record_key
+from featcache.plan import Plan, make_plan
 from featcache.segment import Segment, open_segment
 from featcache.shards import finish, leased
 from featcache.storage import LocalStorage, Storage
@@ -58,7 +59,7 @@ def open_source(place: str | Path, target: Storage) -> Cache:
     if cache.origin is not None:
         raise CacheError(f"{place} is a partial copy: `featcache pull {cache.origin} {place}` fetches the rest first")
     if not cache.complete:
-        raise CacheError(f"{place} is not complete: finish it with `featcache extract` first")
+        raise CacheError(f"{place} is not complete: first run the command that makes it again (extract, recode, ...)")
     return cache
 
 
@@ -115,28 +116,43 @@ def begin_or_find(writer: SegmentWriter, audio: np.ndarray) -> Seal | None:
     return found.seal
 
 
-def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int], Made], on_shard: Progress) -> None:
-    """Write and record what the segment lacks; several processes may do so at once.
-
-    Args:
-        block_of: makes one shard.
-        on_shard: called with the seconds of audio and the bytes of each shard written.
+def left_to_write(writer: SegmentWriter, origin: Origin) -> list[int]:
+    """The shards that an unfinished segment lacks.
 
     Raises:
         MismatchError: shards that are there were made of other recordings.
     """
+    records = writer.records()
+    other = other_recordings(writer.plan, origin, records)
+    if other is not None:
+        raise MismatchError(
+            f"shard {other} of {writer.storage}/{writer.name} was made of other recordings: drop it with "
+            f"`featcache gc {writer.storage}` and run the same command again"
+        )
+    return [shard for shard in range(writer.plan.shards) if shard not in records]
+
+
+def other_recordings(plan: Plan, origin: Origin, records: Mapping[int, ShardRecord]) -> int | None:
+    """The first shard that was made of others: a plan knows ids and lengths, and not which recordings they are of."""
+    for shard, record in records.items():
+        if list(record.audio) != [origin.audio[row] for row in plan.shard_rows(shard)]:
+            return shard
+    return None
+
+
+def write_shards(
+    writer: SegmentWriter, origin: Origin, shards: Sequence[int], block_of: Callable[[int], Made], on_shard: Progress
+) -> None:
+    """Write and record these shards; several processes may do so at once.
+
+    Args:
+        block_of: makes one shard.
+        on_shard: called with the seconds of audio and the bytes of each shard written.
+    """
     plan = writer.plan
     leases = Leases(writer.storage)
     try:
-        records = writer.records()
-        for shard, record in records.items():
-            # The plan knows ids and lengths, and not which recordings they are of.
-            if list(record.audio) != [origin.audio[row] for row in plan.shard_rows(shard)]:
-                raise MismatchError(
-                    f"shard {shard} of {writer.storage}/{writer.name} was made of other recordings: drop it with "
-                    f"`featcache gc {writer.storage}` and run the same command again"
-                )
-        for shard in leased(writer, leases, [s for s in range(plan.shards) if s not in records]):
+        for shard in leased(writer, leases, shards):
             span = plan.shard_rows(shard)
             quarantined = [
                 Quarantined(row=row, id=plan.ids[plan.utterance[row]], reason=origin.reasons[row])
@@ -152,25 +168,6 @@ def write_shards(writer: SegmentWriter, origin: Origin, block_of: Callable[[int]
             on_shard(plan.shard_seconds(shard), written)
     finally:
         leases.close()
-
-
-def origin_of(segment: Segment) -> Origin:
-    """The ledger's word on all rows of a segment.
-
-    Raises:
-        CorruptCacheError: a record is missing or damaged.
-    """
-    records = read_records(segment.storage, segment.name, segment.remedy)
-    missing = [shard for shard in range(segment.seal.shards) if shard not in records]
-    if missing:
-        raise CorruptCacheError(
-            f"{segment.storage}/{record_key(segment.name, missing[0])} is missing or cannot be read: {segment.remedy}"
-        )
-    return Origin(
-        [digest for shard in sorted(records) for digest in records[shard].audio],
-        {q.row: q.reason for record in records.values() for q in record.quarantined},
-        {s.row: s.values for record in records.values() for s in record.saturated_rows},
-    )
 
 
 @dataclass(frozen=True)
@@ -210,12 +207,7 @@ def copy_segment(
     found = begin_or_find(writer, np.concatenate(audio))
     if found is not None:
         return found
-    origin = _gather(chosen)
-    # Rows are copied as they are, so that they must be those that are planned.
-    if not np.array_equal(_row_frames(chosen), plan.frames):
-        raise CacheError(
-            f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
-        )
+    origin = origin_of(chosen, plan)
 
     def block_of(shard: int) -> Made:
         block = writer.new_block()
@@ -229,7 +221,7 @@ def copy_segment(
             _put(block, codec, codes, int(plan.position[row]) - shard * plan.shard_frames)
         return Made(block)
 
-    write_shards(writer, origin, block_of, on_shard)
+    write_shards(writer, origin, left_to_write(writer, origin), block_of, on_shard)
     seal = writer.seal({label: _column(chosen, label) for label in labels})
     storage.delete_folder(f"{name}/leases")
     return seal
@@ -243,12 +235,22 @@ def _put(block: ShardBlock, codec: Codec, codes: Arrays, at: int) -> None:
         block.put({name: values}, at + codec.needed(name, codes, frames).start)
 
 
-def _gather(chosen: Sequence[Chosen]) -> Origin:
+def origin_of(chosen: Sequence[Chosen], plan: Plan) -> Origin:
+    """The ledger's word on the rows of these utterances, which are those of the plan.
+
+    Raises:
+        CorruptCacheError: a record is missing or damaged.
+        CacheError: rows are cut otherwise today, so that the stored ones are not those that are planned.
+    """
+    if not np.array_equal(_row_frames(chosen), plan.frames):
+        raise CacheError(
+            f"{chosen[0].cache.path} was planned by other rules than this version's: extract it again with this one"
+        )
     audio: list[str] = []
     reasons: dict[int, str] = {}
     saturated: dict[int, int] = {}
     for part in chosen:
-        whole = origin_of(part.segment)
+        whole = _origin_of_all(part.segment)
         first_row = part.segment.column("first_row")
         for utterance in part.utterances:
             for row in range(int(first_row[utterance]), int(first_row[utterance + 1])):
@@ -258,6 +260,25 @@ def _gather(chosen: Sequence[Chosen]) -> Origin:
                     saturated[len(audio)] = whole.saturated[row]
                 audio.append(whole.audio[row])
     return Origin(audio, reasons, saturated)
+
+
+def _origin_of_all(segment: Segment) -> Origin:
+    """The ledger's word on all rows of a segment.
+
+    Raises:
+        CorruptCacheError: a record is missing or damaged.
+    """
+    records = read_records(segment.storage, segment.name, segment.remedy)
+    missing = [shard for shard in range(segment.seal.shards) if shard not in records]
+    if missing:
+        raise CorruptCacheError(
+            f"{segment.storage}/{record_key(segment.name, missing[0])} is missing or cannot be read: {segment.remedy}"
+        )
+    return Origin(
+        [digest for shard in sorted(records) for digest in records[shard].audio],
+        {q.row: q.reason for record in records.values() for q in record.quarantined},
+        {s.row: s.values for record in records.values() for s in record.saturated_rows},
+    )
 
 
 def _row_frames(chosen: Sequence[Chosen]) -> np.ndarray:
@@ -283,4 +304,19 @@ def choose(cache: Cache, keep: np.ndarray) -> list[Chosen]:
         if positions:
             chosen.append(Chosen(cache, segment, positions))
         offset += len(segment)
+    return chosen
+
+
+def named(cache: Cache, ids: Sequence[str]) -> list[Chosen]:
+    """These utterances of a cache, in this order.
+
+    Raises:
+        UtteranceNotFound: it does not hold one of them.
+    """
+    ends = np.cumsum([len(segment) for segment in cache.segments])
+    rows = [cache.row(utterance_id) for utterance_id in ids]
+    chosen = []
+    for number, of_one in groupby(rows, lambda row: int(np.searchsorted(ends, row, side="right"))):
+        segment = cache.segments[number]
+        chosen.append(Chosen(cache, segment, [row - int(ends[number]) + len(segment) for row in of_one]))
     return chosen

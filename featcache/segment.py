@@ -13,7 +13,7 @@ import zarr
 from featcache import layout
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, NotPulledError
 from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
-from featcache.ledger import LABELS_PROOF, FileProof, Seal, from_bytes, proof, read_proofs, to_bytes
+from featcache.ledger import FileProof, Seal, from_bytes, proof, read_proofs, to_bytes
 from featcache.memory import ran_out
 from featcache.shardfile import ShardFiles
 from featcache.storage import LocalStorage, Storage
@@ -298,7 +298,7 @@ class Segment:
 
     @cached_property
     def _label_files(self) -> dict[str, FileProof]:
-        key = f"{self.name}/labels/{LABELS_PROOF}"
+        key = f"{self.name}/labels/{layout.LABELS_PROOF}"
         found = read_proofs(self.storage.read(key) or b"", f"{self.storage}/{key}", self.remedy)
         return {f"labels/{name}": expected for name, expected in found.items()}
 

@@ -12,7 +12,7 @@ from featcache import layout
 from featcache.digest import json_differences
 from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.geometry import SAMPLE_RATE
-from featcache.inspect import matching
+from featcache.inspect import matching, refuse_unknown
 from featcache.rewrite import Chosen, Progress, choose, copy_segment, open_source, refuse_more
 from featcache.storage import Storage, open_storage
 from featcache.store import Cache
@@ -42,12 +42,13 @@ def subset(
     """Write the utterances with these labels as a cache of their own. Goes on where an earlier run stopped.
 
     Raises:
-        UsageError: none has them, or `target` holds something else or is the source.
+        UsageError: none has them all, no utterance has one of them, or `target` holds something else or is the source.
         CacheError: the source is not complete, or a partial copy.
         MismatchError: `target` was begun from another cache or for other utterances.
     """
     storage = open_storage(target)
     cache = open_source(source, storage)
+    refuse_unknown(cache, where)
     keep = matching(cache, where)
     if not keep.any():
         raise UsageError(f"no utterance of {source} is chosen: `featcache ls {source}` lists them with their labels")

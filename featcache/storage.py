@@ -21,7 +21,7 @@ from pathlib import Path
 import zarr.abc.store
 import zarr.storage
 
-from featcache import layout
+from featcache import contents
 from featcache.errors import CacheError, JobError
 from featcache.process import left_by_the_dead, own_name
 from featcache.s3 import S3Settings, S3Url, is_s3
@@ -332,7 +332,7 @@ def _walk(top: Path, topdown: bool = True, foreign: bool = False) -> Iterator[tu
 
     def refuse(error: OSError) -> None:
         closed = Path(error.filename or top)
-        if foreign and closed.parent == top and f"{closed.name}/" not in layout.OWN_FOLDERS:
+        if foreign and closed.parent == top and contents.is_foreign(closed.name):
             return
         with _found(Path(error.filename or top), "listed"):
             raise error

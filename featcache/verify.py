@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.cluster import run_tasks
 from featcache.description import read_spec
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError
 from featcache.ledger import (
-    LABELS_PROOF,
     FileProof,
     Seal,
     ShardRecord,
@@ -86,7 +85,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
         checks |= segment_proofs(storage, name, report)
     report.unknown = [key for key in storage.list_keys() if key not in checks and not _belongs(key, report)]
     if read_origin(storage) is not None:
-        report.not_pulled = [key for key in checks if layout.is_shard(key) and not storage.exists(key)]
+        report.not_pulled = [key for key in checks if contents.is_shard(key) and not storage.exists(key)]
         for key in report.not_pulled:
             del checks[key]
     report.problems += _run_checks(storage, checks, report, on_bytes, client)
@@ -102,20 +101,7 @@ def verify(place: str | Path, on_bytes: Callable[[int], None] = lambda size: Non
 def bytes_to_verify(place: str | Path) -> int:
     """What `verify` will read, for its progress; no more than that, as the log and leases are no part of a cache."""
     storage = open_storage(place)
-    return sum(storage.size(key) or 0 for key in storage.list_keys() if not is_beside(key))
-
-
-def proves(key: str) -> bool:
-    """Whether a file, or a folder of them, says what others are part of a cache."""
-    parts = key.split("/")
-    return (
-        key in ("", layout.ROOT) or parts[2:3] in (["ledger"], ["seal.json"]) or parts[2:] == ["labels", LABELS_PROOF]
-    )
-
-
-def is_beside(key: str) -> bool:
-    """Whether a file lies in a cache's folder and is no part of it."""
-    return key.startswith(f"{layout.LOG}/") or "/leases/" in key
+    return sum(storage.size(key) or 0 for key in storage.list_keys() if not contents.is_beside(key))
 
 
 def _belongs(key: str, report: Report) -> bool:
@@ -126,7 +112,7 @@ def _belongs(key: str, report: Report) -> bool:
     """
     open_segments = tuple(f"{name}/" for name in report.unsealed)
     unproven = not report.segments and key.startswith(f"{layout.CALIBRATION}/")
-    return key == layout.ROOT or is_beside(key) or unproven or key.startswith(open_segments)
+    return key == layout.ROOT or contents.is_beside(key) or unproven or key.startswith(open_segments)
 
 
 def segment_proofs(storage: Storage, name: str, report: Report) -> dict[str, FileProof]:
@@ -184,7 +170,7 @@ def _read_ledger(storage: Storage, name: str, report: Report) -> dict[int, Shard
 
 
 def _labels_proofs(storage: Storage, name: str, report: Report, sealed: bool) -> dict[str, FileProof]:
-    key = f"{name}/labels/{LABELS_PROOF}"
+    key = f"{name}/labels/{layout.LABELS_PROOF}"
     data = storage.read(key)
     if data is None:
         if sealed or any(True for _ in storage.list_keys(f"{name}/labels")):

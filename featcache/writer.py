@@ -6,7 +6,7 @@ import json
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.block import ShardBlock
 from featcache.codec import Arrays, Codec
 from featcache.digest import canonical_json, digest
@@ -14,7 +14,6 @@ from featcache.errors import CorruptCacheError, JobError, MismatchError, UsageEr
 from featcache.geometry import SAMPLE_RATE
 from featcache.index import QUARANTINED, build_columns, label_text, pack_text
 from featcache.ledger import (
-    LABELS_PROOF,
     FileProof,
     Seal,
     ShardRecord,
@@ -42,7 +41,7 @@ def refuse_foreign(storage: Storage) -> None:
             f"{storage} has lost its {layout.ROOT} and still holds {sealed}: restore that file from a copy of the "
             "cache, or give another folder"
         )
-    foreign = next((key for key in storage.list_keys() if not key.startswith(layout.OWN_FOLDERS)), None)
+    foreign = next((key for key in storage.list_keys() if contents.is_foreign(key)), None)
     if foreign is not None:
         raise UsageError(f"{storage} holds other files ({foreign}) and no cache: give a new or an empty folder")
 
@@ -116,8 +115,8 @@ class SegmentWriter:
                 "run this one again, else give another path"
             )
         return (
-            f"{here} was begun for {what}, not for {these}: wait for the command that is at work on it, finish it with "
-            f"its own manifest, or drop it with `featcache gc {self.storage}`"
+            f"{here} was begun for {what}, not for {these}, their order and durations counted: wait for the command "
+            f"that is at work on it, finish it with its own manifest, or drop it with `featcache gc {self.storage}`"
         )
 
     def records(self) -> dict[int, ShardRecord]:
@@ -186,12 +185,14 @@ class SegmentWriter:
         records = self.records()
         missing = [shard for shard in range(self.plan.shards) if shard not in records]
         if missing:
-            raise JobError(f"{self.storage}/{self.name} lacks shard {missing[0]}: run `featcache extract` again")
+            raise JobError(f"{self.storage}/{self.name} lacks shard {missing[0]}: run the same command again")
         # Everywhere: the one that was killed may have been at the description or at a lease.
         self.storage.delete_temporary("")
         columns = build_columns(self.plan, records)
         for key, data in layout.render_columns(f"{self.name}/index", columns).items():
             self.storage.write(key, data)
+        # One that was killed here may have had columns that these labels are without.
+        self.storage.delete_folder(f"{self.name}/labels")
         write_labels(self.storage, self.name, labels)
         seal = Seal(
             values_id=self.spec.values_id,
@@ -222,12 +223,12 @@ def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[A
         storage.write(key, files[key])
         written[key.removeprefix(f"{folder}/")] = proof(files[key])
     content = {key: p.model_dump() for key, p in written.items()}
-    storage.write(f"{folder}/{LABELS_PROOF}", canonical_json({"content": content, "sha256": digest(content)}))
+    storage.write(f"{folder}/{layout.LABELS_PROOF}", canonical_json({"content": content, "sha256": digest(content)}))
 
 
 def prove_root(storage: Storage) -> dict[str, FileProof]:
     """Proofs of a cache's own metadata and calibration."""
-    keys = [key for key in storage.list_keys(layout.CALIBRATION) if layout.is_calibration(key)]
+    keys = [key for key in storage.list_keys(layout.CALIBRATION) if contents.is_calibration(key)]
     return {key: proof(_read(storage, key)) for key in (layout.ROOT, *keys)}
 
 
@@ -237,7 +238,7 @@ def prove_segment(storage: Storage, segment: str, planes: Sequence[str]) -> dict
     What others have put there, as file managers do, is no part of it.
     """
     keys = (key.removeprefix(f"{segment}/") for key in storage.list_keys(segment))
-    return {key: proof(_read(storage, f"{segment}/{key}")) for key in keys if layout.is_metadata(key, planes)}
+    return {key: proof(_read(storage, f"{segment}/{key}")) for key in keys if contents.is_metadata(key, planes)}
 
 
 def _read(storage: Storage, key: str) -> bytes:

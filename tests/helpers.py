@@ -128,13 +128,13 @@ def make_cache(
     return Path(path)
 
 
-def make_speech(folder: Path, count: int, seconds: float = 0.5) -> Path:
+def make_speech(folder: Path, count: int, seconds: float = 0.5, level: float = 0.3) -> Path:
     """A manifest of `count` noises of different lengths, with a speaker each of three, and their recordings."""
     rng = np.random.default_rng(count)
     rows = []
     for i in range(count):
         samples = int(16_000 * seconds) + 160 * i
-        soundfile.write(folder / f"{i}.wav", rng.uniform(-0.3, 0.3, samples), 16_000, "PCM_16")
+        soundfile.write(folder / f"{i}.wav", rng.uniform(-level, level, samples), 16_000, "PCM_16")
         rows.append(
             manifest.Row(
                 id=f"u{i}",

@@ -13,8 +13,8 @@ from featcache import layout
 from featcache.blocks import BLOCK_BYTES, DEFAULT_GB
 from featcache.errors import CacheError, UsageError
 from featcache.geometry import SAMPLE_RATE
-from featcache.job import measured_rates
 from featcache.lease import TTL_SECONDS
+from featcache.rates import measured_rates
 from featcache.sizes import profile_sizes
 from featcache.spec import CacheSpec
 from featcache.store import Cache

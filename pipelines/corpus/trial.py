@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import zarr.abc.store
 
-from featcache import layout
+from featcache import contents, layout
 from featcache.block import ShardBlock
 from featcache.codec import Codec
 from featcache.errors import UsageError
 from featcache.index import LazyTexts
 from featcache.lease import Leases
-from featcache.ledger import LABELS_PROOF
 from featcache.plan import make_plan
 from featcache.shards import finish, leased
 from featcache.spec import CacheSpec
@@ -36,12 +35,12 @@ KINDS = SHARDS, LEDGER, LEASES, INDEX, LABELS, SEGMENT_FILES, CACHE_FILES = (
     "shards", "ledger", "leases", "index", "labels", "segment", "cache",
 )  # fmt: skip
 # Files that name every object of a kind.
-_PROOFS = {f"{SEGMENT}/seal.json": INDEX, f"{SEGMENT}/labels/{LABELS_PROOF}": LABELS}
+_PROOFS = {f"{SEGMENT}/seal.json": INDEX, f"{SEGMENT}/labels/{layout.LABELS_PROOF}": LABELS}
 
 
 def kind_of(key: str) -> str:
     """Which of `KINDS` the object of a key is."""
-    if layout.is_shard(key):
+    if contents.is_shard(key):
         return SHARDS
     parts = key.split("/")
     if parts[0] != layout.SEGMENTS:

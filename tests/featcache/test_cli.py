@@ -85,6 +85,8 @@ def test_ls_filters_by_label_and_prints_json_lines(run, cache: Path) -> None:
     assert [row["id"] for row in rows] == ["u0", "u2", "u4"]
     assert [row["usable"] for row in rows] == [True, False, True]
     assert "word 3" in run("ls", cache).out
+    unknown = run("ls", cache, "--where", "id=u1", "--where", "id=u1,u2")
+    assert unknown.status == 2 and "no utterance of" in unknown.err and "has id=u1,u2" in unknown.err
     wrong = run("ls", cache, "--where", "lang")
     assert wrong.status == 2 and "label=value" in wrong.err and wrong.out == ""
 

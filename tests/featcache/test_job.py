@@ -21,6 +21,8 @@ from featcache.geometry import Geometry
 from featcache.job import Job, Request
 from featcache.lease import Lease
 from featcache.manifest import absolute, read, write
+from featcache.outlook import Outlook, outlook
+from featcache.plan import Part
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig, load, places
@@ -241,6 +243,53 @@ def test_strict_stops_with_exit_status_1_and_the_row(speech: Path, tmp_path: Pat
     assert not list((tmp_path / "c").glob("segments/*/ledger/*"))
     assert run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c").status == 0
     assert "gone" in run_cli("status", tmp_path / "c").out
+
+
+def test_strict_does_not_finish_what_a_run_without_it_began(speech: Path, tmp_path: Path) -> None:
+    gone = absolute(read(speech), speech)[0].model_copy(update={"id": "gone", "audio_filepath": "gone.wav"})
+    write(tmp_path / "m.jsonl", [gone, *absolute(read(speech), speech)])
+    small = Request(MEL, "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+    job = Job(tmp_path / "m.jsonl", tmp_path / "c", small)
+    job.extract(part=Part(1, 2))
+    before = contents(tmp_path / "c")
+    again = run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c", "--strict")
+    assert again.status == 1 and "'gone' cannot be used: no such file (--strict); a run without" in again.err
+    assert contents(tmp_path / "c") == before
+    assert run_cli("extract", tmp_path / "m.jsonl", tmp_path / "c").status == 0
+
+
+def test_labels_of_a_seal_that_was_killed_leave_nothing_behind(speech: Path, tmp_path: Path) -> None:
+    """It is finished with a manifest that has fewer columns."""
+    write(tmp_path / "fewer.jsonl", [row.model_copy(update={"labels": {}}) for row in absolute(read(speech), speech)])
+    for name, manifest in (("whole", tmp_path / "fewer.jsonl"), ("killed", speech)):
+        Job(manifest, tmp_path / name, Request(MEL, "int8")).extract()
+    (tmp_path / "killed/segments/000000/seal.json").unlink()
+    Job(tmp_path / "fewer.jsonl", tmp_path / "killed", Request()).extract()
+    assert not verify(tmp_path / "killed").unknown
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_segment_is_its_own_manifests_in_its_order(speech: Path, tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", absolute(read(speech), speech)[::-1])
+    small = Request(MEL, "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+    Job(speech, tmp_path / "c", small).extract(part=Part(1, 2))
+    with pytest.raises(MismatchError, match="begun for 12 utterances in .*these 12 in .*order and durations counted"):
+        Job(tmp_path / "m.jsonl", tmp_path / "c", small).extract()
+
+
+def test_the_plan_of_a_half_finished_segment_is_of_the_other_half(speech: Path, tmp_path: Path) -> None:
+    def planned() -> Outlook:
+        return outlook(Job(speech, tmp_path / "c", small))
+
+    small = Request(MEL, "int8", layout=Layout(chunk_frames=16, shard_frames=128))
+    Job(speech, tmp_path / "c", small).init()
+    whole = planned()
+    Job(speech, tmp_path / "c", small).extract(part=Part(1, 2))
+    half = planned()
+    assert whole.shards_done == 0 and 0 < half.shards_done < half.shards
+    assert abs(half.bytes / whole.bytes - (1 - half.shards_done / half.shards)) < 0.1
+    Job(speech, tmp_path / "c", small).extract()
+    assert planned().bytes == 0
 
 
 @pytest.fixture

@@ -222,6 +222,15 @@ def write_segment(place: Path, spec: CacheSpec, codec: Codec, name: str, held: H
     writer.seal({name: [u.labels.get(name) for u in held.utterances] for name in held.columns})
 
 
+def unknown(model: Model, where: Mapping[str, set[str]], views: bool = False) -> bool:
+    """Whether no utterance has one of the values of a condition; with `views` what they are of counts as an id."""
+    ids = {u.id for u in model.all} | ({u.labels.get("view_of") or "" for u in model.all} if views else set())
+    return any(
+        accepted - (ids if label == "id" else {u.labels.get(label) for u in model.all})
+        for label, accepted in where.items()
+    )
+
+
 labels = st.fixed_dictionaries({}, optional={name: st.sampled_from(VALUES) for name in COLUMNS})
 
 
@@ -353,7 +362,7 @@ class Operations(RuleBasedStateMachine):
             return
         where, chosen = self._where(data, source)
         place = self._place()
-        if not chosen:
+        if not chosen or unknown(source, where):
             with pytest.raises(UsageError, match="no utterance"):
                 subset(source.place, place, where)
             return
@@ -441,6 +450,11 @@ class Operations(RuleBasedStateMachine):
             meant |= {u.id for u in model.all if u.labels.get("view_of") in meant}
         left = without(model.segments, meant)
         gone = [u.id for u in model.all if u.id in meant]
+        if unknown(model, where, views=True):
+            with pytest.raises(UsageError, match="no utterance"):
+                forget(model.place, where)
+            self._check(model)
+            return
         try:
             if step:
                 with killed_at(step):

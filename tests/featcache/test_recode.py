@@ -12,6 +12,7 @@ from featcache import Cache
 from featcache.errors import CacheError, MismatchError, UsageError
 from featcache.forget import forget
 from featcache.job import Job, Request
+from featcache.outlook import outlook
 from featcache.recode import recode
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig
@@ -131,6 +132,31 @@ def test_a_target_keeps_nothing_that_the_source_no_longer_has(tmp_path: Path) ->
         recode(place, small, "residual:step=4")
     forget(small, {"id": {"u1"}})
     assert recode(place, small, "residual:step=4").shards == 0 and verify(small).whole
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_is_new_comes_into_a_recoded_cache_by_way_of_its_source(tmp_path: Path, finished: bool) -> None:
+    """Codes made of the model's own values do not lie beside those of values that were rounded before."""
+    speech, place, small = make_speech(tmp_path, 6), tmp_path / "c", tmp_path / "small"
+    mel = Request(UpstreamConfig(id="mel:8"), "int8", layout=Layout(chunk_frames=16, shard_frames=64))
+    Job(speech, place, mel, limit=4).extract()
+    recode(place, small, "residual:step=4")
+    if not finished:
+        # As it is killed; of the same rows `extract` plans the same shards.
+        (small / "segments/000000/seal.json").unlink()
+        (small / "segments/000000/ledger/000002.json").unlink()
+    before = contents(small)
+    job = Job(speech, small, Request(), limit=None if finished else 4)
+    for refused in (job.extract, lambda: outlook(job)):
+        with pytest.raises(
+            MismatchError, match=r"small lacks \d utterances .*was recoded.*same `featcache recode CACHE"
+        ):
+            refused()
+    assert contents(small) == before
+    Job(speech, place, mel).extract()
+    recode(place, small, "residual:step=4")
+    assert list(Cache.open(small).ids) == [f"u{i}" for i in range(6)] and verify(small).whole
+    assert Job(speech, small, Request()).extract() is None and outlook(Job(speech, small, Request())).planned == 0
 
 
 @pytest.mark.parametrize("sealed", [True, False])

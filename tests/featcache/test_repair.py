@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from featcache.errors import JobError
+from featcache.errors import JobError, MismatchError, UsageError
+from featcache.forget import forget
 from featcache.job import Job, Request
 from featcache.partial import write_origin
+from featcache.recode import recode
 from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
@@ -136,3 +138,48 @@ def test_nothing_is_touched_where_the_manifest_is_of_other_rows(made: Path, plac
     with pytest.raises(JobError, match="does not give the 6 utterances of .*manifest that the cache was made from"):
         repair(other, place)
     assert contents(place) == before
+
+
+def test_shards_of_a_recoded_cache_are_made_of_the_one_that_it_was_recoded_from(made: Path, memory: Path) -> None:
+    """Also after some utterances are gone from it, so that its rows lie elsewhere than in the source."""
+    speech, source = made / "manifest.jsonl", made / "cache"
+    recode(source, memory / "recoded", "residual:step=4")
+    forget(memory / "recoded", {"id": {"u1", "u7"}})
+    place, sound = memory / "broken", contents(memory / "recoded")
+    shutil.copytree(memory / "recoded", place)
+    damage(place, "segments/000000/codes/c/1/0/0", "segments/000001/ledger/000000.json")
+    damage(place, "segments/000001/index/frames/c/0")
+    before = contents(place)
+    with pytest.raises(JobError, match=r"codes/c/1/0/0 is broken.*was recoded from .*repair .* --source CACHE"):
+        repair(speech, place)
+    with pytest.raises(MismatchError, match="was not recoded from"):
+        repair(speech, place, source=memory / "recoded")
+    with pytest.raises(UsageError, match="is both the cache to read and the one to write"):
+        repair(speech, place, source=place)
+    # The same ids, calibration and lengths, and other recordings.
+    other = memory / "other"
+    other.mkdir()
+    for key in ("zarr.json", "calibration"):
+        (shutil.copytree if (source / key).is_dir() else shutil.copy)(source / key, other / key)
+    (other / "speech").mkdir()
+    Job(make_speech(other / "speech", 9, level=0.2), other, MEL).extract()
+    with pytest.raises(MismatchError, match="holds other recordings than"):
+        repair(speech, place, source=other)
+    assert contents(place) == before
+    assert len(repair(speech, place, source=source)) == 3
+    assert contents(place) == sound
+
+
+def test_what_needs_no_codes_is_repaired_in_a_recoded_cache_as_in_any(made: Path, memory: Path) -> None:
+    speech, place = made / "manifest.jsonl", memory / "recoded"
+    recode(made / "cache", place, "residual:step=4")
+    before = contents(place)
+    damage(place, "segments/000000/index/hash/c/0", "segments/000000/labels/text/bytes/c/0")
+    assert len(repair(speech, place)) == 2
+    assert contents(place) == before
+
+
+def test_a_source_of_a_cache_that_was_not_recoded_is_refused(made: Path, place: Path) -> None:
+    damage(place, "segments/000000/codes/c/1/0/0")
+    with pytest.raises(UsageError, match="was not recoded from another cache: leave out --source"):
+        repair(made / "manifest.jsonl", place, source=made / "cache")

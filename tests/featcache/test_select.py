@@ -74,8 +74,10 @@ def test_a_subset_holds_what_was_chosen_unchanged(source: Path, tmp_path: Path) 
     assert subset(source, tmp_path / "x", {"who": {"x"}}) == made
     with pytest.raises(MismatchError, match="is finished and holds other utterances than these 3.*give a new"):
         subset(source, tmp_path / "x", {"who": {"y"}})
-    with pytest.raises(UsageError, match="no utterance"):
-        subset(source, tmp_path / "none", {"who": {"z"}})
+    for where, unknown in (({"who": {"z"}}, "who=z"), ({"who": {"x", "z"}}, "who=z"), ({"id": {"a", "A"}}, "id=A")):
+        with pytest.raises(UsageError, match=f"no utterance of .* has {unknown}: `featcache ls"):
+            subset(source, tmp_path / "none", where)
+    assert not (tmp_path / "none").exists()
     subset(source, tmp_path / "dry", {"id": {"a", "b"}}, dry_run=True)
     assert not (tmp_path / "dry").exists()
 
@@ -219,8 +221,10 @@ def test_a_forgotten_speaker_is_nowhere(extended: Path, tmp_path: Path) -> None:
     for trace in (b"u10", digests[1].encode()):
         assert trace not in everything
     assert (place / "segments/000002/seal.json").stat().st_mtime_ns != untouched
-    with pytest.raises(UsageError, match="no utterance"):
-        forget(place, {"speaker": {"s1"}})
+    for where in ({"speaker": {"s1"}}, {"speaker": {"s1", "s2"}}, {"id": {"u1", "u2"}}):
+        with pytest.raises(UsageError, match="no utterance of .* has (speaker=s1|id=u1)"):
+            forget(place, where)
+    assert list(Cache.open(place).ids) == list(cache.ids)
 
 
 def test_a_segment_of_which_nothing_is_left_goes_and_extract_adds_after_the_last(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from featcache import forget as forgetting
-from featcache import layout
+from featcache.contents import is_shard
 from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.forget import forget
 from featcache.garbage import garbage
@@ -275,7 +275,7 @@ def test_an_open_cache_goes_on_after_a_repair_and_while_it_grows(job: MakeJob) -
     pickled = pickle.dumps(cache)
     job().extract()
     for key in list(cache.storage.list_keys("segments/000000")):
-        if layout.is_shard(key):
+        if is_shard(key):
             # The same bytes in another file, as a repair leaves them.
             cache.storage.write(key, cache.storage.read(key) or b"")
     assert all(np.array_equal(cache.read(row), before[row]) for row in range(6))

@@ -15,8 +15,9 @@ import featcache
 from featcache import layout, s3_storage
 from featcache.blocks import Blocks
 from featcache.errors import UsageError
-from featcache.job import RATES, Job, Request
+from featcache.job import Job, Request
 from featcache.push import push
+from featcache.rates import RATES
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.store import Cache

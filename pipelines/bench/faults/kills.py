@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from featcache import layout
+from featcache.contents import is_beside
 from featcache.job import Job, Request
 from featcache.ledger import ShardRecord
 from featcache.storage import LocalStorage
 from featcache.upstreams import Upstream
-from featcache.verify import is_beside
 from featcache.writer import SegmentWriter
 
 # One kill in so many strikes right between two steps of the writer, the others at a uniform time.
