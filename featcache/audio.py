@@ -50,6 +50,9 @@ Pcm = npt.NDArray[np.float32]
 FIT_TOLERANCE = 16
 """Samples (1 ms) by which a recording may differ from its manifest, rounded as that often is."""
 
+OTHER_LENGTH = "the manifest says"
+"""How the reason against a recording begins that is not as long as its manifest says. A ledger keeps the text alone."""
+
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz; outside, the header is taken to be nonsense
 
 AUDIO_RULES: dict[str, Any] = {
@@ -183,7 +186,7 @@ def fit_length(pcm: Pcm, planned_samples: int) -> Pcm:
     difference = planned_samples - len(pcm)
     if abs(difference) > FIT_TOLERANCE:
         raise AudioError(
-            f"the manifest says {planned_samples} samples ({planned_samples / SAMPLE_RATE:.3f} s), "
+            f"{OTHER_LENGTH} {planned_samples} samples ({planned_samples / SAMPLE_RATE:.3f} s), "
             f"the recording has {len(pcm)} ({len(pcm) / SAMPLE_RATE:.3f} s)"
         )
     return np.pad(pcm, (0, difference)) if difference > 0 else pcm[:planned_samples]

@@ -107,6 +107,7 @@ def manifest_views(
     """Add augmented copies of recordings as rows: views, to be computed with the rest and drawn in training."""
     from featcache import manifest as manifests
     from featcache.inspect import parse_where
+    from featcache.progress import speech_text
     from featcache.views import VIEW, rows_with_views
 
     rows = rows_with_views(manifests.read(manifest), view, parse_where(where or []))
@@ -114,7 +115,7 @@ def manifest_views(
     for row in rows:
         kinds.setdefault(row.labels.get(VIEW) or "originals", []).append(row.duration)
     for kind, seconds in kinds.items():
-        line = f"{kind}: {len(seconds)} utterances, {sum(seconds) / 3600:.2f} h"
+        line = f"{kind}: {len(seconds)} utterances, {speech_text(sum(seconds))}"
         print(line, file=sys.stdout if dry_run else sys.stderr)
     if not dry_run:
         _write_manifest(manifests.absolute(rows, manifest), out)
@@ -130,13 +131,14 @@ def manifest_check(
 ) -> None:
     """Say what is in a manifest, or which line is wrong and why; optionally measure its durations."""
     from featcache import manifest as manifests
+    from featcache.progress import speech_text
 
     if out is not None and not measure:
         raise UsageError("--out writes measured durations: say --measure too")
     rows = manifests.read(manifest)
     labels = sorted({label for row in rows for label in row.labels})
-    hours = sum(row.duration for row in rows) / 3600
-    print(f"{len(rows)} utterances, {hours:.2f} h, labels: {', '.join(labels) or 'none'}")
+    speech = speech_text(sum(row.duration for row in rows))
+    print(f"{len(rows)} utterances, {speech}, labels: {', '.join(labels) or 'none'}")
     if measure:
         from featcache.reading import measured
 
@@ -147,8 +149,12 @@ def manifest_check(
         found = [measured(row, manifest) for row in rows]
         changed = [(old, new) for old, new in zip(rows, found, strict=True) if old.duration != new.duration]
         for old, new in changed[:20]:
-            print(f"  {old.id}: the manifest says {old.duration} s, the recording {new.duration} s", file=sys.stderr)
+            found_as = f"has {new.duration} s" if new.duration else "cannot be read"
+            print(f"  {old.id}: the manifest says {old.duration} s, the recording {found_as}", file=sys.stderr)
         print(f"{len(changed)} durations differ")
+        if changed and out is None:
+            command = f"featcache manifest check {manifest} --measure -o FIXED.jsonl"
+            print(f"`{command}` writes the true ones", file=sys.stderr)
         if out is not None:
             manifests.write(out, manifests.relative(found, out))
             print(out)
@@ -156,8 +162,9 @@ def manifest_check(
 
 def _write_manifest(rows: Any, out: Path) -> None:
     from featcache import manifest as manifests
+    from featcache.progress import speech_text
 
     found = list(rows)
     manifests.write(out, manifests.relative(found, out))
-    print(f"{len(found)} utterances, {sum(row.duration for row in found) / 3600:.2f} h", file=sys.stderr)
+    print(f"{len(found)} utterances, {speech_text(sum(row.duration for row in found))}", file=sys.stderr)
     print(out)

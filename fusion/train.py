@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from featcache.errors import UsageError
+from featcache.errors import Interrupted, UsageError
 from featcache.startup import check_trace
 from fusion import head
 from fusion.console import plain_console
@@ -26,7 +26,7 @@ from fusion.distributed import World, use_threads, world
 from fusion.learner import Diverged, Learner, Moments
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run, open_cache
-from fusion.stream import Interrupted, Stream, streams
+from fusion.stream import Stream, streams
 from fusion.trace import Tracer
 
 if TYPE_CHECKING:

@@ -6,20 +6,24 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcache import startup
 from featcache.errors import AudioError, FeatcacheError, JobError
-from featcache.manifest import Row
+from featcache.interrupts import Commands, leave_when_interrupted
 from pipelines.cli_corpus import corpus
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
 from pipelines.cli_reproduce import reproduce
 from pipelines.cli_studies import fewshot, fusers, layers, rivals, views
 
+if TYPE_CHECKING:
+    from featcache.manifest import Row  # numpy with it
+
 app = typer.Typer(
     name="pipelines",
+    cls=Commands,
     help="The ends that join both stages: the demo, studies of many heads, a report of runs, transcription.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -233,6 +237,7 @@ def export(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error, and the exit status says whose it is."""
+    leave_when_interrupted("pipelines")
     startup.collect_rarely()
     try:
         app()
