@@ -18,6 +18,7 @@ Audio = Annotated[
     Path | None,
     typer.Option(help="Folder for this data set's recordings, its own; `audio` beside the manifest by default."),
 ]
+Split = Annotated[str | None, typer.Option(help="The label `split` of all rows.", show_default=False)]
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
 
 
@@ -33,12 +34,24 @@ def manifest_librispeech(
 
 @manifest_app.command("kaldi")
 def manifest_kaldi(
-    folder: Annotated[Path, typer.Argument(help="Kaldi data folder: wav.scp, text, ...")], out: Out
+    folder: Annotated[Path, typer.Argument(help="Kaldi data folder: wav.scp, text, ...")],
+    out: Out,
+    split: Split = None,
 ) -> None:
     """From a Kaldi data folder."""
     from featcache.importers import kaldi
 
-    _write_manifest(kaldi(folder), out)
+    _write_manifest(kaldi(folder, split=split), out)
+
+
+@manifest_app.command("folder")
+def manifest_folder(
+    root: Annotated[Path, typer.Argument(help="Folder of recordings.", show_default=False)], out: Out
+) -> None:
+    """From all recordings below a folder, each with the text of its .txt and its folder as a label."""
+    from featcache.importers import folder
+
+    _write_manifest(folder(root), out)
 
 
 @manifest_app.command("commonvoice")
@@ -83,7 +96,7 @@ def manifest_webdataset(
     shards: Annotated[str, typer.Argument(help="A tar file, a folder of them, or name-{000..009}.tar.")],
     out: Out,
     audio: Audio = None,
-    split: Annotated[str | None, typer.Option(help="The label `split` of all rows.", show_default=False)] = None,
+    split: Split = None,
 ) -> None:
     """From the tar files of a WebDataset (needs the package webdataset)."""
     from featcache.importers import webdataset

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache import startup
+from featcache.cli_options import Weights
 from featcache.errors import AudioError, FeatcacheError, JobError
 from featcache.interrupts import Commands, leave_when_interrupted
 from pipelines.cli_corpus import corpus
@@ -180,6 +181,7 @@ def transcribe(
     upstream: Annotated[
         str | None, typer.Option(help="The upstream's id, where it now lies elsewhere (same weights).")
     ] = None,
+    weights: Weights = None,
     other_values: Annotated[
         bool,
         typer.Option(help="Take features that differ from those of the training, as from another device."),
@@ -194,7 +196,9 @@ def transcribe(
     from pipelines.transcribe import Transcriber, write
 
     recordings = find(audio)
-    transcriber = Transcriber.load(run, device=device, upstream=upstream, other_values=other_values, decoder=decoder)
+    transcriber = Transcriber.load(
+        run, device=device, upstream=upstream, weights=weights, other_values=other_values, decoder=decoder
+    )
     results, failed = [], 0
     for recording in recordings:
         try:

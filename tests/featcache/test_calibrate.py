@@ -151,3 +151,25 @@ def test_parts_that_end_late_are_no_wrong_durations_of_recordings(tmp_path: Path
     late = [Row(**row.model_dump() | {"id": f"{row.id}+", "offset": 0.5}) for row in whole]
     manifest.write(path, [*late, whole[0]])
     Job(path, tmp_path / "cache", MEL).init()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (90.0, r"says 1440000 samples \(90.000 s\), the recording has 16000 \(1.000 s\)"),
+        (0.5, r"says 8000 samples \(0.500 s\), the recording has 16000 \(1.000 s\)"),
+    ],
+)
+def test_both_lengths_are_said_as_they_are(tmp_path: Path, told: float, said: str) -> None:
+    """Not those of the window of 60 s that was read."""
+    path = recorded(tmp_path, [1.0])
+    manifest.write(path, [row.model_copy(update={"duration": told}) for row in manifest.read(path)])
+    with pytest.raises(ManifestError, match=said):
+        Job(path, tmp_path / "cache", MEL).init()
+
+
+def test_a_recording_that_goes_on_has_at_least_what_was_read_of_it(tmp_path: Path) -> None:
+    path = recorded(tmp_path, [5.0])
+    manifest.write(path, [row.model_copy(update={"duration": 2.0}) for row in manifest.read(path)])
+    with pytest.raises(ManifestError, match=r"says 32000 samples .*, the recording has at least 48000 \(3.000 s\)"):
+        Job(path, tmp_path / "cache", MEL).init()

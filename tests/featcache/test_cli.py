@@ -89,6 +89,11 @@ def test_ls_filters_by_label_and_prints_json_lines(run, cache: Path) -> None:
     assert wrong.status == 2 and "label=value" in wrong.err and wrong.out == ""
 
 
+def test_a_notebook_sees_what_a_cache_is(cache: Path) -> None:
+    assert repr(featcache.open(cache)) == f"<Cache {cache}: 6 utterances, 3 taps x 8 channels of test:none>"
+    assert dir(featcache) == ["Cache", "Encoded", "FeatcacheError", "open"]
+
+
 def test_a_table_that_goes_into_a_pipe_cuts_nothing(run, tmp_path: Path) -> None:
     """Of thirteen labels, as Common Voice has them, an id would be cut to `common...`, and grep not find it."""
     names = [f"common_voice_hi-IN_{i:08d}" for i in range(3)]
