@@ -24,9 +24,16 @@ __all__ = ["Cache", "Encoded", "FeatcacheError", "open"]
 _HOMES = {"Cache": "featcache.store", "Encoded": "featcache.store", "FeatcacheError": "featcache.errors"}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "open":
-        return import_module("featcache.store").Cache.open
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'featcache' has no attribute {name!r}")
+# To a type checker a module with `__getattr__` has every name, and `featcache.opne` would pass.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "open":
+            return import_module("featcache.store").Cache.open
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'featcache' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -50,6 +50,14 @@ Pcm = npt.NDArray[np.float32]
 FIT_TOLERANCE = 16
 """Samples (1 ms) by which a recording may differ from its manifest, rounded as that often is."""
 
+OTHER_LENGTH = "the manifest says"
+"""How the reason against a recording begins that is not as long as its manifest says. A ledger keeps the text alone."""
+
+SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .webm .mkv .mka .g722 .aiff .aif .au .caf .amr .wma .w64".split()
+)
+"""What is taken for a recording in a folder; a file that is named is always tried."""
+
 LOWEST_RATE, HIGHEST_RATE = 1000, 768000  # Hz; outside, the header is taken to be nonsense
 
 AUDIO_RULES: dict[str, Any] = {
@@ -175,16 +183,24 @@ def content_hash(pcm: Pcm) -> bytes:
     return digest.digest()
 
 
-def fit_length(pcm: Pcm, planned_samples: int) -> Pcm:
+def fit_length(pcm: Pcm, planned_samples: int, *, before: int = 0, promised: int | None = None, more: int = 0) -> Pcm:
     """`pcm` `(samples,)` trimmed or zero-padded at its end to `planned_samples`.
+
+    Args:
+        before: samples of the recording before `pcm`, where it is a window of it.
+        promised: samples of the whole by its manifest, for the message; `before` and the planned if not given.
+        more: by how many samples over the planned `pcm` was read at most: with as many, the recording may go on.
 
     Raises AudioError if the two differ by more than `FIT_TOLERANCE`: the plan was made for another length.
     """
     difference = planned_samples - len(pcm)
     if abs(difference) > FIT_TOLERANCE:
+        promised = before + planned_samples if promised is None else promised
+        least = "at least " if more and -difference >= more else ""
+        there = before + len(pcm)
         raise AudioError(
-            f"the manifest says {planned_samples} samples ({planned_samples / SAMPLE_RATE:.3f} s), "
-            f"the recording has {len(pcm)} ({len(pcm) / SAMPLE_RATE:.3f} s)"
+            f"{OTHER_LENGTH} {promised} samples ({promised / SAMPLE_RATE:.3f} s), "
+            f"the recording has {least}{there} ({there / SAMPLE_RATE:.3f} s)"
         )
     return np.pad(pcm, (0, difference)) if difference > 0 else pcm[:planned_samples]
 

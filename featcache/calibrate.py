@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from featcache import codec as codecs
-from featcache.audio import AUDIO_RULES
+from featcache.audio import AUDIO_RULES, OTHER_LENGTH
 from featcache.codec.base import bad_taps
-from featcache.errors import JobError
+from featcache.errors import JobError, ManifestError
 from featcache.forecast import bits_per_value, forecast
 from featcache.geometry import SAMPLE_RATE
 from featcache.index import id_hash
@@ -33,6 +33,9 @@ SECONDS = 600.0
 ENOUGH = 1 / 3  # of the seconds: with less, an utterance that does not fit is drawn from all the same
 LEAST = 1 / 4  # of the seconds, usable: with less, further utterances are drawn
 MOST_TRIED = 1000  # utterances, however many of them cannot be used
+# Of the utterances that were tried. With more, the manifest's durations are rounded or not in seconds, and extraction
+# would leave out as many of all, which is better said before hours of work.
+MOST_OF_OTHER_LENGTH = 1 / 2
 # Activations of the calibration are held in memory at once, in float32.
 MAX_BYTES = 768 * 1024 * 1024
 
@@ -83,6 +86,7 @@ def calibrate(
 
     Raises:
         JobError: none of them could be used.
+        ManifestError: most of them are not as long as the manifest says.
     """
     kind = codecs.profile_class(profile)
     taps, channels = upstream.taps, upstream.channels
@@ -126,6 +130,7 @@ def _features(
 
     Raises:
         JobError: there are none.
+        ManifestError: most recordings are not as long as the manifest says.
     """
     ordered = in_order(rows)
     run = _Run(manifest, upstream, spec)
@@ -135,6 +140,13 @@ def _features(
         drawn, step = choose(islice(ordered, tried, None), seconds - run.usable)
         run.over(drawn, step)
         tried += len(drawn)
+    if len(run.other_length) > MOST_OF_OTHER_LENGTH * tried:
+        first, why = next(iter(run.other_length.items()))
+        raise ManifestError(
+            f"{manifest}: {len(run.other_length)} of the {tried} recordings drawn for calibration are not as long as "
+            f"it says ({first}: {why}): `featcache manifest check {manifest} --measure -o FIXED.jsonl` writes it with "
+            "their true durations"
+        )
     if run.features:
         return run.features, run.heard / max(run.model_seconds, 1e-9)
     if run.not_finite:
@@ -156,6 +168,7 @@ class _Run:
     Attributes:
         features: finite activations of usable windows, in the order of the rows.
         usable, heard: seconds of audio in `features`, and of all that the model was given, in `model_seconds`.
+        other_length: the reasons against whole recordings that are not as long as the manifest says, by id.
         unreadable, not_finite: the first reason against a recording, and against what the model makes of one.
     """
 
@@ -166,6 +179,7 @@ class _Run:
     usable: float = 0.0
     heard: float = 0.0
     model_seconds: float = 0.0
+    other_length: dict[str, str] = field(default_factory=dict)
     unreadable: str = ""
     not_finite: str = ""
 
@@ -181,17 +195,22 @@ class _Run:
                     batch = [row for row in planned if row in wanted]
                     loaded = [load_window(rows[plan.utterance[r]], self.manifest, plan, r) for r in batch]
                     usable = [(r, pcm.samples) for r, pcm in zip(batch, loaded, strict=True) if pcm.samples is not None]
+                    for r, part in zip(batch, loaded, strict=True):
+                        row = rows[plan.utterance[r]]
+                        if part.reason.startswith(OTHER_LENGTH) and not row.is_part:
+                            self.other_length.setdefault(row.id, part.reason)
                     self.unreadable = self.unreadable or next((pcm.reason for pcm in loaded if pcm.reason), "")
                     if usable:
                         outputs = self._forward([pcm for _, pcm in usable])
-                        for (row, pcm), output in zip(usable, outputs, strict=True):
+                        for (planned_row, pcm), output in zip(usable, outputs, strict=True):
                             bad = bad_taps(output)
                             if len(bad):
                                 tap = self.spec.taps[bad[0]]
                                 said = f"the model's activations are not finite from tap {tap} on"
                                 self.not_finite = self.not_finite or said
                                 continue
-                            found[row] = output[plan.keep[row] : plan.keep[row] + plan.frames[row]]
+                            keep = plan.keep[planned_row]
+                            found[planned_row] = output[keep : keep + plan.frames[planned_row]]
                             self.usable += len(pcm) / SAMPLE_RATE
                     progress.advance(plan.model_seconds(batch))
         self.features += [found[row] for row in sorted(found)]

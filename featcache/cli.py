@@ -26,7 +26,8 @@ from featcache.cli_options import (
 from featcache.cli_remote import remote_app
 from featcache.cli_sets import sets_app
 from featcache.device import choose_device
-from featcache.errors import FeatcacheError, JobError, UsageError
+from featcache.errors import FeatcacheError, Interrupted, JobError, UsageError
+from featcache.interrupts import Commands, leave_when_interrupted
 from featcache.memory import REMEDY, leave_when_a_thread_gets_none, ran_out
 
 # Everything that loads a model or opens audio is imported in the command that needs it, numpy and torch too.
@@ -34,6 +35,7 @@ startup.sleep_while_waiting()
 
 app = typer.Typer(
     name="featcache",
+    cls=Commands,
     help="Run a frozen speech foundation model once and keep every layer's activations.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -145,12 +147,11 @@ def extract_command(
     ] = None,
 ) -> None:
     """Compute what the cache lacks of the manifest. Goes on where an earlier run stopped."""
-    from featcache.cli_views import note, print_info, print_outlook
+    from featcache.cli_views import note, print_done, print_info, print_outlook
     from featcache.cluster import connect
     from featcache.cluster_job import ClusterJob
     from featcache.job import Job
     from featcache.plan import Part
-    from featcache.progress import size_text
 
     request = _request(upstream, revision, weights, taps, dtype, window, profile, batch_seconds, calibration_seconds)
     share = Part.parse(part) if part is not None else None
@@ -179,23 +180,10 @@ def extract_command(
             _say_if_calibrated(job, calibration_seconds)
             done = job.extract(strict=strict, part=share)
     except KeyboardInterrupt:
-        raise JobError("interrupted: finished shards are safe; run the same command again to go on") from None
-    if done is None:
-        note(f"complete: all {len(job.rows)} utterances of {manifest} are in {cache}")
-        left_out = sum(segment.seal.quarantined for segment in job.cache.segments)
-        if left_out:
-            note(
-                f"left out in all of {cache}: {left_out} (`featcache status {cache}` lists them); to try one again "
-                f"once it is mended: `featcache forget {cache} --where id=ID`, then this command"
-            )
-    else:
-        note(f"written: shards {done.shards}, {size_text(done.bytes)}; utterances left out: {len(done.quarantined)}")
-        for row in done.quarantined[:5]:
-            note(f"  left out: {row.id}: {row.reason}")
-        if done.saturated:
-            note(f"  {done.saturated} values lay beyond the calibrated range and were set to its limit")
-        if done.left_to_others:
-            note(f"part {part} is done; {done.left_to_others} shards of other parts are not: the last part seals")
+        raise Interrupted("interrupted: finished shards are safe; run the same command again to go on") from None
+    print_done(done, job, cache)
+    if done is not None and done.left_to_others:
+        note(f"part {part} is done; {done.left_to_others} shards of other parts are not: the last part seals")
     print_info(job.cache, as_json=False)
     print(cache)
 
@@ -348,6 +336,7 @@ def _request(
 def main() -> None:
     """Run the command line; a user's mistake is one line and an exit status, never a traceback."""
     leave_when_a_thread_gets_none()
+    leave_when_interrupted("featcache")
     startup.collect_rarely()
     try:
         app()
@@ -359,9 +348,6 @@ def main() -> None:
             raise
         print(f"featcache: out of memory: {REMEDY}", file=sys.stderr)
         sys.exit(JobError.exit_code)
-    except KeyboardInterrupt:
-        print("featcache: interrupted", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

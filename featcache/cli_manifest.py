@@ -18,6 +18,7 @@ Audio = Annotated[
     Path | None,
     typer.Option(help="Folder for this data set's recordings, its own; `audio` beside the manifest by default."),
 ]
+Split = Annotated[str | None, typer.Option(help="The label `split` of all rows.", show_default=False)]
 Manifest = Annotated[Path, typer.Argument(help="JSON Lines manifest.", show_default=False)]
 
 
@@ -33,12 +34,24 @@ def manifest_librispeech(
 
 @manifest_app.command("kaldi")
 def manifest_kaldi(
-    folder: Annotated[Path, typer.Argument(help="Kaldi data folder: wav.scp, text, ...")], out: Out
+    folder: Annotated[Path, typer.Argument(help="Kaldi data folder: wav.scp, text, ...")],
+    out: Out,
+    split: Split = None,
 ) -> None:
     """From a Kaldi data folder."""
     from featcache.importers import kaldi
 
-    _write_manifest(kaldi(folder), out)
+    _write_manifest(kaldi(folder, split=split), out)
+
+
+@manifest_app.command("folder")
+def manifest_folder(
+    root: Annotated[Path, typer.Argument(help="Folder of recordings.", show_default=False)], out: Out
+) -> None:
+    """From all recordings below a folder, each with the text of its .txt and its folder as a label."""
+    from featcache.importers import folder
+
+    _write_manifest(folder(root), out)
 
 
 @manifest_app.command("commonvoice")
@@ -83,7 +96,7 @@ def manifest_webdataset(
     shards: Annotated[str, typer.Argument(help="A tar file, a folder of them, or name-{000..009}.tar.")],
     out: Out,
     audio: Audio = None,
-    split: Annotated[str | None, typer.Option(help="The label `split` of all rows.", show_default=False)] = None,
+    split: Split = None,
 ) -> None:
     """From the tar files of a WebDataset (needs the package webdataset)."""
     from featcache.importers import webdataset
@@ -107,6 +120,7 @@ def manifest_views(
     """Add augmented copies of recordings as rows: views, to be computed with the rest and drawn in training."""
     from featcache import manifest as manifests
     from featcache.inspect import parse_where
+    from featcache.progress import speech_text
     from featcache.views import VIEW, rows_with_views
 
     rows = rows_with_views(manifests.read(manifest), view, parse_where(where or []))
@@ -114,7 +128,7 @@ def manifest_views(
     for row in rows:
         kinds.setdefault(row.labels.get(VIEW) or "originals", []).append(row.duration)
     for kind, seconds in kinds.items():
-        line = f"{kind}: {len(seconds)} utterances, {sum(seconds) / 3600:.2f} h"
+        line = f"{kind}: {len(seconds)} utterances, {speech_text(sum(seconds))}"
         print(line, file=sys.stdout if dry_run else sys.stderr)
     if not dry_run:
         _write_manifest(manifests.absolute(rows, manifest), out)
@@ -130,13 +144,14 @@ def manifest_check(
 ) -> None:
     """Say what is in a manifest, or which line is wrong and why; optionally measure its durations."""
     from featcache import manifest as manifests
+    from featcache.progress import speech_text
 
     if out is not None and not measure:
         raise UsageError("--out writes measured durations: say --measure too")
     rows = manifests.read(manifest)
     labels = sorted({label for row in rows for label in row.labels})
-    hours = sum(row.duration for row in rows) / 3600
-    print(f"{len(rows)} utterances, {hours:.2f} h, labels: {', '.join(labels) or 'none'}")
+    speech = speech_text(sum(row.duration for row in rows))
+    print(f"{len(rows)} utterances, {speech}, labels: {', '.join(labels) or 'none'}")
     if measure:
         from featcache.reading import measured
 
@@ -147,8 +162,12 @@ def manifest_check(
         found = [measured(row, manifest) for row in rows]
         changed = [(old, new) for old, new in zip(rows, found, strict=True) if old.duration != new.duration]
         for old, new in changed[:20]:
-            print(f"  {old.id}: the manifest says {old.duration} s, the recording {new.duration} s", file=sys.stderr)
+            found_as = f"has {new.duration} s" if new.duration else "cannot be read"
+            print(f"  {old.id}: the manifest says {old.duration} s, the recording {found_as}", file=sys.stderr)
         print(f"{len(changed)} durations differ")
+        if changed and out is None:
+            command = f"featcache manifest check {manifest} --measure -o FIXED.jsonl"
+            print(f"`{command}` writes the true ones", file=sys.stderr)
         if out is not None:
             manifests.write(out, manifests.relative(found, out))
             print(out)
@@ -156,8 +175,9 @@ def manifest_check(
 
 def _write_manifest(rows: Any, out: Path) -> None:
     from featcache import manifest as manifests
+    from featcache.progress import speech_text
 
     found = list(rows)
     manifests.write(out, manifests.relative(found, out))
-    print(f"{len(found)} utterances, {sum(row.duration for row in found) / 3600:.2f} h", file=sys.stderr)
+    print(f"{len(found)} utterances, {speech_text(sum(row.duration for row in found))}", file=sys.stderr)
     print(out)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli_options import CachePath, DryRun, Json, reaches_s3
-from featcache.errors import JobError
+from featcache.errors import Interrupted
 
 sets_app = typer.Typer()
 
@@ -80,7 +80,7 @@ def forget_command(cache: CachePath, where: Where, dry_run: DryRun = False) -> N
     try:
         gone = forget(cache, parse_where(where), dry_run)
     except KeyboardInterrupt:
-        raise JobError("interrupted: run the same command again to finish") from None
+        raise Interrupted("interrupted: run the same command again to finish") from None
     for utterance_id in gone.ids:
         print(f"{'would forget' if dry_run else 'forgot'} {utterance_id}")
     if not gone.ids:
@@ -90,4 +90,6 @@ def forget_command(cache: CachePath, where: Where, dry_run: DryRun = False) -> N
 
 
 def _say(utterances: int, seconds: float, target: str, dry_run: bool) -> None:
-    print(f"{utterances:,} utterances, {seconds / 3600:.2f} h{' would go into' if dry_run else ' in'} {target}")
+    from featcache.progress import speech_text
+
+    print(f"{utterances:,} utterances, {speech_text(seconds)}{' would go into' if dry_run else ' in'} {target}")

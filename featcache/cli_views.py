@@ -14,11 +14,12 @@ from rich.table import Table
 from featcache.console import table_console
 from featcache.geometry import PCM_RATE
 from featcache.inspect import info, label_key
-from featcache.progress import size_text, time_text
+from featcache.progress import size_text, speech_text, time_text
 
 if TYPE_CHECKING:
     # `info` loads none of them, and with some a model's library.
     from featcache.diff import Differences
+    from featcache.extract import Done
     from featcache.job import Job
     from featcache.outlook import Outlook
     from featcache.stats import Statistics
@@ -53,7 +54,7 @@ def print_info(cache: Cache, as_json: bool) -> None:
     rows = {
         "upstream": card["upstream"],
         "utterances": f"{card['utterances']:,} ({card['quarantined']} left out)",
-        "speech": f"{card['hours']:.2f} h, {frames:,} frames at {card['frame_rate']:g} per second",
+        "speech": f"{speech_text(card['hours'] * 3600)}, {frames:,} frames at {card['frame_rate']:g} per second",
         "taps x channels": f"{len(card['taps'])} x {card['channels']} ({', '.join(card['taps'])})",
         "profile": cache.spec.profile_text,
         "size": size_text(card["bytes"])
@@ -68,6 +69,34 @@ def print_info(cache: Cache, as_json: bool) -> None:
     return _pairs(rows, f"cache {cache.path}")
 
 
+def print_done(done: Done | None, job: Job, cache: str) -> None:
+    """What `extract` did, which utterances it left out and why, and how they come in; None where all was there."""
+    from featcache.audio import OTHER_LENGTH
+
+    again = f"`featcache forget {cache} --where id=ID`, then this command"
+    if done is None:
+        note(f"complete: all {len(job.rows)} utterances of {job.manifest} are in {cache}")
+        left_out = sum(segment.seal.quarantined for segment in job.cache.segments)
+        if left_out:
+            note(
+                f"left out in all of {cache}: {left_out} (`featcache status {cache}` lists them); to try one again "
+                f"once it is mended: {again}"
+            )
+        return
+    note(f"written: shards {done.shards}, {size_text(done.bytes)}; utterances left out: {len(done.quarantined)}")
+    for row in done.quarantined[:5]:
+        note(f"  left out: {row.id}: {row.reason}")
+    if len(done.quarantined) > 5:
+        note(f"  and {len(done.quarantined) - 5} more: `featcache status {cache}` lists them all")
+    if any(row.reason.startswith(OTHER_LENGTH) for row in done.quarantined):
+        note(
+            f"  `featcache manifest check {job.manifest} --measure -o FIXED.jsonl` writes the true durations; "
+            f"to add one of these: {again} with FIXED.jsonl"
+        )
+    if done.saturated:
+        note(f"  {done.saturated} values lay beyond the calibrated range and were set to its limit")
+
+
 def print_outlook(job: Job, as_json: bool) -> None:
     """The plan of what is missing."""
     from featcache.outlook import outlook
@@ -75,16 +104,18 @@ def print_outlook(job: Job, as_json: bool) -> None:
     view = outlook(job)
     if as_json:
         return print_json({**asdict(view), "unusable": [{"id": i, "reason": r} for i, r in view.unusable]})
+    left_out = sum(segment.seal.quarantined for segment in job.cache.segments)
     stored = f"{len(job.spec.taps)} taps x {job.spec.channels} channels"
     rows = {
         "utterances": f"{view.utterances:,} in the manifest, {view.present:,} in the cache, {view.planned:,} to add",
-        "speech to add": f"{view.hours:.2f} h, {view.frames:,} frames, {stored}",
+        "speech to add": f"{speech_text(view.hours * 3600)}, {view.frames:,} frames, {stored}",
         "size": f"{size_text(view.bytes)} to write at {job.spec.bits_per_value:.2f} bits per value "
         f"({job.spec.profile_text}); {size_text(view.free_bytes)} free",
         "shards": f"{view.shards} ({view.shards_done} done)",
         "forward passes": f"{view.batches} ({100 * view.padding_waste:.1f} % padding)",
         "time": time_text(view.seconds) if view.seconds is not None else "not measured yet on this device",
-        "unusable": f"{len(view.unusable)} known before reading the audio",
+        "unusable": f"{len(view.unusable)} known before reading the audio"
+        + (f"; {left_out:,} left out so far (`featcache status {job.storage}` lists them)" if left_out else ""),
     }
     _pairs(rows, f"plan for {job.storage}")
     if len(view.profiles) > 1:
@@ -144,7 +175,9 @@ def print_utterances(rows: Iterator[dict[str, Any]], limit: int | None, as_json:
             print(json.dumps(row, ensure_ascii=False))
             continue
         if table is None:
-            table = Table(*row, box=None, header_style="bold", padding=(0, 2, 0, 0))
+            table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+            for column in row:
+                table.add_column(column, justify="right" if column in ("seconds", "frames") else "left")
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     if table is not None:
         table_console().print(table)

@@ -6,6 +6,7 @@
     │   └── UpstreamError         a model that cannot be loaded as asked
     ├── AudioError                a recording that cannot be used; the row is quarantined with its `reason`
     ├── JobError                  a job that could not go on (full disk, failed process)
+    │   └── Interrupted           exit status 130: stopped by the user, what is done is safe
     └── CacheError                something is the matter with a cache
         ├── CorruptCacheError     a missing, truncated or altered file; names it and the repair
         ├── MismatchError         the cache was made by another model, codec or plan
@@ -49,6 +50,12 @@ class AudioError(FeatcacheError):
 
 class JobError(FeatcacheError):
     """A job that cannot go on; finished shards are safe."""
+
+
+class Interrupted(JobError):
+    """Stopped by a signal; what is done is safe, and the same command goes on."""
+
+    exit_code = 130
 
 
 class CacheError(FeatcacheError):

@@ -32,6 +32,11 @@ def time_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+def speech_text(seconds: float) -> str:
+    """An amount of speech for people: hours, and of less than six minutes the seconds, since 0.00 h says nothing."""
+    return f"{seconds / 3600:.2f} h" if seconds >= 360 else f"{seconds:.1f} s"
+
+
 class _Detail(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(str(task.fields.get("detail", "")))

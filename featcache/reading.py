@@ -66,7 +66,9 @@ def load_part(row: Row, manifest: Path, start: int, stop: int) -> np.ndarray:
     beyond = 1.0 if stop == row_samples(row) and not row.is_part else 0.0
     duration = (end - first) / SAMPLE_RATE + beyond
     pcm = audio.load(path, offset=row.offset + first / SAMPLE_RATE, duration=duration)
-    pcm = audio.fit_length(pcm, end - first)
+    samples = row_samples(row)
+    promised = samples if view is None else view.source(samples)
+    pcm = audio.fit_length(pcm, end - first, before=first, promised=promised, more=audio.samples_of(beyond))
     return pcm if view is None else augment(pcm, view, stop - start, row.id, start)
 
 

@@ -82,6 +82,10 @@ class Cache:
         self.calibration = calibration
         self._pid = os.getpid()
 
+    def __repr__(self) -> str:
+        size = f"{len(self):,} utterances, {len(self.taps)} taps x {self.channels} channels"
+        return f"<Cache {self.path}: {size} of {self.upstream}>"
+
     @classmethod
     def open(cls, path: str | Path | Address) -> Cache:
         """Open a cache. Takes constant time, whatever the number of utterances.

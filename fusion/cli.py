@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperGroup
 
 from featcache import startup
 from featcache.errors import FeatcacheError, UsageError
+from featcache.interrupts import Commands, leave_when_interrupted
 from fusion.cli_align import align
 from fusion.cli_decode import decode
 from fusion.cli_options import AsJson, Limit, Overrides, Restart, RunFolder, Runs
@@ -24,7 +24,7 @@ from fusion.console import plain_console
 startup.sleep_while_waiting()
 
 
-class _Group(TyperGroup):
+class _Group(Commands):
     """Prints a user's mistake in one line and leaves with its exit status."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -178,6 +178,7 @@ _LABELS = {
 
 def main() -> None:
     """The console script."""
+    leave_when_interrupted("fusion")
     startup.collect_rarely()
     app(prog_name="fusion")
 

@@ -124,7 +124,10 @@ class Columns:
         """
         if name not in self.names:
             known = ", ".join(self.names)
-            raise UsageError(f"key {key}: there is no label {name!r}; the cache and labels_file have: {known}")
+            raise UsageError(
+                f"key {key}: there is no label {name!r}; the cache and labels_file have: {known}; name one of these, "
+                f"or a CSV with columns id and {name} with --set task.labels_file=FILE.csv"
+            )
         stored = name in self._cache.label_names
         values: list[str | None] = list(self._cache.labels(name)) if stored else [None] * len(self._cache)
         for row, value in self._file.get(name, {}).items():
@@ -265,13 +268,18 @@ def _explain_empty(name: str, recipe: Recipe, found: Sequence[str | None], skipp
     reasons = count_reasons(skip for skip in skipped if skip.split == name)
     if reasons:
         why = "all its rows are unusable: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+        next_ = ""
     else:
         counts = Counter("(none)" if value is None else value for value in found).most_common(6)
         why = f"column {split.column!r} holds " + (
             ", ".join(f"{value} ({count})" for value, count in counts) or "nothing"
         )
+        next_ = (
+            f": name another value with --set split.{name}=VALUE, add such utterances to the cache, or give a CSV with "
+            f"columns id and {split.column} with --set task.labels_file=FILE.csv"
+        )
     where = " after task.where" if recipe.task.where else ""
-    raise UsageError(f"key split.{name}: no usable row has {split.column} = {split.value(name)!r}{where}; {why}")
+    raise UsageError(f"key split.{name}: no usable row has {split.column} = {split.value(name)!r}{where}; {why}{next_}")
 
 
 def _read_records(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console
 from torch.profiler import record_function
 
-from featcache.errors import JobError
+from featcache.errors import Interrupted
 from fusion.crew import Crew
 from fusion.data import Batch, Loader, Sampler, Stopwatch, most_of, pick_taps, union_of_taps
 from fusion.distributed import World
@@ -36,12 +36,6 @@ STOP_EVERY = 10
 """Steps between two agreements of several processes on whether to stop."""
 
 T = TypeVar("T")
-
-
-class Interrupted(JobError):
-    """Stopped by a signal, with the state saved."""
-
-    exit_code = 130
 
 
 def streams(learners: Iterable[Learner]) -> list[list[Learner]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from featcache.errors import UsageError
+from featcache.errors import Interrupted, UsageError
 from featcache.startup import check_trace
 from fusion import caches, head
 from fusion.console import plain_console
@@ -27,7 +27,7 @@ from fusion.learner import Diverged, Learner, Moments
 from fusion.lock import locked
 from fusion.recipe import Recipe, differences
 from fusion.run import Files, Run
-from fusion.stream import Interrupted, Stream, streams
+from fusion.stream import Stream, streams
 from fusion.trace import Tracer
 
 if TYPE_CHECKING:

@@ -6,20 +6,25 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcache import startup
+from featcache.cli_options import Weights
 from featcache.errors import AudioError, FeatcacheError, JobError
-from featcache.manifest import Row
+from featcache.interrupts import Commands, leave_when_interrupted
 from pipelines.cli_corpus import corpus
 from pipelines.cli_options import Json, Overrides, Runs, Seeds, messages, seed_list, split_list
 from pipelines.cli_reproduce import reproduce
 from pipelines.cli_studies import fewshot, fusers, layers, rivals, views
 
+if TYPE_CHECKING:
+    from featcache.manifest import Row  # numpy with it
+
 app = typer.Typer(
     name="pipelines",
+    cls=Commands,
     help="The ends that join both stages: the demo, studies of many heads, a report of runs, transcription.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -176,6 +181,7 @@ def transcribe(
     upstream: Annotated[
         str | None, typer.Option(help="The upstream's id, where it now lies elsewhere (same weights).")
     ] = None,
+    weights: Weights = None,
     other_values: Annotated[
         bool,
         typer.Option(help="Take features that differ from those of the training, as from another device."),
@@ -194,7 +200,9 @@ def transcribe(
     if out is not None:
         outputs.check_folder(out)
         check_names(recordings, outputs.ignores_case(out))
-    transcriber = Transcriber.load(run, device=device, upstream=upstream, other_values=other_values, decoder=decoder)
+    transcriber = Transcriber.load(
+        run, device=device, upstream=upstream, weights=weights, other_values=other_values, decoder=decoder
+    )
     results, failed = [], 0
     for recording in recordings:
         try:
@@ -237,6 +245,7 @@ def export(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error, and the exit status says whose it is."""
+    leave_when_interrupted("pipelines")
     startup.collect_rarely()
     try:
         app()

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from featcache import manifest
+from featcache.audio import SUFFIXES
 from featcache.errors import AudioError, UsageError
 from featcache.reading import recording as recording_of
 
-SUFFIXES = frozenset(
-    ".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .webm .mkv .mka .g722 .aiff .aif .au .caf .amr .wma .w64".split()
-)
-"""What is taken for a recording in a folder; a file that is named is always tried."""
 MANIFESTS = (".jsonl", ".json")
 
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from featcache import audio, upstreams
-from featcache.errors import AudioError, MismatchError
+from featcache.errors import AudioError, MismatchError, UpstreamError
 from featcache.geometry import SAMPLE_RATE
 from featcache.spec import values_id
+from featcache.upstreams import places
 from featcache.windows import stream_windows
 from fusion import checkpoint, decode
 from fusion.align import Word, align_tokens, words_of
@@ -82,6 +83,7 @@ class Transcriber:
         *,
         device: str = "auto",
         upstream: str | None = None,
+        weights: str | None = None,
         other_values: bool = False,
         decoder: str = decode.GREEDY,
     ) -> Transcriber:
@@ -92,6 +94,7 @@ class Transcriber:
             device: `cpu`, `cuda`, `cuda:N`, or `auto`: a GPU where it gives the values that the head knows, else
                 the CPU.
             upstream: the upstream's id where the same weights now lie elsewhere.
+            weights: the checkpoint of a torchaudio bundle where it now lies elsewhere.
             other_values: take an upstream with another values id (another kind of device, say), whose
                 features may differ from those that the head was trained on.
             decoder: `greedy`, or a beam search that `fusion decode` has tuned for this run (`fusion.decode.load`).
@@ -104,8 +107,12 @@ class Transcriber:
         if device != "auto":
             pick_device(device, key="--device")
         spec = Run.read_spec(run)
-        request = dict(spec.upstream) | ({"id": upstream} if upstream else {})
+        moved = {"id": upstream, "weights": weights}
+        request = dict(spec.upstream) | {key: value for key, value in moved.items() if value}
         config = upstreams.UpstreamConfig.model_validate(request)
+        lost = places.missing(config)
+        if lost:
+            raise UpstreamError(f"{run}: {lost}")
         devices = ["cuda", "cpu"] if device == "auto" and torch.cuda.is_available() else [device]
         found = ""
         for choice in ("cpu" if name == "auto" else name for name in devices):

@@ -6,10 +6,11 @@ Paths in the rows are absolute; `featcache.manifest.relative` makes them relativ
 from __future__ import annotations
 
 from featcache.importers.commonvoice import commonvoice
+from featcache.importers.folder import folder
 from featcache.importers.huggingface import huggingface
 from featcache.importers.kaldi import kaldi
 from featcache.importers.lhotse import lhotse
 from featcache.importers.librispeech import librispeech
 from featcache.importers.webdataset import webdataset
 
-__all__ = ["commonvoice", "huggingface", "kaldi", "lhotse", "librispeech", "webdataset"]
+__all__ = ["commonvoice", "folder", "huggingface", "kaldi", "lhotse", "librispeech", "webdataset"]

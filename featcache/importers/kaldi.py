@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from pathlib import Path
 
 from featcache.audio import AudioInfo
@@ -16,16 +17,20 @@ Utterance = tuple[str, tuple[float, float] | None]
 """Path of the recording; offset and duration in seconds where it is a part of it."""
 
 OVERSHOOT = 0.5  # seconds by which a segment may end after its recording: the default of extract-segments
+_FLAC = {"-c", "-d", "-s", "-dc", "-cd", "--stdout", "--decode", "--silent"}
+"""Options of flac that decode a file whole, to standard output."""
 FIX = "run utils/fix_data_dir.sh"
 
 
-def kaldi(directory: str | Path) -> list[Row]:
+def kaldi(directory: str | Path, *, split: str | None = None) -> list[Row]:
     """Rows of a data directory: one a segment, or one a recording where there is no `segments`.
 
     A relative path in `wav.scp` is meant from the working directory, as Kaldi means it, else from the data
     directory. A segment's end of -1 is the end of its recording, and one at most 0.5 s beyond it is cut
-    there, as extract-segments does. Labels: `speaker` (utt2spk), `gender` (spk2gender), `lang` (utt2lang).
-    Raises ManifestError for commands and archives in `wav.scp`, one channel of several, and files that
+    there, as extract-segments does. Labels: `speaker` (utt2spk), `gender` (spk2gender), `lang` (utt2lang), and
+    `split`, the same of all rows, where it is given.
+    `flac -c -d -s FILE |`, as Kaldi's recipe for LibriSpeech writes it, is the recording FILE; no command is run.
+    Raises ManifestError for other commands and archives in `wav.scp`, one channel of several, and files that
     do not fit together.
     """
     folder = Path(directory)
@@ -47,6 +52,8 @@ def kaldi(directory: str | Path) -> list[Row]:
         labels = {column: columns[column].get(name) for column in ("speaker", "lang") if columns[column]}
         if genders:
             labels["gender"] = genders.get(labels.get("speaker") or "")
+        if split is not None:
+            labels["split"] = split
         fields: dict[str, float] = {"duration": seconds(info[path])}
         if part is not None:
             fields = {"offset": part[0], "duration": part[1]}
@@ -73,6 +80,7 @@ def _table(path: Path, *, optional: bool = False, of: object = None) -> dict[str
 
 def _recording(folder: Path, name: str, value: str) -> str:
     where = f"{folder / 'wav.scp'}, recording {name!r}"
+    value = _decoded(value) or value
     if value.endswith("|") or value.startswith("|"):
         raise ManifestError(
             f"{where}: a command ({value[:40]!r}) is not run: write its output to files first, with "
@@ -84,6 +92,20 @@ def _recording(folder: Path, name: str, value: str) -> str:
     if re.search(r":\d+$", value) and not os.path.exists(path):
         raise ManifestError(f"{where}: archives ({value[:40]!r}) are not read: unpack them with wav-copy")
     return path
+
+
+def _decoded(value: str) -> str | None:
+    """The file that a command of `wav.scp` only decodes, as is done here anyway; None for all else."""
+    if not value.endswith("|"):
+        return None
+    try:
+        program, *arguments = shlex.split(value.removesuffix("|")) or [""]
+    except ValueError:  # a quotation mark without its other
+        return None
+    files = [argument for argument in arguments if not argument.startswith("-")]
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    decodes = os.path.basename(program) == "flac" and flags <= _FLAC and flags & {"-d", "-dc", "-cd", "--decode"}
+    return files[0] if decodes and len(files) == 1 else None
 
 
 def _segments(path: Path, recordings: dict[str, str], info: dict[str, AudioInfo | None]) -> dict[str, Utterance]:

@@ -13,12 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from featcache.errors import FeatcacheError, JobError, UsageError
+from featcache.errors import FeatcacheError, Interrupted, JobError, UsageError
 from fusion import checkpoint
 from fusion.recipe import Recipe
 from fusion.run import Files
 from fusion.state import stop_signals
-from fusion.stream import Interrupted
 from pipelines.reproduce import memory
 from pipelines.reproduce.entries import Entry
 from pipelines.reproduce.learners import LiveLearner, Measured, MeasuredLearner

@@ -11,10 +11,11 @@ import torch
 
 from featcache import calibrate, manifest
 from featcache.calibrate import choose, in_order
-from featcache.errors import JobError
+from featcache.errors import JobError, ManifestError
 from featcache.index import id_hash
 from featcache.job import Job, Request
 from featcache.manifest import Row
+from featcache.reading import measured
 from featcache.spec import Layout
 from featcache.upstreams import UpstreamConfig
 from tests.helpers import make_speech
@@ -128,3 +129,47 @@ def test_a_model_that_gives_no_numbers_is_not_the_manifest_s(tmp_path: Path) -> 
     assert "activations are not finite from tap 0 on" in str(caught.value)
     assert "weights" in str(caught.value) and "--dtype" in str(caught.value)
     assert "manifest.jsonl" not in str(caught.value)
+
+
+def test_rounded_durations_are_said_before_the_work(tmp_path: Path) -> None:
+    """Two decimals are off by up to 5 ms: extraction would leave out what is off by more than one."""
+    path = recorded(tmp_path, [1.0046, 2.0037, 1.5, 1.2549])
+    rows = manifest.read(path)
+    manifest.write(path, [row.model_copy(update={"duration": round(row.duration, 2)}) for row in rows])
+    with pytest.raises(ManifestError, match=r"3 of the 4 recordings .* not as long .* --measure -o FIXED.jsonl"):
+        Job(path, tmp_path / "cache", MEL).init()
+    assert not (tmp_path / "cache" / "zarr.json").exists()
+    manifest.write(path, [measured(row, path) for row in manifest.read(path)])
+    done = Job(path, tmp_path / "cache", MEL).extract()
+    assert done is not None and not done.quarantined
+
+
+def test_parts_that_end_late_are_no_wrong_durations_of_recordings(tmp_path: Path) -> None:
+    """Measuring a manifest leaves parts as they are, and so would mend nothing."""
+    path = recorded(tmp_path, [1.0, 2.0])
+    whole = manifest.read(path)
+    late = [Row(**row.model_dump() | {"id": f"{row.id}+", "offset": 0.5}) for row in whole]
+    manifest.write(path, [*late, whole[0]])
+    Job(path, tmp_path / "cache", MEL).init()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (90.0, r"says 1440000 samples \(90.000 s\), the recording has 16000 \(1.000 s\)"),
+        (0.5, r"says 8000 samples \(0.500 s\), the recording has 16000 \(1.000 s\)"),
+    ],
+)
+def test_both_lengths_are_said_as_they_are(tmp_path: Path, told: float, said: str) -> None:
+    """Not those of the window of 60 s that was read."""
+    path = recorded(tmp_path, [1.0])
+    manifest.write(path, [row.model_copy(update={"duration": told}) for row in manifest.read(path)])
+    with pytest.raises(ManifestError, match=said):
+        Job(path, tmp_path / "cache", MEL).init()
+
+
+def test_a_recording_that_goes_on_has_at_least_what_was_read_of_it(tmp_path: Path) -> None:
+    path = recorded(tmp_path, [5.0])
+    manifest.write(path, [row.model_copy(update={"duration": 2.0}) for row in manifest.read(path)])
+    with pytest.raises(ManifestError, match=r"says 32000 samples .*, the recording has at least 48000 \(3.000 s\)"):
+        Job(path, tmp_path / "cache", MEL).init()

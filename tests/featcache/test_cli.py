@@ -91,6 +91,23 @@ def test_ls_filters_by_label_and_prints_json_lines(run, cache: Path) -> None:
     assert wrong.status == 2 and "label=value" in wrong.err and wrong.out == ""
 
 
+def test_a_notebook_sees_what_a_cache_is(cache: Path) -> None:
+    assert repr(featcache.open(cache)) == f"<Cache {cache}: 6 utterances, 3 taps x 8 channels of test:none>"
+    assert dir(featcache) == ["Cache", "Encoded", "FeatcacheError", "open"]
+
+
+def test_a_table_that_goes_into_a_pipe_cuts_nothing(run, tmp_path: Path) -> None:
+    """Of thirteen labels, as Common Voice has them, an id would be cut to `common...`, and grep not find it."""
+    names = [f"common_voice_hi-IN_{i:08d}" for i in range(3)]
+    labels = {name: {f"label_{k:02d}": f"value {k} of {name}" for k in range(13)} for name in names}
+    made = make_cache(
+        tmp_path / "c", {name: RNG.standard_normal((4, 2, 3)).astype(np.float32) for name in names}, labels
+    )
+    lines = run("ls", made).out.splitlines()
+    assert [line.split()[0] for line in lines] == ["id", *names]
+    assert lines[-1].rstrip().endswith(f"value 12 of {names[-1]}")
+
+
 def test_a_label_never_hides_what_the_cache_itself_says(run, tmp_path: Path) -> None:
     labels = {"frames": "a", "seconds": "b", "usable": "c", "shape": "d", "lang": "en"}
     place = make_cache(tmp_path / "c", {"u": np.ones((20, 2, 3), np.float32)}, {"u": labels})
@@ -202,6 +219,7 @@ def test_the_whole_of_stage_one_on_log_mel(run, tmp_path: Path) -> None:
     assert first.status == 0 and first.out.splitlines()[-1] == str(place)
     again = run("extract", manifest, place, "--upstream", "mel:80")
     assert again.status == 0 and "complete: all 5" in again.err
+    assert "left out" not in run("plan", manifest, place).out
     assert run("extract", manifest, place, "--upstream", "mel:40").status == 1
 
 

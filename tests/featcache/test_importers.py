@@ -13,7 +13,7 @@ import soundfile
 
 from featcache.audio import load, samples_of
 from featcache.errors import ManifestError
-from featcache.importers import commonvoice, kaldi, lhotse, librispeech
+from featcache.importers import commonvoice, folder, kaldi, lhotse, librispeech
 from featcache.importers._common import label_names
 from featcache.manifest import Row, read, relative, write
 
@@ -195,6 +195,41 @@ def test_kaldi_refuses(data: Path, file: str, content: str, named: str, hint: st
     (data / file).write_text(content)
     message = refusal(kaldi, data)
     assert named in message and hint in message
+
+
+def test_kaldi_files_that_flac_would_decode(tmp_path: Path, data: Path) -> None:
+    """The recipe for LibriSpeech writes all recordings so."""
+    one = record(tmp_path / "wav" / "a b.flac", 1.0)
+    (data / "segments").unlink()
+    for name in ("text", "utt2spk", "spk2gender"):
+        (data / name).unlink()
+    (data / "wav.scp").write_text(f"a flac -c -d -s '{one}' |\nb /usr/bin/flac --decode --stdout '{one}'|\n")
+    rows = kaldi(data, split="dev")
+    assert [(row.audio_filepath, row.duration, row.labels) for row in rows] == [(one, 1.0, {"split": "dev"})] * 2
+    for command in (f"flac -cd --skip=100 '{one}' |", f"flac -cd '{one}' | sox - -r 8000 - |", f"flac -cd '{one} |"):
+        (data / "wav.scp").write_text(f"a {command}\n")
+        assert "is not run" in refusal(kaldi, data)
+
+
+def test_folder(tmp_path: Path) -> None:
+    place = tmp_path / "my recordings"
+    for name in ("top.wav", "ann é/1.flac", "ann é/1.wav", "ann é/deep/你好.ogg", ".hidden/x.wav"):
+        record(place / name, 0.5)
+    (place / "bad.wav").write_bytes(b"")
+    (place / "top.txt").write_bytes("\ufeffHallo,\r\nWelt \r\n".encode())
+    (place / "notes.md").write_text("not a recording")
+    rows = folder(place)
+    assert [(row.id, row.duration, row.text, row.labels["folder"]) for row in rows] == [
+        ("ann é/1.flac", 0.5, None, "ann é"),
+        ("ann é/1.wav", 0.5, None, "ann é"),
+        ("ann é/deep/你好", 0.5, None, "ann é/deep"),
+        ("bad", 0.0, None, None),
+        ("top", 0.5, "Hallo, Welt", None),
+    ]
+    usable(rows, place)
+    (place / "top.txt").write_bytes(b"\xe9")
+    assert "UTF-8" in refusal(folder, place)
+    assert "no recordings" in refusal(folder, place / "nothing")
 
 
 def test_kaldi_refuses_a_folder_without_wav_scp(tmp_path: Path) -> None:

@@ -470,7 +470,7 @@ def test_the_commands(
 
     assert run("subset", source, tmp_path / "x", "--where", "who=x") == (
         0,
-        f"3 utterances, 0.01 h in {tmp_path / 'x'}\n",
+        f"3 utterances, 35.4 s in {tmp_path / 'x'}\n",
     )
     assert "3 utterances are in both" in run("merge", tmp_path / "x", source, tmp_path / "y", "--dry-run")[1]
     assert run("diff", source, source)[0] == 0

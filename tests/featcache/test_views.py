@@ -120,7 +120,7 @@ def test_the_command_adds_a_row_for_each_chosen_utterance_and_view(tmp_path: Pat
     dry = run_cli(*arguments, "--where", "speaker=s0", "--dry-run")
     assert dry.status == 0 and not out.exists()
     assert dry.out.splitlines() == [
-        "originals: 5 utterances, 0.00 h", "speed=0.9: 2 utterances, 0.00 h", "noise=15: 2 utterances, 0.00 h",
+        "originals: 5 utterances, 2.6 s", "speed=0.9: 2 utterances, 1.1 s", "noise=15: 2 utterances, 1.0 s",
     ]  # fmt: skip
     done = run_cli(*arguments, "--where", "speaker=s0")
     assert done.status == 0 and done.out.splitlines() == [str(out)]

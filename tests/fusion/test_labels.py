@@ -146,9 +146,9 @@ def test_a_bad_encoding_is_named_as_such_and_a_long_cell_is_read(cache: Cache, t
     ("override", "words"),
     [
         ("task.label=txt", ["key task.label", "'txt'", "lang, split, take, text"]),
-        ("split.column=part", ["key split.column", "'part'"]),
+        ("split.column=part", ["key split.column", "'part'", "columns id and part with --set task.labels_file"]),
         ("task.where.who=1", ["key task.where.who"]),
-        ("split.dev=valid", ["key split.dev", "'valid'", "train (4)", "(none) (1)"]),
+        ("split.dev=valid", ["key split.dev", "'valid'", "train (4)", "(none) (1)", "--set split.dev=VALUE"]),
         ('task.where.lang="it"', ["key split.dev", "after task.where"]),
         ("split.dev=train", ["three different"]),
         ("task.labels_file=none.csv", ["none.csv", "cannot be read"]),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from featcache import audio, manifest
-from featcache.errors import MismatchError
+from featcache.errors import MismatchError, UpstreamError
 from featcache.job import Job, Request
 from featcache.store import Cache
 from featcache.upstreams import UpstreamConfig
@@ -173,6 +173,16 @@ def test_another_upstream_is_refused(demo: Demo, table: list[dict[str, Any]]) ->
     run = demo.folder / "runs" / "fusers" / "hff-seed1"
     with pytest.raises(MismatchError, match="was trained on"):
         Transcriber.load(run, device="cpu", upstream="mel:80")
+
+
+def test_a_model_that_was_moved_is_named_with_the_options_that_find_it(
+    demo: Demo, table: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run = demo.folder / "runs" / "fusers" / "hff-seed1"
+    with pytest.raises(UpstreamError, match="is not there: name the one it is in now, --upstream hf:FOLDER"):
+        Transcriber.load(run, device="cpu", upstream=f"hf:{tmp_path}/gone")
+    with pytest.raises(UpstreamError, match="is not there: .* --weights FILE"):
+        Transcriber.load(run, device="cpu", upstream="torchaudio:WAV2VEC2_BASE", weights=f"{tmp_path}/gone.pth")
 
 
 def test_mistakes_are_one_line(demo: Demo) -> None:

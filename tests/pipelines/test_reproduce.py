@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from featcache import audio, manifest
-from featcache.errors import UsageError
+from featcache.errors import Interrupted, UsageError
 from featcache.job import Job, Request
 from featcache.reading import load_part, row_samples
 from featcache.store import Cache
@@ -29,7 +29,6 @@ from fusion.distributed import World
 from fusion.modules import mask_features
 from fusion.recipe import Recipe
 from fusion.run import Files
-from fusion.stream import Interrupted
 from pipelines.demo import prompts
 from pipelines.demo.model import PackagedModel
 from pipelines.reproduce import claims, report, table, worker
