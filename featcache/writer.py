@@ -191,8 +191,6 @@ class SegmentWriter:
         columns = build_columns(self.plan, records)
         for key, data in layout.render_columns(f"{self.name}/index", columns).items():
             self.storage.write(key, data)
-        # One that was killed here may have had columns that these labels are without.
-        self.storage.delete_folder(f"{self.name}/labels")
         write_labels(self.storage, self.name, labels)
         seal = Seal(
             values_id=self.spec.values_id,
@@ -213,7 +211,11 @@ class SegmentWriter:
 
 
 def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[Any]]) -> None:
-    """Write or replace the label columns of a segment, and the proof of them, last."""
+    """Write or replace the label columns of a segment, and the proof of them, last.
+
+    Files of other columns go: one that was killed here may have had them. What others write here at the same time,
+    of the same labels, stays.
+    """
     folder = f"{segment}/labels"
     written: dict[str, FileProof] = {}
     files = layout.render_columns(folder, {})
@@ -222,8 +224,15 @@ def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[A
     for key in sorted(files):
         storage.write(key, files[key])
         written[key.removeprefix(f"{folder}/")] = proof(files[key])
+    proven = f"{folder}/{layout.LABELS_PROOF}"
+    for name in storage.folders(folder):
+        if name not in labels and name != "leases":
+            storage.delete_folder(f"{folder}/{name}")
+    for key in [*storage.list_keys(folder)]:
+        if key not in files and key != proven and not contents.is_beside(key):
+            storage.delete(key)
     content = {key: p.model_dump() for key, p in written.items()}
-    storage.write(f"{folder}/{layout.LABELS_PROOF}", canonical_json({"content": content, "sha256": digest(content)}))
+    storage.write(proven, canonical_json({"content": content, "sha256": digest(content)}))
 
 
 def prove_root(storage: Storage) -> dict[str, FileProof]:
