@@ -16,17 +16,13 @@ Arrays are rendered in memory into the bytes of their keys; `featcache.storage` 
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from featcache import shardfile
@@ -49,8 +45,6 @@ LABELS_PROOF = "proof.json"
 SPEC_ATTRIBUTE = "featcache"
 # Rows of one chunk of an index array: ten million utterances are ten chunks.
 INDEX_CHUNK = 1 << 20
-# Files that are asked for at the same time.
-FILES_TOGETHER = 16
 
 Files = dict[str, bytes]
 # Of shards.
@@ -171,30 +165,6 @@ def read_attributes(root: bytes) -> dict[str, Any]:
     return attributes if isinstance(attributes, dict) else {}
 
 
-def read_files(store: Store, keys: Sequence[str]) -> dict[str, bytes]:
-    """The files of these keys that are there, whole, through a store that may be far away: some at a time."""
-    prototype = default_buffer_prototype()
-
-    async def read() -> list[bytes | None]:
-        free = asyncio.Semaphore(FILES_TOGETHER)
-
-        async def one(key: str) -> bytes | None:
-            async with free:
-                found = await store.get(key, prototype)
-            return None if found is None else found.to_bytes()
-
-        return list(await asyncio.gather(*map(one, keys)))
-
-    return {key: data for key, data in zip(keys, sync(read()), strict=True) if data is not None}
-
-
-def parse_array(path: str, files: Mapping[str, bytes]) -> np.ndarray:
-    """The array at `path`, of all its files."""
-    buffer = default_buffer_prototype().buffer
-    store = MemoryStore({key: buffer.from_bytes(data) for key, data in files.items()})
-    return np.asarray(zarr.open_array(store, path=path, mode="r")[...])
-
-
 def _create_plane(store: dict[str, Any], plane: Plane, layout: Layout, shards: int, shard_frames: int) -> Any:
     return zarr.create_array(
         MemoryStore(store),
@@ -272,9 +242,7 @@ __all__ = [
     "LargeFiles",
     "calibration_names",
     "next_segment",
-    "parse_array",
     "read_attributes",
-    "read_files",
     "render_columns",
     "render_root",
     "render_segment",

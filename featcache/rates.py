@@ -12,7 +12,8 @@ RATES = f"{layout.LOG}/rates.json"
 
 def save_rate(storage: Storage, device: str, realtime: float) -> None:
     """Keep how many seconds of speech a second a device took, for its kind."""
-    storage.write(RATES, json.dumps({"realtime": {device.split(":")[0]: round(realtime, 2)}}).encode())
+    rates = measured_rates(storage) | {device.split(":")[0]: round(realtime, 2)}
+    storage.write(RATES, json.dumps({"realtime": rates}).encode())
 
 
 def measured_rates(storage: Storage) -> dict[str, float]:

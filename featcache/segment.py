@@ -15,6 +15,7 @@ from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, NotP
 from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
 from featcache.ledger import FileProof, Seal, from_bytes, proof, read_proofs, to_bytes
 from featcache.memory import ran_out
+from featcache.proven import read_array
 from featcache.shardfile import ShardFiles
 from featcache.storage import LocalStorage, Storage
 
@@ -256,33 +257,13 @@ class Segment:
             )
 
     def _read_array(self, path: str) -> np.ndarray:
-        """An array of the index or of the labels, from bytes that are as they were sealed.
-
-        A checksum inside a file says only that it is whole: another array's would do as well. One that is missing
-        zarr would read as zeros.
-        """
+        """An array of the index or of the labels."""
 
         def read() -> np.ndarray:
-            below = f"{path.removeprefix(f'{self.name}/')}/"
-            wanted = {f"{self.name}/{key}": p for key, p in self._proofs(below).items() if key.startswith(below)}
-            files = layout.read_files(self.storage.zarr(), [*wanted])
-            if f"{path}/zarr.json" not in wanted:
-                raise CorruptCacheError(f"{self.storage}/{path} is no part of what was sealed: {self.remedy}")
-            for key, expected in wanted.items():
-                self._check_file(key, files.get(key), expected)
-            return layout.parse_array(path, files)
+            proofs = self._proofs(path.removeprefix(f"{self.name}/"))
+            return read_array(self.storage, path, {f"{self.name}/{key}": proofs[key] for key in proofs}, self.remedy)
 
         return self._guard(path, read)
-
-    def _check_file(self, key: str, data: bytes | None, expected: FileProof) -> None:
-        if data is None:
-            raise CorruptCacheError(f"{self.storage}/{key} is missing: {self.remedy}")
-        if len(data) != expected.bytes:
-            raise CorruptCacheError(
-                f"{self.storage}/{key} has {len(data)} bytes where {expected.bytes} were written: {self.remedy}"
-            )
-        if proof(data) != expected:
-            raise CorruptCacheError(f"{self.storage}/{key} is damaged (not as it was sealed): {self.remedy}")
 
     def _check_metadata(self, path: str) -> None:
         """An array's metadata must be as it was sealed: chunks have checksums, their shape and type have not."""
