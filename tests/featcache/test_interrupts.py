@@ -22,6 +22,9 @@ except BaseException:
     raise RecursionError("a library that no exception may leave") from None
 """
 
+# As at a terminal: what a shell starts in the background ignores interrupts, and hands that on.
+TERMINAL = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
 
 def ended(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -29,13 +32,14 @@ def ended(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH') or os.getcwd()}"},
         capture_output=True,
         text=True,
+        timeout=60,
     )
 
 
 def test_during_an_import_the_process_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "delicate.py").write_text(LIBRARY)
     program = "from featcache.interrupts import leave_when_interrupted\nleave_when_interrupted('featcache')\n"
-    left = ended(program + "import delicate", tmp_path)
+    left = ended(TERMINAL + program + "import delicate", tmp_path)
     assert (left.returncode, left.stderr) == (130, "featcache: interrupted\n")
 
 
@@ -45,7 +49,7 @@ def test_elsewhere_it_is_an_exception_as_ever(tmp_path: Path) -> None:
         "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
         "except KeyboardInterrupt:\n    print('caught')"
     )
-    left = ended(program, tmp_path)
+    left = ended(TERMINAL + program, tmp_path)
     assert (left.returncode, left.stdout, left.stderr) == (0, "caught\n", "")
 
 
