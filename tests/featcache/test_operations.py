@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import obstore
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from featcache import codec as codecs
 from featcache import layout, manifest
@@ -35,16 +36,19 @@ from featcache.index import label_text
 from featcache.inspect import utterances
 from featcache.ledger import Quarantined, Saturated, ShardRecord, read_records
 from featcache.plan import make_plan
+from featcache.pull import pull
+from featcache.push import push
 from featcache.recode import recode
 from featcache.repair import repair
 from featcache.select import merge, subset
 from featcache.spec import CacheSpec, Layout, encoding_id
-from featcache.storage import LocalStorage
+from featcache.storage import LocalStorage, open_storage
 from featcache.store import Cache
 from featcache.verify import verify
 from featcache.windows import windows
 from featcache.writer import SegmentWriter, create_cache
 from tests.helpers import contents, make_spec
+from tests.s3 import Bucket
 
 TAPS, CHANNELS = 2, 4
 # Windows of 3 s, longer than a shard; the inner ones of long recordings give 50 and 100 frames.
@@ -116,7 +120,7 @@ class Held:
 class Model:
     """A cache and what it must hold, by the names of its segments."""
 
-    place: Path
+    place: Path | str
     spec: CacheSpec
     codec: Codec
     segments: dict[str, Held] = field(default_factory=dict)
@@ -136,21 +140,23 @@ class Killed(BaseException):
 
 @contextmanager
 def killed_at(step: int) -> Iterator[None]:
-    """Killed at the n-th change of a local storage, if there are as many; leases are then a dead process's."""
+    """Killed at the n-th change of a folder or a bucket, if there are as many; leases are then a dead process's."""
     left = step
+    changes = [(LocalStorage, name) for name in ("write", "create", "delete", "delete_folder", "move_folder")]
+    changes += [(obstore, name) for name in ("put", "delete", "copy")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
-        for name in ("write", "create", "delete", "delete_folder", "move_folder"):
-            original = getattr(LocalStorage, name)
+        for owner, name in changes:
+            original = getattr(owner, name)
 
-            def stepped(self: Any, *given: Any, original: Callable[..., Any] = original) -> Any:
+            def stepped(*given: Any, original: Callable[..., Any] = original, **named: Any) -> Any:
                 nonlocal left
                 left -= 1
                 if left == 0:
                     raise Killed
-                return original(self, *given)
+                return original(*given, **named)
 
-            patch.setattr(LocalStorage, name, stepped)
+            patch.setattr(owner, name, stepped)
         yield
 
 
@@ -192,8 +198,8 @@ def encoded(codec: Codec, features: np.ndarray) -> list[Row]:
     return rows
 
 
-def write_segment(place: Path, spec: CacheSpec, codec: Codec, name: str, held: Held) -> None:
-    storage = LocalStorage(place)
+def write_segment(place: Path | str, spec: CacheSpec, codec: Codec, name: str, held: Held) -> None:
+    storage = open_storage(place)
     plan = make_plan([u.id for u in held.utterances], [u.samples for u in held.utterances], spec, codec.bytes_per_frame)
     writer = SegmentWriter(storage, spec, codec, name, plan)
     writer.begin()
@@ -271,7 +277,7 @@ class Operations(RuleBasedStateMachine):
 
     # What there is
 
-    def _place(self) -> Path:
+    def _place(self) -> Path | str:
         self.made += 1
         return self.root / f"cache {self.made}"
 
@@ -319,7 +325,7 @@ class Operations(RuleBasedStateMachine):
     def new(self, profile: str, added: list[tuple[str, dict[str, Any], int]]) -> None:
         spec, calibration = first_spec(profile)
         model = Model(self._place(), spec, codec_of(spec, calibration))
-        create_cache(LocalStorage(model.place), spec, calibration)
+        create_cache(open_storage(model.place), spec, calibration)
         self.caches.append(model)
         self._extend(model, added)
 
@@ -464,7 +470,7 @@ class Operations(RuleBasedStateMachine):
         except UsageError as error:
             assert not gone and "no utterance" in str(error)
         except Killed:
-            if (model.place / layout.PENDING).exists():
+            if open_storage(model.place).exists(layout.PENDING):
                 for refused in (lambda: Cache.open(model.place), lambda: garbage(model.place, True)):
                     with pytest.raises(CacheError, match="a `featcache forget` was interrupted"):
                         refused()
@@ -498,7 +504,7 @@ class Operations(RuleBasedStateMachine):
         model = self._pick(data)
         if not model.segments:
             return
-        storage = LocalStorage(model.place)
+        storage = open_storage(model.place)
         keys = [
             key
             for name in model.segments
@@ -556,7 +562,7 @@ class Operations(RuleBasedStateMachine):
         create_cache(LocalStorage(expected), model.spec, model.codec.calibration)
         for name, held in model.segments.items():
             write_segment(expected, model.spec, model.codec, name, held)
-        found = {key: data for key, data in contents(model.place).items() if not key.startswith(layout.FORGET)}
+        found = {key: data for key, data in files_of(model.place).items() if not key.startswith(layout.FORGET)}
         wanted = contents(expected)
         assert found.keys() == wanted.keys()
         assert [key for key in found if found[key] != wanted[key]] == []
@@ -605,12 +611,46 @@ def without(segments: Mapping[str, Held], ids: set[str]) -> dict[str, Held]:
     return {name: held for name, held in kept.items() if held.utterances}
 
 
-def forget_if_there(place: Path, utterance_id: str) -> list[str]:
+def forget_if_there(place: Path | str, utterance_id: str) -> list[str]:
     """What went with it."""
     try:
         return forget(place, {"id": {utterance_id}}).ids
     except UsageError:
         return []
+
+
+def files_of(place: Path | str) -> dict[str, bytes]:
+    if isinstance(place, Path):
+        return contents(place)
+    storage = open_storage(place)
+    return {key: storage.read(key) or b"" for key in storage.list_keys() if not key.startswith("log/")}
+
+
+class OperationsOnS3(Operations):
+    """Caches in folders and in a bucket by turns, which are copied to and fro as well."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        super().__init__()
+        self.bucket = bucket
+
+    def _place(self) -> Path | str:
+        place = super()._place()
+        assert isinstance(place, Path)
+        return place if self.made % 2 else f"{self.bucket.url}/{self.root.name}/{place.name}"
+
+    @rule(data=st.data())
+    def copy(self, data: st.DataObject) -> None:
+        model = self._sound(data)
+        if model is None:
+            return
+        place = self._place()
+        if isinstance(model.place, Path) == isinstance(place, Path):
+            place = self._place()
+        if isinstance(model.place, Path):
+            push(model.place, str(place))
+        else:
+            pull(model.place, place)
+        self._add(replace(model, place=place, segments=dict(model.segments)))
 
 
 TestOperations = Operations.TestCase
@@ -619,3 +659,12 @@ TestOperations.settings = settings(
     stateful_step_count=8,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_operations_on_s3(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATCACHE_BLOCKS", str(tmp_path / "blocks"))
+    monkeypatch.setenv("FEATCACHE_BLOCKS_GB", "1")
+    run_state_machine_as_test(
+        lambda: OperationsOnS3(bucket),
+        settings=settings(TestOperations.settings, max_examples=int(os.environ.get("OPERATIONS_EXAMPLES", "2"))),
+    )
