@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from featcache.errors import JobError, MismatchError, UsageError
-from featcache.progress import speech_text
 from fusion import checkpoint, head, labels, modules, optimiser, tasks
 from fusion.data import Batch, moments
 from fusion.distributed import World, autocast
@@ -338,8 +337,8 @@ class Learner:
         for note in self.notes:
             self.say(note)
         for name, split in self.splits.items():
-            speech = speech_text(float(split.frames.sum()) / self.cache.frame_rate)
-            self.say(f"{name}: {len(split)} utterances, {speech}{self._skipped_of(name)}")
+            hours = float(split.frames.sum()) / self.cache.frame_rate / 3600
+            self.say(f"{name}: {len(split)} utterances, {hours:.2f} h{self._skipped_of(name)}")
         if self.pool.share:
             count, of = len(self.pool.of), len(np.unique(self.pool.of))
             reasons = self._skipped_of(labels.VIEWS)
