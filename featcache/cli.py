@@ -339,7 +339,7 @@ def main() -> None:
     leave_when_interrupted("featcache")
     startup.collect_rarely()
     try:
-        app()
+        app(prog_name="featcache")
     except FeatcacheError as error:
         print(f"featcache: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

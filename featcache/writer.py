@@ -191,7 +191,8 @@ class SegmentWriter:
         columns = build_columns(self.plan, records)
         for key, data in layout.render_columns(f"{self.name}/index", columns).items():
             self.storage.write(key, data)
-        write_labels(self.storage, self.name, labels)
+        written = write_labels(self.storage, self.name, labels)
+        _drop_other_labels(self.storage, self.name, written)
         seal = Seal(
             values_id=self.spec.values_id,
             encoding_id=self.spec.encoding_id,
@@ -210,12 +211,8 @@ class SegmentWriter:
         return seal
 
 
-def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[Any]]) -> None:
-    """Write or replace the label columns of a segment, and the proof of them, last.
-
-    Files of other columns go: one that was killed here may have had them. What others write here at the same time,
-    of the same labels, stays.
-    """
+def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[Any]]) -> set[str]:
+    """Write or replace the label columns of a segment, and the proof of them, last. Gives the keys of all."""
     folder = f"{segment}/labels"
     written: dict[str, FileProof] = {}
     files = layout.render_columns(folder, {})
@@ -225,14 +222,20 @@ def write_labels(storage: Storage, segment: str, labels: Mapping[str, Sequence[A
         storage.write(key, files[key])
         written[key.removeprefix(f"{folder}/")] = proof(files[key])
     proven = f"{folder}/{layout.LABELS_PROOF}"
-    for name in storage.folders(folder):
-        if name not in labels and name != "leases":
-            storage.delete_folder(f"{folder}/{name}")
-    for key in [*storage.list_keys(folder)]:
-        if key not in files and key != proven and not contents.is_beside(key):
-            storage.delete(key)
     content = {key: p.model_dump() for key, p in written.items()}
     storage.write(proven, canonical_json({"content": content, "sha256": digest(content)}))
+    return {*files, proven}
+
+
+def _drop_other_labels(storage: Storage, segment: str, written: set[str]) -> None:
+    """Of a seal that was killed, and had other columns. What another process writes of these same ones stays."""
+    folder = f"{segment}/labels"
+    for name in storage.folders(folder):
+        if f"{folder}/{name}/zarr.json" not in written and name != "leases":
+            storage.delete_folder(f"{folder}/{name}")
+    for key in [*storage.list_keys(folder)]:
+        if key not in written and not contents.is_beside(key):
+            storage.delete(key)
 
 
 def prove_root(storage: Storage) -> dict[str, FileProof]:

@@ -248,7 +248,7 @@ def main() -> None:
     leave_when_interrupted("pipelines")
     startup.collect_rarely()
     try:
-        app()
+        app(prog_name="pipelines")
     except FeatcacheError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
