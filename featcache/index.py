@@ -18,6 +18,7 @@ from featcache.ledger import ShardRecord
 
 if TYPE_CHECKING:
     from featcache.plan import Plan
+    from featcache.segment import Segment
 
 USABLE, QUARANTINED = 0, 1
 # Marks a label that is absent, so that "" stays a label.
@@ -77,6 +78,27 @@ class Texts(LazyTexts):
         data = self._data.tobytes()
         offsets = self._offsets.tolist()
         return (data[a:b].decode() for a, b in zip(offsets, offsets[1:], strict=False))
+
+
+class Ids(LazyTexts):
+    """The ids of all segments, one after the other; decoded as they are asked for."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def __len__(self) -> int:
+        return sum(len(segment) for segment in self._segments)
+
+    def _text(self, position: int) -> str:
+        for segment in self._segments:
+            if position < len(segment):
+                return segment.ids[position]
+            position -= len(segment)
+        raise IndexError(position)
+
+    def __iter__(self) -> Iterator[str]:
+        for segment in self._segments:
+            yield from segment.ids
 
 
 def label_text(value: Any) -> str:

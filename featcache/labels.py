@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from featcache import layout
 from featcache.errors import UsageError
 from featcache.index import MISSING
 from featcache.layout import LABELS_PROOF
@@ -45,20 +44,11 @@ def check_columns(names: Iterable[str], storage: Storage) -> None:
     by_folder: dict[str, str] = {}
     for name in sorted(names):
         other = by_folder.setdefault(name.casefold(), name)
-        if other != name and _ignores_case(storage):
+        if other != name and storage.ignores_case():
             raise UsageError(
                 f"labels {other!r} and {name!r} differ only in case, which the disk of {storage} ignores: rename one "
                 "in the manifest"
             )
-
-
-def _ignores_case(storage: Storage) -> bool:
-    probe = f"{layout.LOG}/case"
-    storage.write(probe, b"")
-    try:
-        return storage.exists(f"{layout.LOG}/CASE")
-    finally:
-        storage.delete(probe)
 
 
 def check_text(value: str) -> None:

@@ -12,7 +12,7 @@ import zarr
 
 from featcache import layout
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, NotPulledError
-from featcache.index import MISSING, USABLE, LazyTexts, Texts, id_hash
+from featcache.index import MISSING, USABLE, Texts, id_hash
 from featcache.ledger import FileProof, Seal, from_bytes, proof, read_proofs, to_bytes
 from featcache.memory import ran_out
 from featcache.proven import read_array
@@ -305,27 +305,6 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-class Ids(LazyTexts):
-    """The ids of all segments, one after the other; decoded as they are asked for."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self._segments = segments
-
-    def __len__(self) -> int:
-        return sum(len(segment) for segment in self._segments)
-
-    def _text(self, position: int) -> str:
-        for segment in self._segments:
-            if position < len(segment):
-                return segment.ids[position]
-            position -= len(segment)
-        raise IndexError(position)
-
-    def __iter__(self) -> Iterator[str]:
-        for segment in self._segments:
-            yield from segment.ids
 
 
 def _within(ranges: Sequence[tuple[int, int]], needed: range) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,8 @@ from pathlib import Path
 import zarr.abc.store
 import zarr.storage
 
-from featcache import contents
+from featcache import contents, layout
+from featcache.case import ignores_case
 from featcache.errors import CacheError, JobError
 from featcache.process import left_by_the_dead, own_name
 from featcache.s3 import S3Settings, S3Url, is_s3
@@ -117,6 +118,10 @@ class Storage(ABC):
 
     def drop_kept(self) -> None:  # noqa: B027 - most keep nothing
         """Remove what this machine keeps elsewhere of what was read here."""
+
+    def ignores_case(self) -> bool:
+        """Whether keys that differ only in case are one here."""
+        return False
 
     @abstractmethod
     def free_bytes(self) -> int:
@@ -239,6 +244,13 @@ class LocalStorage(Storage):
             for path in (Path(folder) / name for name in files if name.startswith(TEMPORARY)):
                 if left_by_the_dead(path.name.removeprefix(TEMPORARY)) or _untouched(path):
                     self.delete(path.relative_to(self.root).as_posix())
+
+    def ignores_case(self) -> bool:
+        # In the log, where a file that is no part of the cache is passed over.
+        folder = self.path(layout.LOG)
+        with self._explained(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
+        return ignores_case(folder)
 
     def free_bytes(self) -> int:
         """Free disk space at the nearest folder that exists."""

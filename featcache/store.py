@@ -22,10 +22,11 @@ from featcache.digest import sha256
 from featcache.errors import CacheError, CorruptCacheError, FeatcacheError, MismatchError, UsageError, UtteranceNotFound
 from featcache.forgotten import refuse_half_forgotten
 from featcache.geometry import SAMPLE_RATE
+from featcache.index import Ids
 from featcache.ledger import proof, to_bytes
 from featcache.memory import ran_out
 from featcache.partial import read_origin
-from featcache.segment import Ids, Segment, open_segment, read_calibration
+from featcache.segment import Segment, open_segment, read_calibration
 from featcache.spec import CacheSpec, encoding_id
 from featcache.storage import Address, Storage, open_storage
 

@@ -263,11 +263,17 @@ def count_reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
     return dict(Counter(skip.reason for skip in skipped).most_common())
 
 
+def list_reasons(skipped: Iterable[Skipped], split: str) -> str:
+    """Why rows of a split were skipped, and how many for each reason; empty where none was."""
+    reasons = count_reasons(skip for skip in skipped if skip.split == split)
+    return ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+
+
 def _explain_empty(name: str, recipe: Recipe, found: Sequence[str | None], skipped: Sequence[Skipped]) -> None:
     split = recipe.split
-    reasons = count_reasons(skip for skip in skipped if skip.split == name)
+    reasons = list_reasons(skipped, name)
     if reasons:
-        why = "all its rows are unusable: " + ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+        why = f"all its rows are unusable: {reasons}"
         next_ = ""
     else:
         counts = Counter("(none)" if value is None else value for value in found).most_common(6)

@@ -79,11 +79,9 @@ class Learner:
             self.skipped += self.splits[name].skipped
         for name in ("train", "dev"):
             if not len(self.splits[name]):
-                reasons = labels.count_reasons(skip for skip in self.skipped if skip.split == name)
-                listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
                 raise UsageError(
-                    f"{name} has no usable row: {listed}; use another task.label or task.where, or more frames of "
-                    "logits (fuser.pool, decoder.stack)"
+                    f"{name} has no usable row: {labels.list_reasons(self.skipped, name)}; use another task.label or "
+                    "task.where, or more frames of logits (fuser.pool, decoder.stack)"
                 )
         for name in ("dev", "test"):
             if len(self.splits[name]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from featcache.errors import JobError, UsageError
@@ -38,13 +37,6 @@ def check_folder(path: Path) -> None:
         raise UsageError(f"folder {path} cannot be made: {error.strerror}; give another place") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise UsageError(f"folder {path} cannot be written to; give another place")
-
-
-def ignores_case(folder: Path) -> bool:
-    """Whether `a` and `A` are one file in a folder that is there, as on most disks of macOS and Windows."""
-    with tempfile.NamedTemporaryFile(prefix=".case-", suffix="-x", dir=folder) as file:
-        made = Path(file.name)
-        return made.with_name(made.name.upper()).exists()
 
 
 def write(path: Path, data: bytes) -> None:

@@ -192,6 +192,7 @@ def transcribe(
 
     A recording that cannot be read is named on standard error, the others go on, and the exit status is 1.
     """
+    from featcache.case import ignores_case
     from fusion import outputs
     from pipelines.recordings import check_names, find
     from pipelines.transcribe import Transcriber, write
@@ -199,7 +200,7 @@ def transcribe(
     recordings = find(audio)
     if out is not None:
         outputs.check_folder(out)
-        check_names(recordings, outputs.ignores_case(out))
+        check_names(recordings, ignores_case(out))
     transcriber = Transcriber.load(
         run, device=device, upstream=upstream, weights=weights, other_values=other_values, decoder=decoder
     )

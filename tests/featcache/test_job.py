@@ -49,11 +49,11 @@ def test_labels_that_a_disk_takes_for_one_are_refused_before_all_work(
     job = Job(tmp_path / "m.jsonl", tmp_path / "told-apart", Request(MEL))
     job.extract()
     assert {"Lang", "lang"} <= set(job.cache.label_names)
-    exists = LocalStorage.exists
-    monkeypatch.setattr(LocalStorage, "exists", lambda self, key: exists(self, key.replace("/CASE", "/case")))
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name.startswith(".CASE-") or exists(path))
     with pytest.raises(UsageError, match=r"labels 'Lang' and 'lang' differ only in case, which the disk of .*: rename"):
         Job(tmp_path / "m.jsonl", tmp_path / "one", Request(MEL)).extract()
-    assert not list((tmp_path / "one").glob("segments/*/*")) and not (tmp_path / "one/log/case").exists()
+    assert not list((tmp_path / "one").glob("segments/*/*")) and not list((tmp_path / "one").rglob(".case-*"))
 
 
 def test_parameters_of_a_profile_are_part_of_what_is_asked(speech: Path, tmp_path: Path) -> None:

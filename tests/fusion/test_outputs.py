@@ -27,9 +27,3 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         outputs.check_folder(Path("/proc/zz"))
     with pytest.raises(JobError, match="cannot be written"):
         outputs.write(tmp_path, b"x")
-
-
-def test_a_folder_that_ignores_case_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not outputs.ignores_case(tmp_path) and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(Path, "exists", lambda path: any(path.name.lower() == one.name for one in tmp_path.iterdir()))
-    assert outputs.ignores_case(tmp_path) and list(tmp_path.iterdir()) == []
