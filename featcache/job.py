@@ -24,11 +24,11 @@ from featcache.ledger import Seal, ShardRecord
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
 from featcache.plan import Part, Plan, make_plan
-from featcache.progress import AudioProgress, size_text
+from featcache.progress import AudioProgress
 from featcache.rates import measured_rates, save_rate
 from featcache.reading import row_samples
 from featcache.segment import Segment
-from featcache.sizes import predicted_bytes
+from featcache.sizes import refuse_without_space, shard_bytes
 from featcache.spans import tracing
 from featcache.spec import CacheSpec, Layout
 from featcache.startup import check_trace
@@ -279,19 +279,11 @@ class Job:
 
     def bytes_of(self, shards: Sequence[int]) -> int:
         """What these shards of the plan will take, and their rows in index, labels and ledger."""
-        spans = [self.plan.shard_rows(shard) for shard in shards]
-        frames = sum(int(self.plan.frames[span.start : span.stop].sum()) for span in spans)
-        utterances = round(len(self.plan.ids) * sum(map(len, spans)) / max(self.plan.rows, 1))
-        return predicted_bytes(frames, utterances, self.spec, self.spec.bits_per_value)
+        return shard_bytes(self.plan, shards, self.spec)
 
     def _check_disk(self, left: Sequence[int]) -> None:
         need = int(self.bytes_of(left) * DISK_MARGIN)
-        free = self.storage.free_bytes()
-        if need > free:
-            raise JobError(
-                f"{self.storage} needs about {size_text(need)} and its disk has {size_text(free)} free: "
-                "free some space, choose another path or a smaller --profile"
-            )
+        refuse_without_space(self.storage, need, "free some space, choose another path or a smaller --profile")
 
     def _refuse_left_out(self, records: Mapping[int, ShardRecord]) -> None:
         """A segment of which a run without --strict has made a part is not finished as if all of it could be used."""

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from featcache import contents, layout
 from featcache.digest import sha256_of
-from featcache.errors import CacheError, CorruptCacheError, JobError, MismatchError, UsageError
+from featcache.errors import CacheError, CorruptCacheError, MismatchError, UsageError
 from featcache.forgotten import FORGOTTEN, refuse_half_forgotten, refuse_return
 from featcache.inspect import matching, parse_where, refuse_unknown
 from featcache.ledger import FileProof, proof
 from featcache.partial import read_origin, write_origin
-from featcache.progress import ByteProgress, size_text
+from featcache.progress import ByteProgress
 from featcache.remote import (
     DATA,
     READERS,
@@ -37,6 +37,7 @@ from featcache.remote import (
     provers_of,
 )
 from featcache.s3 import S3Settings, S3Url
+from featcache.sizes import refuse_without_space
 from featcache.storage import LocalStorage
 from featcache.store import Cache
 from featcache.transfer import JOBS, Remote, S5cmd
@@ -59,8 +60,8 @@ def pull(
     Raises:
         MismatchError: another cache is at `place`, or one with a segment that the source does not have.
         CorruptCacheError: what arrived is not what was sealed.
-        CacheError: no cache is there, wrong keys or no server. JobError: it stopped on the way.
-        UsageError: no utterance matches.
+        CacheError: no cache is there, wrong keys or no server. UsageError: no utterance matches.
+        JobError: there is no room for it, or it stopped on the way.
     """
     url, storage = S3Url.parse(source), local_storage(place)
     client = S5cmd(settings or S3Settings.find(), jobs)
@@ -86,9 +87,7 @@ def pull(
         result.not_pulled = len(missing)
         if dry_run:
             return result
-        if result.bytes > storage.free_bytes():
-            free = size_text(storage.free_bytes())
-            raise JobError(f"{storage} needs {size_text(result.bytes)} and its disk has {free} free: free some space")
+        refuse_without_space(storage, result.bytes, "free some space, or choose another path")
         with adding(storage):
             # What was forgotten here while the copies were compared must not come back.
             refuse_half_forgotten(str(storage), storage.exists(layout.PENDING))

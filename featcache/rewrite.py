@@ -19,6 +19,7 @@ from featcache.ledger import Quarantined, Saturated, Seal, ShardRecord, read_rec
 from featcache.plan import Plan, make_plan
 from featcache.segment import Segment, open_segment
 from featcache.shards import finish, leased
+from featcache.sizes import refuse_without_space, shard_bytes
 from featcache.storage import LocalStorage, Storage
 from featcache.store import Cache
 from featcache.writer import SegmentWriter
@@ -121,6 +122,7 @@ def left_to_write(writer: SegmentWriter, origin: Origin) -> list[int]:
 
     Raises:
         MismatchError: shards that are there were made of other recordings.
+        JobError: there is no room for those that are not.
     """
     records = writer.records()
     other = other_recordings(writer.plan, origin, records)
@@ -129,7 +131,11 @@ def left_to_write(writer: SegmentWriter, origin: Origin) -> list[int]:
             f"shard {other} of {writer.storage}/{writer.name} was made of other recordings: drop it with "
             f"`featcache gc {writer.storage}` and run the same command again"
         )
-    return [shard for shard in range(writer.plan.shards) if shard not in records]
+    left = [shard for shard in range(writer.plan.shards) if shard not in records]
+    refuse_without_space(
+        writer.storage, shard_bytes(writer.plan, left, writer.spec), "free some space, or choose another path"
+    )
+    return left
 
 
 def other_recordings(plan: Plan, origin: Origin, records: Mapping[int, ShardRecord]) -> int | None:

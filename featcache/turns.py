@@ -16,6 +16,7 @@ from featcache.storage import Storage
 # One name for all who are alone, that of versions before a push was one of them.
 ALONE = f"{layout.LOG}/leases/forget"
 ADDITIONS = f"{layout.LOG}/leases/adding"
+MAKING = f"{layout.LOG}/leases/making"
 _WAIT = "wait for it; where it was killed on another machine, for a minute"
 
 
@@ -38,15 +39,21 @@ def adding(storage: Storage) -> Iterator[None]:
 
 @contextlib.contextmanager
 def making(storage: Storage) -> Iterator[None]:
-    """As `adding`, where a cache is to be made and was not there a moment ago.
+    """As `adding`, where a cache is to be made and was not there a moment ago; one at a time.
 
     Raises:
         CacheError: it is there now.
     """
-    with adding(storage):
-        if storage.exists(layout.ROOT):
-            raise CacheError(f"another command has just made a cache at {storage}: run the same command again")
-        yield
+    leases = Leases(storage)
+    try:
+        while not leases.acquire(MAKING):
+            leases.wait(0.2)
+        with adding(storage):
+            if storage.exists(layout.ROOT):
+                raise CacheError(f"another command has just made a cache at {storage}: run the same command again")
+            yield
+    finally:
+        leases.close()
 
 
 @contextlib.contextmanager

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from featcache import Cache
-from featcache.errors import CacheError, MismatchError, UsageError
+from featcache.errors import CacheError, JobError, MismatchError, UsageError
 from featcache.forget import forget
 from featcache.job import Job, Request
 from featcache.outlook import outlook
 from featcache.recode import recode
+from featcache.select import subset
 from featcache.spec import Layout
+from featcache.storage import LocalStorage
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from featcache.writer import SegmentWriter
@@ -71,6 +73,27 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     seals = [(tmp_path / name / "segments/000000/seal.json").read_bytes() for name in ("whole", "cut")]
     assert seals[0] == seals[1]
     assert recode(source, tmp_path / "cut", "residual:step=0.5").shards == 0
+
+
+@pytest.mark.parametrize("command", ["recode", "subset"])
+def test_without_room_no_shard_is_begun(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    target = tmp_path / "target"
+
+    def work() -> None:
+        if command == "recode":
+            recode(source, target, "residual:step=0.5")
+        else:
+            subset(source, target, {"lang": {"en"}})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "free_bytes", lambda self: 1000)
+        with pytest.raises(JobError, match=r"needs about .* has 1\.0 kB free: free some space"):
+            work()
+    assert not [path for path in target.glob("segments/*/*/c/**/*") if path.is_file()]
+    work()
+    assert verify(target).whole
 
 
 @pytest.mark.parametrize("profile", ["residual:step=0.5", "int8"])

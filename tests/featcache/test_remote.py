@@ -266,6 +266,19 @@ def test_a_pull_that_stops_leaves_no_cache_and_the_same_command_completes_it(
     assert contents(copy) == contents(sealed) and not list(copy.rglob("partial.json"))
 
 
+def test_without_room_nothing_is_fetched(
+    sealed: Path, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(sealed, bucket.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "free_bytes", lambda self: 1000)
+        with pytest.raises(JobError, match=r"copy needs about .* has 1\.0 kB free: free some space"):
+            pull(bucket.url, tmp_path / "copy")
+    assert not list(tmp_path.glob("copy/**/*"))
+    pull(bucket.url, tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(sealed)
+
+
 def test_what_a_killed_download_left_half_written_is_removed(sealed: Path, bucket: Bucket, tmp_path: Path) -> None:
     push(sealed, bucket.url)
     left = tmp_path / "copy/segments/000000/values/c/0/0"

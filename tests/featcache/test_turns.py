@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from featcache.errors import CacheError, CorruptCacheError, MismatchError, Usage
 from featcache.forget import forget
 from featcache.garbage import garbage
 from featcache.job import Job, Request
+from featcache.layout import ROOT
 from featcache.manifest import read, write
 from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
 from featcache.store import Cache
-from featcache.turns import ADDITIONS, adding, alone
+from featcache.turns import ADDITIONS, adding, alone, making
 from featcache.upstreams import UpstreamConfig
 from featcache.verify import verify
 from tests.helpers import contents, make_speech
@@ -60,6 +62,28 @@ def test_many_add_and_one_takes_away(tmp_path: Path) -> None:
         with pytest.raises(CacheError, match="at work on"), adding(storage):
             pass
     assert list(storage.list_keys()) == []
+
+
+def test_one_at_a_time_makes_a_cache(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    other: list[BaseException] = []
+
+    def make_it_too() -> None:
+        try:
+            with making(storage):
+                storage.write(ROOT, b"second")
+        except CacheError as error:
+            other.append(error)
+
+    second = threading.Thread(target=make_it_too)
+    with making(storage):
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and not storage.exists(ROOT)
+        storage.write(ROOT, b"first")
+    second.join(10)
+    assert [str(error).endswith("run the same command again") for error in other] == [True]
+    assert storage.read(ROOT) == b"first" and list(storage.list_keys()) == [ROOT]
 
 
 def test_of_two_plans_the_first_is_the_segments(job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
