@@ -20,7 +20,7 @@ from featcache.errors import JobError, UpstreamError, UsageError
 from featcache.extract import Done, run_shards
 from featcache.labels import check_columns
 from featcache.lease import Leases, clear_dead
-from featcache.ledger import Seal, ShardRecord
+from featcache.ledger import Quarantined, Seal, ShardRecord, read_records
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
 from featcache.plan import Part, Plan, make_plan
@@ -146,6 +146,8 @@ class Job:
         if self.trace is not None:
             check_trace(self.trace)
         self.init()
+        if strict:
+            self._refuse_sealed_without()
         if not self.new_rows:
             return None
         self.refuse_recoded()
@@ -285,9 +287,22 @@ class Job:
         need = int(self.bytes_of(left) * DISK_MARGIN)
         refuse_without_space(self.storage, need, "free some space, choose another path or a smaller --profile")
 
+    def _refuse_sealed_without(self) -> None:
+        """Rows of the manifest that a run without --strict has left out, in segments that are sealed."""
+        wanted = {row.id for row in self.rows}
+        for segment in self.cache.segments:
+            if segment.seal.quarantined:
+                found = _left_out(read_records(self.storage, segment.name, segment.remedy))
+                first = next((left for left in found if left.id in wanted), None)
+                if first is not None:
+                    raise JobError(
+                        f"{first.id!r} cannot be used: {first.reason} (--strict); {self.storage} is complete without "
+                        f"it: mend it, then `featcache forget {self.storage} --where id={first.id}` and this command"
+                    )
+
     def _refuse_left_out(self, records: Mapping[int, ShardRecord]) -> None:
         """A segment of which a run without --strict has made a part is not finished as if all of it could be used."""
-        first = min((q for record in records.values() for q in record.quarantined), key=lambda q: q.row, default=None)
+        first = next(iter(_left_out(records)), None)
         if first is not None:
             raise JobError(
                 f"{first.id!r} cannot be used: {first.reason} (--strict); a run without --strict has left it out: "
@@ -329,6 +344,11 @@ class Job:
     def realtime(self) -> float | None:
         """Seconds of speech a second that extraction on this kind of device took last; None where it is not known."""
         return measured_rates(self.storage).get(self.device.split(":")[0])
+
+
+def _left_out(records: Mapping[int, ShardRecord]) -> list[Quarantined]:
+    """In the order of the rows."""
+    return sorted((left for record in records.values() for left in record.quarantined), key=lambda left: left.row)
 
 
 def rows_not_in(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Row]:

@@ -212,6 +212,15 @@ def test_strict_stops_at_the_first_bad_row(speech: Path, tmp_path: Path) -> None
         Job(speech, tmp_path / "c", request()).extract(strict=True)
 
 
+def test_strict_takes_no_cache_for_complete_that_lacks_a_row_of_the_manifest(speech: Path, tmp_path: Path) -> None:
+    Job(speech, tmp_path / "c", request()).extract()
+    with pytest.raises(JobError, match="'empty' cannot be used: empty file .*complete without it.*featcache forget"):
+        Job(speech, tmp_path / "c", request()).extract(strict=True)
+    rows = [row for row in manifest.read(speech) if row.id != "empty"]
+    manifest.write(speech.parent / "rest.jsonl", rows)
+    assert Job(speech.parent / "rest.jsonl", tmp_path / "c", request()).extract(strict=True) is None
+
+
 @pytest.mark.parametrize("what", ["missing", "too long", "not finite"])
 def test_a_bad_recording_is_left_out_and_the_rest_goes_on(speech: Path, tmp_path: Path, what: str) -> None:
     rows = manifest.read(speech)[1:8]
