@@ -76,8 +76,9 @@ def _from_hub(id: str, name: str, revision: str) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    pinned = f"hf:{name}@{revision}"
     try:  # a commit that was fetched whole never changes: no network
-        found = _open(id, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        found = _open(pinned, Path(snapshot_download(name, revision=revision, local_files_only=True)))
         # Programs that only want the model leave out what says how its input is made.
         if found.preprocessor() is not None:
             return found
@@ -98,7 +99,7 @@ def _from_hub(id: str, name: str, revision: str) -> Checkpoint:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UpstreamError(f"{id}: it could not be fetched ({reason}); check the network, or give a folder") from error
-    return _open(id, folder)
+    return _open(pinned, folder)
 
 
 def _open(id: str, folder: Path) -> Checkpoint:
@@ -126,9 +127,20 @@ def _open(id: str, folder: Path) -> Checkpoint:
     if missing:
         raise UpstreamError(
             f"{id}: there is no {missing[0]} in the checkpoint, and only safetensors are read; "
-            "convert it once: load it in transformers and save_pretrained(FOLDER)"
+            f"convert it once, then give hf:FOLDER: {_conversion(id)}"
         )
     return Checkpoint(id, folder, settings, tuple(folder / name for name in names))
+
+
+def _conversion(id: str) -> str:
+    """A command that writes a checkpoint anew as safetensors, with what says how its input is made."""
+    place = id.partition(":")[2]
+    name, _, revision = (str(local_path(place)), "", "") if local_path(place).is_dir() else place.partition("@")
+    source = repr(name) + (f", revision={revision!r}" if revision else "")
+    return (
+        'python -c "from transformers import AutoFeatureExtractor, AutoModel; '
+        f"[kind.from_pretrained({source}).save_pretrained('FOLDER') for kind in (AutoModel, AutoFeatureExtractor)]\""
+    )
 
 
 def _named_in(id: str, index: dict[str, Any]) -> list[str]:

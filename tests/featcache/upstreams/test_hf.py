@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from featcache import products
 from featcache.errors import UpstreamError
@@ -406,6 +410,19 @@ class TestRefused:
         torch.save({}, folder / "pytorch_model.bin")
         self.refused(f"hf:{folder}", "only safetensors are read")
 
+    def test_pickled_weights_are_converted_by_the_command_that_the_error_names(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        whole = load(UpstreamConfig(id=f"hf:{folder}")).network().module.state_dict()
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(UpstreamError) as caught:
+            load(UpstreamConfig(id=f"hf:{folder}"))
+        command = shlex.split(str(caught.value).partition("hf:FOLDER: ")[2].replace("FOLDER", str(tmp_path / "new")))
+        subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+        found = load(UpstreamConfig(id=f"hf:{tmp_path / 'new'}")).network().module.state_dict()
+        assert whole.keys() == found.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+
     @pytest.mark.parametrize("index", [{"weight_map": []}, {"weight_map": {}}, {"weight_map": {"x": 1}}, {}])
     def test_an_index_that_names_no_files(self, folder: Path, index: dict[str, Any]) -> None:
         (folder / "model.safetensors").unlink()
@@ -413,8 +430,6 @@ class TestRefused:
         self.refused(f"hf:{folder}", "does not say in its weight_map which files")
 
     def test_a_model_without_layers(self, folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
         self.edit(folder / "config.json", num_hidden_layers=0)
         self.refused(f"hf:{folder}", "no place for 48 tensors of the checkpoint, first encoder.layers.0")
         state = load_file(folder / "model.safetensors")
@@ -427,8 +442,6 @@ class TestRefused:
         self.refused(f"hf:{folder}", "architecture bert is not known")
 
     def test_missing_tensors_are_not_made_up(self, folder: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
         state = load_file(folder / "model.safetensors")
         del state["encoder.layers.1.attention.k_proj.weight"]
         save_file(state, folder / "model.safetensors")
@@ -437,8 +450,6 @@ class TestRefused:
     @pytest.mark.parametrize("prefix", ["", "wav2vec2."])
     def test_tensors_without_a_place(self, folder: Path, prefix: str) -> None:
         """A config.json of another model, by which some of the weights would be left out."""
-        from safetensors.torch import load_file, save_file
-
         state = load_file(folder / "model.safetensors")
         for extra in ("feature_extractor.conv_layers.0.conv.bias", "feature_extractor.conv_layers.1.layer_norm.weight"):
             state[extra] = torch.ones(16)
@@ -490,6 +501,13 @@ class TestRefused:
     def test_a_hub_out_of_reach(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         self.refused("hf:org/name@" + "0" * 40, "hub cannot be reached")
+
+    def test_pickled_weights_of_a_hub(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "model.safetensors").unlink()
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+        source = rf"from_pretrained\('org/name', revision='{'0' * 40}'\)"
+        self.refused("hf:org/name", source, revision="0" * 40)
+        self.refused("hf:org/name@" + "0" * 40, source)
 
     def test_a_hub_that_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import httpx2 as httpx
