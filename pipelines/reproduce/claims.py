@@ -44,6 +44,9 @@ def answer(rows: Mapping[str, Row], *, judges: bool) -> list[Claim]:
         answers.smaller("hff", rival, "trains faster than", "epoch_s", "{:,.1f} s an epoch")
         answers.smaller("hff", rival, "needs less memory than", "peak_memory_mb", "{:,.0f} MB")
         answers.better("hff", rival)
+    for rival in RIVALS:
+        answers.no_longer("hff_longer", rival)
+        answers.better("hff_longer", rival)
     answers.not_worse("hff_adapters", "full")
     answers.fewer("hff_adapters", "full")
     answers.faster("hff_adapters", "full")
@@ -63,6 +66,13 @@ class _Answers:
             return _yes(left < right), f"{form.format(left)} against {form.format(right)}"
 
         self._ask(one, other, text, judge)
+
+    def no_longer(self, one: str, other: str) -> None:
+        def judge(a: Row, b: Row) -> tuple[str, str]:
+            left, right = a.steps / a.steps_per_s, b.steps / b.steps_per_s
+            return _yes(left <= right), f"{left:,.0f} against {right:,.0f} s"
+
+        self._ask(one, other, "trains in no more time than", judge)
 
     def better(self, one: str, other: str) -> None:
         def judge(a: Row, b: Row) -> tuple[str, str]:

@@ -21,6 +21,7 @@ class Entry:
         rate: of the upstream's weights, as a share of the recipe's rate. Weights that are there already bear less
             than those that start from nothing.
         warm: name of the row whose head this one starts from.
+        times: the budget's steps, where a row is to have more of them than others.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     settings: Mapping[str, int] = field(default_factory=dict)
     rate: float = 1.0
     warm: str = ""
+    times: int = 1
 
     @property
     def live(self) -> bool:
@@ -38,6 +40,8 @@ class Entry:
 
 ENTRIES = (
     Entry("hff", "HFF (cached)", "hff"),
+    # a step of BitFit, LoRA or Adapters takes as long on a CPU as seven from the cache
+    Entry("hff_longer", "HFF (cached), 7 x steps", "hff", times=7),
     Entry("weighted_sum", "weighted sum (cached)", "weighted_sum"),
     Entry("last_tap", "last tap (cached)", "last"),
     Entry("full", "full fine-tuning", "last", "full", rate=0.025),

@@ -145,13 +145,15 @@ def default_cache(model: str, manifest: Path) -> Path:
 
 
 def recipe_of(entry: Entry, shared: Recipe, budget: Scale) -> Recipe:
-    """The recipe of a row: the shared one with the row's fuser, which takes from it what it knows."""
+    """The recipe of a row: the shared one with its steps, and its fuser, which takes from it what it knows."""
     kept = shared.fuser.parameters
     if entry.fuser != shared.fuser.kind:
         kept = {key: value for key, value in kept.items() if key == "width"}
     fuser = shared.fuser.replaced(entry.fuser, **kept)
     name = f"reproduce/{_slug(Path(shared.cache).name)}-{budget.name}/{entry.name}"
-    return head.resolve(shared.model_copy(update={"fuser": fuser, "name": name}))
+    steps = {key: entry.times * getattr(shared.train, key) for key in ("steps", "eval_every")}
+    train = shared.train.model_copy(update=steps)
+    return head.resolve(shared.model_copy(update={"fuser": fuser, "name": name, "train": train}))
 
 
 def budget_line(budget: Scale, shared: Recipe) -> str:
@@ -159,7 +161,7 @@ def budget_line(budget: Scale, shared: Recipe) -> str:
     train = shared.train
     stop = f"until {train.patience} looks at dev were no better" if train.patience else "to the end"
     return (
-        f"budget {budget.name} ({budget.text}), the same for every row: {train.steps:,} steps of "
+        f"budget {budget.name} ({budget.text}), the same for every row that names no other: {train.steps:,} steps of "
         f"{train.batch_seconds:g} s of speech, {stop}; dev every {train.eval_every} steps"
     )
 

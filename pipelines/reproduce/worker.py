@@ -41,7 +41,8 @@ class Order(BaseModel):
 
     @classmethod
     def make(cls, entry: Entry, recipe: Recipe, manifest: Path, runs: Path, warm: Path | None) -> Order:
-        row = {key: value for key, value in vars(entry).items() if key != "title"}
+        # How many steps it has is the recipe's.
+        row = {key: value for key, value in vars(entry).items() if key not in ("title", "times")}
         row["settings"] = dict(entry.settings)
         found = hashlib.sha256(warm.read_bytes()).hexdigest() if warm else ""
         return cls(

@@ -43,9 +43,9 @@ def ask(rows: list[Row], text: str, judges: bool = True) -> Claim:
 
 def test_every_claim_is_answered() -> None:
     claims = answer({}, judges=True)
-    assert len(claims) == 4 * 3 + 3 + 1 + 1
+    assert len(claims) == (4 + 2) * 3 + 3 + 1 + 1
     assert {claim.holds for claim in claims} == {NOT_TESTABLE}
-    assert "LoRA not trained" in ask([], "lower WER than LoRA").figure
+    assert "LoRA not trained" in ask([], "HFF (cached) has a lower WER than LoRA").figure
 
 
 def test_sizes_speeds_and_memory_are_judged_at_any_budget(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_sizes_speeds_and_memory_are_judged_at_any_budget(tmp_path: Path) -> Non
     assert (claim.holds, claim.figure) == ("yes", "50 against 100")
     assert ask(rows, "trains faster than BitFit", judges=False).holds == "no"
     assert ask(rows, "less memory than BitFit", judges=False).holds == "yes"
-    assert ask(rows, "lower WER than BitFit", judges=False).holds == NOT_TESTABLE
+    assert ask(rows, "HFF (cached) has a lower WER than BitFit", judges=False).holds == NOT_TESTABLE
 
 
 def test_better_means_the_whole_interval(tmp_path: Path) -> None:
@@ -65,12 +65,22 @@ def test_better_means_the_whole_interval(tmp_path: Path) -> None:
     hardly = make_row(tmp_path, "lora", [2] * 20 + [0] * 9 + [4] * 11)
     lost = make_row(tmp_path, "adapters", [9] * 39 + [10])
     rows = [hff, clearly, hardly, lost]
-    assert ask(rows, "lower WER than BitFit").holds == "yes"
-    assert "-0.100 (-0.100, -0.100)" in ask(rows, "lower WER than BitFit").figure
+    assert ask(rows, "HFF (cached) has a lower WER than BitFit").holds == "yes"
+    assert "-0.100 (-0.100, -0.100)" in ask(rows, "HFF (cached) has a lower WER than BitFit").figure
     assert hardly.wer > hff.wer
-    assert ask(rows, "lower WER than LoRA").holds == "no"
+    assert ask(rows, "HFF (cached) has a lower WER than LoRA").holds == "no"
     # a row that has learnt nothing is no rival
-    assert ask(rows, "lower WER than Adapters").holds == NOT_TESTABLE
+    assert ask(rows, "HFF (cached) has a lower WER than Adapters").holds == NOT_TESTABLE
+
+
+def test_as_long_as_a_rival(tmp_path: Path) -> None:
+    longer = make_row(tmp_path, "hff_longer", [2] * 40, steps=700, steps_per_s=7.0)
+    lora = make_row(tmp_path, "lora", [3] * 40, steps=100, steps_per_s=1.0)
+    claim = ask([longer, lora], "7 x steps trains in no more time than LoRA", judges=False)
+    assert (claim.holds, claim.figure) == ("yes", "100 against 100 s")
+    assert ask([longer, lora], "7 x steps has a lower WER than LoRA").holds == "yes"
+    slower = make_row(tmp_path / "slower", "hff_longer", [2] * 40, steps=700, steps_per_s=6.9)
+    assert ask([slower, lora], "7 x steps trains in no more time than LoRA").holds == "no"
 
 
 def test_not_worse_is_the_upper_end_against_two_per_cent(tmp_path: Path) -> None:
@@ -145,8 +155,9 @@ def test_rows_differ_in_their_fuser_alone() -> None:
     shared = recipe.read(entries.BASE_RECIPE, budget.overrides)
     made = [table.recipe_of(entry, shared, budget) for entry in entries.ENTRIES]
     for settings in made:
-        changed = recipe.differences(made[0], settings)
-        assert [key for key in changed if key != "name" and not key.startswith("fuser.")] == []
+        changed = [key for key in recipe.differences(made[0], settings) if key != "name"]
+        more = ["train.eval_every", "train.steps"] if "longer" in settings.name else []
+        assert sorted(key for key in changed if not key.startswith("fuser.")) == more
         assert settings.fuser.parameters["width"] == 64
     assert len({settings.name for settings in made}) == len(made)
 
