@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 from uuid import uuid4
 
@@ -33,6 +37,10 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
     if workers is None and scheduler is None:
         yield None
         return
+    if workers is not None:
+        # Of what goes wrong in a worker this process says one line; dask's log has the same again, with every
+        # process' traceback. Read once, when distributed is imported, here and in the workers.
+        os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
     # A second of imports that nobody else needs.
     from distributed import Client, LocalCluster
     from distributed.security import Security
@@ -47,12 +55,14 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             threads = max(1, usable_cores() // (workers or 1))
+            loop = stack.enter_context(_loop_without_interrupts())
             address: Any = stack.enter_context(
                 LocalCluster(
                     n_workers=workers, threads_per_worker=threads, processes=True, dashboard_address=":0",
-                    memory_limit=0,
+                    memory_limit=0, silence_logs=logging.CRITICAL, loop=loop,
                 )
             )  # fmt: skip
+            stack.enter_context(_killed_when_interrupted(address))
         else:
             address = scheduler
         try:
@@ -71,6 +81,45 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
                 f"the scheduler at {scheduler} has no worker: start some with `dask worker {scheduler} --nthreads 1`"
             ) from error
         yield client
+
+
+@contextlib.contextmanager
+def _loop_without_interrupts() -> Iterator[Any]:
+    """An event loop, in a thread, whose processes never see Ctrl-C: it is this process's to end them.
+
+    A terminal sends it to all of them, and each would print a traceback or two. A signal that is blocked in a thread
+    is so in the threads and processes that it starts.
+    """
+    from distributed.utils import LoopRunner
+
+    # It would be started with the first worker, and let that one's thread have interrupts again.
+    resource_tracker.ensure_running()
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+@contextlib.contextmanager
+def _killed_when_interrupted(cluster: Any) -> Iterator[None]:
+    """Workers may be killed at any moment. dask would wait some seconds for their shards, which take longer."""
+
+    async def kill() -> None:
+        # One that is not killed so is dask's to end when it closes the cluster.
+        kills = (nanny.kill(timeout=1) for nanny in cluster.workers.values())
+        await asyncio.gather(*kills, return_exceptions=True)
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        cluster.sync(kill)
+        raise
 
 
 def absolute(place: str | os.PathLike[str]) -> str:
@@ -152,9 +201,11 @@ def _on_cluster(
             try:
                 results[number] = future.result()
             except KilledWorker as error:
+                # Workers of `--workers` have none.
+                logs = "" if client.cluster is not None else "see the workers' logs, then "
                 raise JobError(
                     f"{error.allowed_failures + 1} workers died one after the other of {names[number]} (out of memory, "
-                    "most likely): finished work is safe; see the workers' logs, then run the same command again"
+                    f"most likely): finished work is safe; {logs}run the same command again"
                 ) from error
             on_result(number, results[number])
             submit()

@@ -189,6 +189,46 @@ def test_workers_of_this_machine(noises: Path, alone: Path, memory: Path) -> Non
     assert run_cli("verify", place, "--workers", 1).status == 0
 
 
+# As a command of a terminal, which sends Ctrl-C to all of its processes.
+OF_A_TERMINAL = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from featcache.cluster import connect, run_tasks
+try:
+    with connect(2, None) as client:
+        try:
+            run_tasks(int, [("none",)], client, name="x")
+        except ValueError:
+            print("mistake", flush=True)
+        begin = lambda: [os.write(1, b"begun\\n"), time.sleep(600)]
+        run_tasks(begin, [(), ()], client, name="x", a_worker=1)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_of_this_machine_add_nothing_to_what_their_command_says(times: int) -> None:
+    """Of a mistake and of Ctrl-C; and nobody waits for what they are at."""
+    command = subprocess.Popen(
+        [sys.executable, "-c", OF_A_TERMINAL],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    try:
+        assert command.stdout is not None
+        said = [command.stdout.readline() for _ in range(3)]
+        for _ in range(times):
+            os.killpg(command.pid, signal.SIGINT)
+            time.sleep(0.3)
+        out, err = command.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+    assert (said, out) == (["mistake\n", "begun\n", "begun\n"], "interrupted\n")
+    assert err == "" and command.returncode == 0
+
+
 @pytest.mark.real
 def test_a_worker_that_dies_has_its_shard_done_by_another(
     cluster: Cluster, speech: Path, reference: Path, memory: Path
