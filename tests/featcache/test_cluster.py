@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,28 @@ def test_workers_of_this_machine(noises: Path, alone: Path, memory: Path) -> Non
         cache = Cache.open(place)
         assert compute(cache, client=client) == compute(cache)
     assert run_cli("verify", place, "--workers", 1).status == 0
+
+
+def test_a_worker_keeps_nothing_but_the_model_from_one_command_to_the_next(noises: Path, memory: Path) -> None:
+    """The same command, on a cluster that stays: what the plan does not tell apart was kept, and used."""
+    place, mended = memory / "cache", noises.parent / "mended.jsonl"
+    rows = noises.read_text()
+    with connect(1, None) as client:
+        # A manifest is mended.
+        Job(noises, place, MEL).init()
+        mended.write_text(rows.replace(".wav", ".gone", 1))
+        with pytest.raises(JobError, match="no such file"):
+            ClusterJob(mended, place, MEL, client).extract(strict=True)
+        mended.write_text(rows)
+        ClusterJob(mended, place, MEL, client).extract(strict=True)
+        # A cache is made anew, with other scales.
+        shutil.rmtree(place)
+        for at in (place, memory / "alone"):
+            Job(noises, at, replace(MEL, calibration_seconds=1.0)).init()
+        Job(noises, memory / "alone", MEL).extract()
+        ClusterJob(mended, place, MEL, client).extract()
+        assert set(loads(client).values()) == {1}
+    assert contents(place) == contents(memory / "alone")
 
 
 # As a command of a terminal, which sends Ctrl-C to all of its processes.
