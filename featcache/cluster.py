@@ -37,11 +37,8 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
     if workers is None and scheduler is None:
         yield None
         return
-    if workers is not None:
-        # Of what goes wrong in a worker this process says one line; dask's log has the same again, with every
-        # process' traceback. Read once, when distributed is imported, here and in the workers.
-        os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
     # A second of imports that nobody else needs.
+    _keep_dask_quiet()
     from distributed import Client, LocalCluster
     from distributed.security import Security
 
@@ -81,6 +78,19 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
                 f"the scheduler at {scheduler} has no worker: start some with `dask worker {scheduler} --nthreads 1`"
             ) from error
         yield client
+
+
+def _keep_dask_quiet() -> None:
+    """Of what goes wrong a command says one line; dask's log has the same, with tracebacks of every process.
+
+    The variable is read once, when distributed is imported, here and in workers of this machine. Who has set it wants
+    to see the log.
+    """
+    if "DASK_LOGGING__DISTRIBUTED" not in os.environ:
+        os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
+        import distributed  # noqa: F401 - which sets levels itself
+
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
@@ -147,7 +157,7 @@ def run_tasks(
         a_worker: tasks that a worker has at a time; twice its threads where it is None.
 
     Raises:
-        JobError: a task's worker died again and again.
+        JobError: a task's worker died again and again, or the scheduler is gone.
         Exception: whatever the first task that failed has raised; what is not begun by then is dropped.
     """
     if client is not None:
@@ -175,6 +185,8 @@ def _on_cluster(
 ) -> list[Any]:
     """Submit no more than the workers can take now: a fast one gets more, and one that joins gets some."""
     from distributed import as_completed
+    from distributed.client import CancelledError
+    from distributed.comm import CommClosedError
     from distributed.scheduler import KilledWorker
 
     results: list[Any] = [None] * len(arguments)
@@ -209,6 +221,14 @@ def _on_cluster(
                 ) from error
             on_result(number, results[number])
             submit()
+    except (CancelledError, CommClosedError) as error:
+        # Nobody else cancels what is awaited here.
+        raise JobError(
+            "the connection to the cluster's scheduler was lost: finished work is safe; see its log, start it and its "
+            "workers again where they are gone, and run the same command again"
+        ) from error
     finally:
-        client.cancel(list(ended.futures))
+        # Where the scheduler is gone there is nothing to cancel.
+        with contextlib.suppress(CancelledError, CommClosedError):
+            client.cancel(list(ended.futures))
     return results

@@ -357,6 +357,20 @@ def test_a_failed_task_ends_the_run_with_its_own_error() -> None:
         run_tasks(fail, [(3,)], name="x")
 
 
+def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path / "log", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard"
+    )
+    try:
+        address = program.said(r"Scheduler at: +(tcp://127\.0\.0\.1:\d+)")[1]
+        with Client(address, set_as_default=False) as client:
+            threading.Timer(1, program.end).start()
+            with pytest.raises(JobError, match="connection to the cluster's scheduler was lost"):
+                run_tasks(int, [("0",)], client, name="x")  # there is no worker
+    finally:
+        program.end()
+
+
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.cluster.CONNECT_SECONDS", 2)
     nobody = "no scheduler answers at tcp://127.0.0.1:1: start one"
