@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from multiprocessing import resource_tracker
 from typing import Any
 from uuid import uuid4
@@ -185,8 +186,7 @@ def _on_cluster(
 ) -> list[Any]:
     """Submit no more than the workers can take now: a fast one gets more, and one that joins gets some."""
     from distributed import as_completed
-    from distributed.client import CancelledError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
     results: list[Any] = [None] * len(arguments)
