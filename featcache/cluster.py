@@ -39,7 +39,6 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
         yield None
         return
     # A second of imports that nobody else needs.
-    _keep_dask_quiet()
     from distributed import Client, LocalCluster
     from distributed.security import Security
 
@@ -51,6 +50,7 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
             "(distributed.comm.tls), or write tcp://HOST:8786"
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
         if scheduler is None:
             threads = max(1, usable_cores() // (workers or 1))
             loop = stack.enter_context(_loop_without_interrupts())
@@ -81,17 +81,28 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
         yield client
 
 
-def _keep_dask_quiet() -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Of what goes wrong a command says one line; dask's log has the same, with tracebacks of every process.
 
-    The variable is read once, when distributed is imported, here and in workers of this machine. Who has set it wants
-    to see the log.
+    Workers read the variable where they start. Who has set it wants to see the log.
     """
-    if "DASK_LOGGING__DISTRIBUTED" not in os.environ:
-        os.environ["DASK_LOGGING__DISTRIBUTED"] = "critical"
-        import distributed  # noqa: F401 - which sets levels itself
+    variable = "DASK_LOGGING__DISTRIBUTED"
+    if variable in os.environ:
+        yield
+        return
+    import distributed  # noqa: F401 - which sets levels itself
 
-        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "distributed.client")}
+    os.environ[variable] = "critical"
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager

@@ -157,8 +157,8 @@ class Learner:
             self.say(f"going on from step {state.step}")
             if state.processes not in (0, self.here.size):
                 self.say(
-                    f"so far a step took a batch of each of {state.processes} processes, from here on of {self.here.size}: "
-                    f"it ends in weights that neither gives alone; --restart trains all of it with {self.here.size}"
+                    f"so far a step took a batch of each of {state.processes} processes, from here on of "
+                    f"{self.here.size}: it ends in weights that neither gives alone; --restart trains it anew"
                 )
             self.state = replace(state, processes=self.here.size)
 
