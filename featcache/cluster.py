@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from multiprocessing import resource_tracker
 from typing import Any
 from uuid import uuid4
 
@@ -45,14 +50,17 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
             "(distributed.comm.tls), or write tcp://HOST:8786"
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet())
         if scheduler is None:
             threads = max(1, usable_cores() // (workers or 1))
+            loop = stack.enter_context(_loop_without_interrupts())
             address: Any = stack.enter_context(
                 LocalCluster(
                     n_workers=workers, threads_per_worker=threads, processes=True, dashboard_address=":0",
-                    memory_limit=0,
+                    memory_limit=0, silence_logs=logging.CRITICAL, loop=loop,
                 )
             )  # fmt: skip
+            stack.enter_context(_killed_when_interrupted(address))
         else:
             address = scheduler
         try:
@@ -71,6 +79,69 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Any | None]:
                 f"the scheduler at {scheduler} has no worker: start some with `dask worker {scheduler} --nthreads 1`"
             ) from error
         yield client
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Of what goes wrong a command says one line; dask's log has the same, with tracebacks of every process.
+
+    Workers read the variable where they start. Who has set it wants to see the log.
+    """
+    variable = "DASK_LOGGING__DISTRIBUTED"
+    if variable in os.environ:
+        yield
+        return
+    import distributed  # noqa: F401 - which sets levels itself
+
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "distributed.client")}
+    os.environ[variable] = "critical"
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        del os.environ[variable]
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def _loop_without_interrupts() -> Iterator[Any]:
+    """An event loop, in a thread, whose processes never see Ctrl-C: it is this process's to end them.
+
+    A terminal sends it to all of them, and each would print a traceback or two. A signal that is blocked in a thread
+    is so in the threads and processes that it starts.
+    """
+    from distributed.utils import LoopRunner
+
+    # It would be started with the first worker, and let that one's thread have interrupts again.
+    resource_tracker.ensure_running()
+    runner = LoopRunner()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        runner.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield runner.loop
+    finally:
+        runner.stop()
+
+
+@contextlib.contextmanager
+def _killed_when_interrupted(cluster: Any) -> Iterator[None]:
+    """Workers may be killed at any moment. dask would wait some seconds for their shards, which take longer."""
+
+    async def kill() -> None:
+        # One that is not killed so is dask's to end when it closes the cluster.
+        kills = (nanny.kill(timeout=1) for nanny in cluster.workers.values())
+        await asyncio.gather(*kills, return_exceptions=True)
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        cluster.sync(kill)
+        raise
 
 
 def absolute(place: str | os.PathLike[str]) -> str:
@@ -98,7 +169,7 @@ def run_tasks(
         a_worker: tasks that a worker has at a time; twice its threads where it is None.
 
     Raises:
-        JobError: a task's worker died again and again.
+        JobError: a task's worker died again and again, or the scheduler is gone.
         Exception: whatever the first task that failed has raised; what is not begun by then is dropped.
     """
     if client is not None:
@@ -126,6 +197,7 @@ def _on_cluster(
 ) -> list[Any]:
     """Submit no more than the workers can take now: a fast one gets more, and one that joins gets some."""
     from distributed import as_completed
+    from distributed.comm.core import CommClosedError
     from distributed.scheduler import KilledWorker
 
     results: list[Any] = [None] * len(arguments)
@@ -152,12 +224,22 @@ def _on_cluster(
             try:
                 results[number] = future.result()
             except KilledWorker as error:
+                # Workers of `--workers` have none.
+                logs = "" if client.cluster is not None else "see the workers' logs, then "
                 raise JobError(
                     f"{error.allowed_failures + 1} workers died one after the other of {names[number]} (out of memory, "
-                    "most likely): finished work is safe; see the workers' logs, then run the same command again"
+                    f"most likely): finished work is safe; {logs}run the same command again"
                 ) from error
             on_result(number, results[number])
             submit()
+    except (CancelledError, CommClosedError) as error:
+        # Nobody else cancels what is awaited here.
+        raise JobError(
+            "the connection to the cluster's scheduler was lost: finished work is safe; see its log, start it and its "
+            "workers again where they are gone, and run the same command again"
+        ) from error
     finally:
-        client.cancel(list(ended.futures))
+        # Where the scheduler is gone there is nothing to cancel.
+        with contextlib.suppress(CancelledError, CommClosedError):
+            client.cancel(list(ended.futures))
     return results

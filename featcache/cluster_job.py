@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from featcache.cluster import absolute, run_tasks
 from featcache.device import choose_device
@@ -22,7 +23,7 @@ from featcache.job import Job, Request
 from featcache.progress import AudioProgress
 from featcache.spec import CacheSpec
 from featcache.storage import Address
-from featcache.upstreams import Upstream, UpstreamConfig
+from featcache.upstreams import Upstream, UpstreamConfig, places
 
 # Under this topic the cluster's log has a line for every model that a worker has loaded.
 EVENTS = "featcache"
@@ -30,8 +31,13 @@ EVENTS = "featcache"
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker must know to make the same plan. `plan` is its digest, "" before there is one."""
+    """What a worker must know to make the same plan. `plan` is its digest, "" before there is one.
 
+    `command` tells two commands apart that ask for the same: rows and cache may be others by the second, with a plan of
+    the same digest.
+    """
+
+    command: str
     manifest: str
     place: Address
     request: Request
@@ -54,7 +60,7 @@ class ClusterJob(Job):
     ) -> None:
         super().__init__(absolute(manifest), absolute(place), request, device or "cpu", limit)
         self.client = client
-        self._order = Order(str(self.manifest), self.storage.address, self.request, device, limit)
+        self._order = Order(uuid4().hex, str(self.manifest), self.storage.address, self.request, device, limit)
 
     def init(self) -> CacheSpec:
         if self.exists or self.request.upstream is None:
@@ -143,4 +149,5 @@ def _give_model(job: Job) -> None:
 
 
 def _model_key(job: Job, config: UpstreamConfig) -> str:
-    return f"{job.device} {config.model_dump_json()}"
+    # A worker may live for weeks, in which a checkpoint is trained further.
+    return f"{job.device} {config.model_dump_json()} {places.stamps(config)}"

@@ -42,9 +42,12 @@ class Lease:
     @property
     def alive(self) -> bool:
         """Whether its owner may still be working: not expired, not done, and not a dead process of this machine."""
-        if self.expires <= time.time() or self.owner in _DONE:
-            return False
-        return may_run(self.machine, self.pid, self.started)
+        return self.expires > time.time() and not self.ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether its owner is known to be no more; one that stood still comes back to a lease that expired."""
+        return self.owner in _DONE or not may_run(self.machine, self.pid, self.started)
 
 
 class Leases:
@@ -157,6 +160,14 @@ def clear_dead(storage: Storage, folder: str) -> None:
     for key in storage.list_keys(folder):
         lease = _parse(storage.read(key))
         if lease is None or not lease.alive:
+            storage.delete(key)
+
+
+def clear_ended(storage: Storage, folder: str) -> None:
+    """As `clear_dead`, where others may be at work: only those of processes that are known to be no more."""
+    for key in storage.list_keys(folder):
+        lease = _parse(storage.read(key))
+        if lease is not None and lease.ended:
             storage.delete(key)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from featcache import layout
 from featcache.errors import CacheError
-from featcache.lease import Leases, clear_dead, is_held, living
+from featcache.lease import Leases, clear_dead, clear_ended, is_held, living
 from featcache.storage import Storage
 
 # One name for all who are alone, that of versions before a push was one of them.
@@ -29,6 +29,8 @@ def adding(storage: Storage) -> Iterator[None]:
     """
     leases = Leases(storage)
     try:
+        # A command that was killed and given again is to leave what one that was not leaves.
+        clear_ended(storage, ADDITIONS)
         leases.acquire(f"{ADDITIONS}/{leases.owner}")
         if is_held(storage, ALONE):
             raise CacheError(f"a `featcache forget`, `gc` or `push` is at work on {storage}: {_WAIT}")

@@ -95,7 +95,7 @@ class Learner:
         self.head.standardise_by(*known[key])
         self.model = here.wrap(self.head)
         self.optimiser = self._build_optimiser()
-        self.state = State(data=digest(self.pool.split, self.splits["dev"]))
+        self.state = State(data=digest(self.pool.split, self.splits["dev"]), processes=here.size)
         self.seconds = 0.0
         self.failure: Diverged | None = None
         self._loss_sum, self._loss_steps, self._last_loss = torch.zeros((), device=here.device), 0, math.nan
@@ -155,6 +155,12 @@ class Learner:
             self.seconds = float(checkpoint.read_json(self.files.state).get("seconds", 0.0))
         if not state.finished:
             self.say(f"going on from step {state.step}")
+            if state.processes not in (0, self.here.size):
+                self.say(
+                    f"so far a step took a batch of each of {state.processes} processes, from here on of "
+                    f"{self.here.size}: it ends in weights that neither gives alone; --restart trains it anew"
+                )
+            self.state = replace(state, processes=self.here.size)
 
     def save(self) -> None:
         if not self.here.first:

@@ -38,6 +38,8 @@ class State:
     finished: bool = False
     data: str = ""
     """Digest of the utterances and targets of train and dev."""
+    processes: int = 0
+    """How many share a step; 0 in checkpoints from before this was kept."""
 
     def to_json(self) -> dict[str, Any]:
         values = dict(vars(self))

@@ -53,6 +53,16 @@ def moved(asked: UpstreamConfig, stored: UpstreamConfig) -> UpstreamConfig:
     return absolute(stored.model_copy(update=update))
 
 
+def stamps(config: UpstreamConfig) -> list[tuple[str, int, int]]:
+    """Path, bytes and date (ns) of the files of a local model: others where it was replaced. Empty for all others."""
+    folder = folder_of(config)
+    files = [] if folder is None or not folder.is_dir() else sorted(folder.iterdir())
+    if config.weights is not None:
+        files.append(Path(config.weights))
+    found = ((path, path.stat()) for path in files if path.is_file())
+    return [(str(path), status.st_size, status.st_mtime_ns) for path, status in found]
+
+
 def missing(config: UpstreamConfig) -> str | None:
     """What is not where the configuration says, and the options that name another place; None where all is there."""
     folder = folder_of(config)

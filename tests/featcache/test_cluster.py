@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,68 @@ def test_workers_of_this_machine(noises: Path, alone: Path, memory: Path) -> Non
     assert run_cli("verify", place, "--workers", 1).status == 0
 
 
+def test_a_worker_keeps_nothing_but_the_model_from_one_command_to_the_next(noises: Path, memory: Path) -> None:
+    """The same command, on a cluster that stays: what the plan does not tell apart was kept, and used."""
+    place, mended = memory / "cache", noises.parent / "mended.jsonl"
+    rows = noises.read_text()
+    with connect(1, None) as client:
+        # A manifest is mended.
+        Job(noises, place, MEL).init()
+        mended.write_text(rows.replace(".wav", ".gone", 1))
+        with pytest.raises(JobError, match="no such file"):
+            ClusterJob(mended, place, MEL, client).extract(strict=True)
+        mended.write_text(rows)
+        ClusterJob(mended, place, MEL, client).extract(strict=True)
+        # A cache is made anew, with other scales.
+        shutil.rmtree(place)
+        for at in (place, memory / "alone"):
+            Job(noises, at, replace(MEL, calibration_seconds=1.0)).init()
+        Job(noises, memory / "alone", MEL).extract()
+        ClusterJob(mended, place, MEL, client).extract()
+        assert set(loads(client).values()) == {1}
+    assert contents(place) == contents(memory / "alone")
+
+
+# As a command of a terminal, which sends Ctrl-C to all of its processes.
+OF_A_TERMINAL = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from featcache.cluster import connect, run_tasks
+try:
+    with connect(2, None) as client:
+        try:
+            run_tasks(int, [("none",)], client, name="x")
+        except ValueError:
+            print("mistake", flush=True)
+        begin = lambda: [os.write(1, b"begun\\n"), time.sleep(600)]
+        run_tasks(begin, [(), ()], client, name="x", a_worker=1)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_workers_of_this_machine_add_nothing_to_what_their_command_says(times: int) -> None:
+    """Of a mistake and of Ctrl-C; and nobody waits for what they are at."""
+    command = subprocess.Popen(
+        [sys.executable, "-c", OF_A_TERMINAL],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    try:
+        assert command.stdout is not None
+        said = [command.stdout.readline() for _ in range(3)]
+        for _ in range(times):
+            os.killpg(command.pid, signal.SIGINT)
+            time.sleep(0.3)
+        out, err = command.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+    assert (said, out) == (["mistake\n", "begun\n", "begun\n"], "interrupted\n")
+    assert err == "" and command.returncode == 0
+
+
 @pytest.mark.real
 def test_a_worker_that_dies_has_its_shard_done_by_another(
     cluster: Cluster, speech: Path, reference: Path, memory: Path
@@ -292,6 +355,20 @@ def test_a_failed_task_ends_the_run_with_its_own_error() -> None:
     assert sorted(seen) == [0, 1, 2]
     with pytest.raises(JobError, match="three"):
         run_tasks(fail, [(3,)], name="x")
+
+
+def test_a_scheduler_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path / "log", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard"
+    )
+    try:
+        address = program.said(r"Scheduler at: +(tcp://127\.0\.0\.1:\d+)")[1]
+        with Client(address, set_as_default=False) as client:
+            threading.Timer(1, program.end).start()
+            with pytest.raises(JobError, match="connection to the cluster's scheduler was lost"):
+                run_tasks(int, [("0",)], client, name="x")  # there is no worker
+    finally:
+        program.end()
 
 
 def test_no_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,6 +357,14 @@ def test_places_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert places.moved(UpstreamConfig(id="torchaudio:X", weights="new.pt"), bundle).weights == f"{tmp_path}/new.pt"
     assert "checkpoint old.pt" in (places.missing(bundle) or "") and "--weights FILE" in (places.missing(bundle) or "")
     assert "a/gone" in (places.missing(gone) or "") and places.missing(hub) is None and places.missing(folder) is None
+    # A worker that has loaded a model looks whether its files are still those.
+    assert places.stamps(hub) == [] == places.stamps(gone) == places.stamps(bundle)
+    for at, config in (("here/model.safetensors", folder), ("old.pt", bundle)):
+        stamps = []
+        for data in ("weights", "weights, trained further"):
+            (tmp_path / at).write_text(data)
+            stamps.append(places.stamps(config))
+        assert len(stamps[0]) == len(stamps[1]) == 1 and stamps[0] != stamps[1]
 
 
 def test_no_cache_is_made_for_a_model_whose_window_is_all_overlap(speech: Path, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ from featcache.forget import forget
 from featcache.garbage import garbage
 from featcache.job import Job, Request
 from featcache.layout import ROOT
+from featcache.lease import Lease
 from featcache.manifest import read, write
+from featcache.process import machine, started
 from featcache.repair import repair
 from featcache.spec import Layout
 from featcache.storage import LocalStorage
@@ -62,6 +67,23 @@ def test_many_add_and_one_takes_away(tmp_path: Path) -> None:
         with pytest.raises(CacheError, match="at work on"), adding(storage):
             pass
     assert list(storage.list_keys()) == []
+
+
+def test_a_killed_command_leaves_nothing_beside_those_that_come_after_it(tmp_path: Path) -> None:
+    """Of one on another machine, and of one that stood still until its lease expired, nobody here knows the end."""
+    storage, soon = LocalStorage(tmp_path), time.time() + 60
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    leases = {
+        "killed": Lease("", "x", soon, machine(), dead.pid, "1"),
+        "elsewhere": Lease("", "y", soon, "another machine", 1, "1"),
+        "still": Lease("", "z", time.time() - 1, machine(), os.getpid(), started(os.getpid())),
+    }
+    for name, lease in leases.items():
+        storage.write(f"{ADDITIONS}/{name}", lease.to_bytes())
+    with adding(storage):
+        pass
+    assert [key.rpartition("/")[2] for key in storage.list_keys()] == ["elsewhere", "still"]
 
 
 def test_one_at_a_time_makes_a_cache(tmp_path: Path) -> None:

@@ -264,6 +264,31 @@ def test_several_processes_train_one_head(cache: Path, tmp_path: Path, processes
     assert Run.open(run.path).evaluate().metrics["wer"] == run.metrics()["wer"]
 
 
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_going_on_with_another_number_of_processes_is_said(
+    cache: Path, tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place in an epoch counts steps of all processes, so that the rest of it is other batches."""
+    step = Learner.step
+
+    def dying(self: Learner, batch: Batch) -> None:
+        if self.state.step == 12:
+            raise RuntimeError("power cut")
+        step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", dying)
+        with pytest.raises(RuntimeError, match="power cut"):
+            fit(toy(cache, steps=20), tmp_path)
+    place = tmp_path / "toy" / "checkpoint.safetensors"
+    tensors, facts = checkpoint.load(place)
+    assert facts.pop("processes") == 1
+    checkpoint.save(place, tensors, facts | ({"processes": processes} if processes else {}))
+    run, log = fit(toy(cache, steps=20), tmp_path)
+    assert "going on from step 10" in log and ("of each of 2 processes, from here on of 1:" in log) == (processes == 2)
+    assert checkpoint.load(place)[1]["processes"] == 1
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     settings = TrainRecipe(steps=100, warmup=10, lr=1.0, final_lr=0.1)
     rates = [optimiser.rate(settings, step) for step in range(1, 101)]
