@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,11 @@ from featcache.agreement import refuse_other_request, refuse_other_values, refus
 from featcache.calibrate import SECONDS, calibrate
 from featcache.description import read_spec
 from featcache.device import memory_of
-from featcache.errors import JobError, UpstreamError, UsageError
+from featcache.errors import UpstreamError, UsageError
 from featcache.extract import Done, run_shards
 from featcache.labels import check_columns
 from featcache.lease import Leases, clear_dead
-from featcache.ledger import Quarantined, Seal, ShardRecord, read_records
+from featcache.ledger import Seal
 from featcache.manifest import Row
 from featcache.manifest import read as read_manifest
 from featcache.plan import Part, Plan, make_plan
@@ -34,6 +34,7 @@ from featcache.spec import CacheSpec, Layout
 from featcache.startup import check_trace
 from featcache.storage import Address, Storage, open_storage
 from featcache.store import Cache
+from featcache.strict import refuse_complete_without, refuse_left_out
 from featcache.turns import adding, making
 from featcache.upstreams import Upstream, UpstreamConfig, load, places
 from featcache.windows import windows
@@ -147,7 +148,7 @@ class Job:
             check_trace(self.trace)
         self.init()
         if strict:
-            self._refuse_sealed_without()
+            refuse_complete_without(self.cache, {row.id for row in self.rows})
         if not self.new_rows:
             return None
         self.refuse_recoded()
@@ -160,7 +161,7 @@ class Job:
         records = writer.records()
         plan = self.plan
         if strict:
-            self._refuse_left_out(records)
+            refuse_left_out(self.storage, records)
         left = [s for s in range(plan.shards) if s not in records and (part is None or part.holds(plan.group(s)))]
         done = Done()
         if left:
@@ -172,7 +173,7 @@ class Job:
         if not done.left_to_others:
             # Others may have left out some meanwhile.
             if strict:
-                self._refuse_left_out(writer.records())
+                refuse_left_out(self.storage, writer.records())
             self._seal()
         return done
 
@@ -287,28 +288,6 @@ class Job:
         need = int(self.bytes_of(left) * DISK_MARGIN)
         refuse_without_space(self.storage, need, "free some space, choose another path or a smaller --profile")
 
-    def _refuse_sealed_without(self) -> None:
-        """Rows of the manifest that a run without --strict has left out, in segments that are sealed."""
-        wanted = {row.id for row in self.rows}
-        for segment in self.cache.segments:
-            if segment.seal.quarantined:
-                found = _left_out(read_records(self.storage, segment.name, segment.remedy))
-                first = next((left for left in found if left.id in wanted), None)
-                if first is not None:
-                    raise JobError(
-                        f"{first.id!r} cannot be used: {first.reason} (--strict); {self.storage} is complete without "
-                        f"it: mend it, then `featcache forget {self.storage} --where id={first.id}` and this command"
-                    )
-
-    def _refuse_left_out(self, records: Mapping[int, ShardRecord]) -> None:
-        """A segment of which a run without --strict has made a part is not finished as if all of it could be used."""
-        first = next(iter(_left_out(records)), None)
-        if first is not None:
-            raise JobError(
-                f"{first.id!r} cannot be used: {first.reason} (--strict); a run without --strict has left it out: "
-                f"finish without --strict, or mend it and drop what is there with `featcache gc {self.storage}`"
-            )
-
     # Work
 
     def _run(self, left: Sequence[int], strict: bool) -> Done:
@@ -344,11 +323,6 @@ class Job:
     def realtime(self) -> float | None:
         """Seconds of speech a second that extraction on this kind of device took last; None where it is not known."""
         return measured_rates(self.storage).get(self.device.split(":")[0])
-
-
-def _left_out(records: Mapping[int, ShardRecord]) -> list[Quarantined]:
-    """In the order of the rows."""
-    return sorted((left for record in records.values() for left in record.quarantined), key=lambda left: left.row)
 
 
 def rows_not_in(segments: Sequence[Segment], rows: Sequence[Row]) -> list[Row]:
