@@ -280,12 +280,8 @@ class Job:
         if self.new_rows:
             refuse_recoded(self.spec, self.storage, f"{len(self.new_rows)} utterances of {self.manifest}")
 
-    def bytes_of(self, shards: Sequence[int]) -> int:
-        """What these shards of the plan will take, and their rows in index, labels and ledger."""
-        return shard_bytes(self.plan, shards, self.spec)
-
     def _check_disk(self, left: Sequence[int]) -> None:
-        need = int(self.bytes_of(left) * DISK_MARGIN)
+        need = int(shard_bytes(self.plan, left, self.spec) * DISK_MARGIN)
         refuse_without_space(self.storage, need, "free some space, choose another path or a smaller --profile")
 
     # Work

@@ -11,7 +11,7 @@ import numpy as np
 from featcache.manifest import Row
 from featcache.plan import make_plan
 from featcache.reading import row_samples
-from featcache.sizes import ProfileSize, predicted_bytes, profile_sizes
+from featcache.sizes import ProfileSize, predicted_bytes, profile_sizes, shard_bytes
 from featcache.spec import CacheSpec
 from featcache.views import VIEW
 
@@ -86,7 +86,7 @@ def outlook(job: Job) -> Outlook:
         shards_done=plan.shards - len(left),
         batches=batches,
         padding_waste=padding_waste,
-        bytes=job.bytes_of(left),
+        bytes=shard_bytes(plan, left, spec),
         free_bytes=job.storage.free_bytes(),
         seconds=todo / rate if rate else None,
         unusable=unusable,

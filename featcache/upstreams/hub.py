@@ -69,16 +69,16 @@ def find(config: UpstreamConfig) -> Checkpoint:
             f"{config.id}: pin the revision to a commit, hf:{name}@ and its 40 hexadecimal digits, so that "
             "the weights cannot change; the hub shows them under Files and versions, History"
         )
-    return _from_hub(config.id, name, revision)
+    return _from_hub(name, revision)
 
 
-def _from_hub(id: str, name: str, revision: str) -> Checkpoint:
+def _from_hub(name: str, revision: str) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    pinned = f"hf:{name}@{revision}"
+    id = f"hf:{name}@{revision}"
     try:  # a commit that was fetched whole never changes: no network
-        found = _open(pinned, Path(snapshot_download(name, revision=revision, local_files_only=True)))
+        found = _open(id, Path(snapshot_download(name, revision=revision, local_files_only=True)))
         # Programs that only want the model leave out what says how its input is made.
         if found.preprocessor() is not None:
             return found
@@ -99,7 +99,7 @@ def _from_hub(id: str, name: str, revision: str) -> Checkpoint:
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UpstreamError(f"{id}: it could not be fetched ({reason}); check the network, or give a folder") from error
-    return _open(pinned, folder)
+    return _open(id, folder)
 
 
 def _open(id: str, folder: Path) -> Checkpoint:

@@ -17,6 +17,7 @@ from fusion.cli import app
 from fusion.data import Batch
 from fusion.learner import Learner
 from fusion.recipe import Recipe
+from tests.fusion.power import power_cut
 from tests.fusion.speech import toy_cache, toy_recipe
 
 UNLEARNABLE = ("u0001", "u0002")
@@ -80,18 +81,9 @@ def test_every_head_ends_in_the_bits_that_it_has_alone(place: Path, alone: dict[
 def test_a_sweep_that_died_goes_on_and_those_behind_catch_up(
     place: Path, alone: dict[str, tuple[bytes, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Learner.step
-
-    def dying(self: Learner, batch: Batch) -> None:
-        if self.state.step == 9:
-            raise RuntimeError("power cut")
-        step(self, batch)
-
     chosen = [one for one in heads(place) if one.name in ("hff", "short", "classes")]
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying)
-        with pytest.raises(RuntimeError):
-            training.fit_together(chosen, runs=tmp_path)
+    with power_cut(9):
+        training.fit_together(chosen, runs=tmp_path)
     states = {one.name: json.loads((tmp_path / one.name / "state.json").read_text())["step"] for one in chosen}
     assert states == {"hff": 5, "short": 8, "classes": 5}
     monkeypatch.setattr(training.Files, "clear", None)  # nothing is begun anew

@@ -26,6 +26,7 @@ from fusion.learner import Learner
 from fusion.modules import build_decoder, build_fuser
 from fusion.predict import Predictions, predict_together
 from fusion.recipe import Recipe, TrainRecipe
+from tests.fusion.power import power_cut
 from tests.fusion.speech import toy_cache, toy_recipe, utterances
 from tests.helpers import make_cache
 
@@ -85,22 +86,11 @@ def _weights(path: Path) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("die_at", [1, 10, 13])
-def test_a_run_that_died_goes_on_to_the_same_bits(
-    cache: Path, tmp_path: Path, die_at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_died_goes_on_to_the_same_bits(cache: Path, tmp_path: Path, die_at: int) -> None:
     """Dies without notice within a step; the work since the last look at dev is done again."""
     whole = _weights(fit(toy(cache, steps=20), tmp_path / "whole")[0].path)
-    step = Learner.step
-
-    def dying(self: Learner, batch: Batch) -> None:
-        if self.state.step == die_at:
-            raise RuntimeError("power cut")
-        step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit(toy(cache, steps=20), tmp_path / "died")
+    with power_cut(die_at):
+        fit(toy(cache, steps=20), tmp_path / "died")
     run, log = fit(toy(cache, steps=20), tmp_path / "died")
     assert ("going on from step" in log) == (die_at >= 10)
     assert _weights(run.path) == whole
@@ -265,21 +255,10 @@ def test_several_processes_train_one_head(cache: Path, tmp_path: Path, processes
 
 
 @pytest.mark.parametrize("processes", [0, 1, 2])
-def test_going_on_with_another_number_of_processes_is_said(
-    cache: Path, tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_going_on_with_another_number_of_processes_is_said(cache: Path, tmp_path: Path, processes: int) -> None:
     """The place in an epoch counts steps of all processes, so that the rest of it is other batches."""
-    step = Learner.step
-
-    def dying(self: Learner, batch: Batch) -> None:
-        if self.state.step == 12:
-            raise RuntimeError("power cut")
-        step(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Learner, "step", dying)
-        with pytest.raises(RuntimeError, match="power cut"):
-            fit(toy(cache, steps=20), tmp_path)
+    with power_cut(12):
+        fit(toy(cache, steps=20), tmp_path)
     place = tmp_path / "toy" / "checkpoint.safetensors"
     tensors, facts = checkpoint.load(place)
     assert facts.pop("processes") == 1
